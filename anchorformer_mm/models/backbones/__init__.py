@@ -1,0 +1,6 @@
+"""Backbones; they need mmengine and mmcv only."""
+
+from anchorformer_mm.models.backbones.anchor_esnet import AnchorESNet
+from anchorformer_mm.models.backbones.esnet import ESNet
+
+__all__ = ['AnchorESNet', 'ESNet']

@@ -1,0 +1,343 @@
+"""ESNet, the backbone of PP-PicoDet v1 (arXiv 2111.00902, section 3).
+
+Facts of the layers follow PaddleDetection's ``esnet.py``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from anchorformer_mm.registry import MODELS
+
+
+def make_divisible(value: float, divisor: int) -> int:
+    """Round to the nearest multiple, never below 90 % of ``value``."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+class SqueezeExcite(nn.Sequential):
+    """Channel attention: a gate in [0, 1] from the map's mean.
+
+    Shape:
+        - Input: (B, C, H, W); output: (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, ratio: int = 4) -> None:
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, channels // ratio, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels // ratio, channels, 1),
+            nn.Hardsigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * super().forward(x)
+
+
+class ESBlock(nn.Module):
+    """Stride-1 block: half of the channels pass, half are transformed.
+
+    The transformed half goes through a Ghost module (1x1 convolution, and a
+    cheap depthwise copy beside it), squeeze-and-excitation and a 1x1
+    convolution; a channel shuffle mixes the halves.
+
+    Args:
+        channels: Channels C in and out, even.
+        mid_channels: Channels of the Ghost module's output, even.
+        norm_cfg: Normalisation.
+        act_cfg: Activation.
+
+    Shape:
+        - Input: (B, C, H, W); output: (B, C, H, W).
+    """
+
+    def __init__(
+        self, channels: int, mid_channels: int, norm_cfg: dict, act_cfg: dict
+    ) -> None:
+        super().__init__()
+        half, mid_half = channels // 2, mid_channels // 2
+        cfg = dict(norm_cfg=norm_cfg)
+        self.primary = ConvModule(half, mid_half, 1, act_cfg=act_cfg, **cfg)
+        self.cheap = ConvModule(
+            mid_half,
+            mid_half,
+            3,
+            padding=1,
+            groups=mid_half,
+            act_cfg=None,
+            **cfg,
+        )
+        self.se = SqueezeExcite(mid_channels)
+        self.linear = ConvModule(mid_channels, half, 1, act_cfg=act_cfg, **cfg)
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, x = x.chunk(2, dim=1)
+        x = self.primary(x)
+        x = self.linear(self.se(torch.cat([x, self.cheap(x)], dim=1)))
+        return self.shuffle(torch.cat([kept, x], dim=1))
+
+
+class ESDownBlock(nn.Module):
+    """Stride-2 block: two branches on all channels, then a separable conv.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, even.
+        mid_channels: Twice the channels inside the second branch, even.
+        norm_cfg: Normalisation.
+        act_cfg: Activation.
+
+    Shape:
+        - Input: (B, in_channels, H, W).
+        - Output: (B, out_channels, ceil(H / 2), ceil(W / 2)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        mid_channels: int,
+        norm_cfg: dict,
+        act_cfg: dict,
+    ) -> None:
+        super().__init__()
+        half, mid_half = out_channels // 2, mid_channels // 2
+
+        def pointwise(c_in: int, c_out: int) -> ConvModule:
+            return ConvModule(
+                c_in, c_out, 1, norm_cfg=norm_cfg, act_cfg=act_cfg
+            )
+
+        def depthwise(c: int, stride: int, act: dict | None) -> ConvModule:
+            return ConvModule(
+                c,
+                c,
+                3,
+                stride=stride,
+                padding=1,
+                groups=c,
+                norm_cfg=norm_cfg,
+                act_cfg=act,
+            )
+
+        self.branch1 = nn.Sequential(
+            depthwise(in_channels, 2, None), pointwise(in_channels, half)
+        )
+        self.branch2 = nn.Sequential(
+            pointwise(in_channels, mid_half),
+            depthwise(mid_half, 2, None),
+            SqueezeExcite(mid_half),
+            pointwise(mid_half, half),
+        )
+        self.fuse = nn.Sequential(
+            depthwise(out_channels, 1, act_cfg),
+            pointwise(out_channels, out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fuse(torch.cat([self.branch1(x), self.branch2(x)], dim=1))
+
+
+@MODELS.register_module()
+class ESNet(BaseModule):
+    """ESNet: a stem at stride 4 and three stages at strides 8, 16 and 32.
+
+    Args:
+        arch: ``'0.75x'``, ``'1.0x'`` or ``'1.25x'`` (the backbones of
+            PicoDet S, M and L), or a dict with ``widths``, the channels of
+            the three stages (each divisible by 16), and ``ratios``, for
+            every block of each stage the width inside it over the stage's.
+        in_channels: Channels of the image.
+        out_indices: Stages to return, of 0, 1, 2, in rising order.
+        frozen_stages: Stages that do not train: -1 none, 0 the stem, k the
+            stem and the first k stages.
+        norm_eval: Whether batch statistics stay fixed in training.
+        with_cp: Trade compute for memory in training.
+        norm_cfg: Normalisation.
+        act_cfg: Activation.
+        init_cfg: Initialisation; by default Kaiming normal over fan-in.
+
+    Raises:
+        ValueError: An argument is not among the allowed values.
+
+    Shape:
+        - Input: (B, in_channels, H, W), any H and W.
+        - Output: tuple of (B, widths[i], ceil(H / s_i), ceil(W / s_i)) with
+          s = 8, 16, 32, for i in ``out_indices``.
+
+    Example:
+        >>> for c in ESNet('0.75x').eval()(torch.rand(1, 3, 416, 416)):
+        ...     print(tuple(c.shape))
+        (1, 96, 52, 52)
+        (1, 192, 26, 26)
+        (1, 384, 13, 13)
+    """
+
+    # The searched ratios of the original; 1.0x and 1.25x share theirs.
+    _ratios_s = (
+        (0.875, 0.5, 0.5),
+        (0.5, 0.625, 0.5, 0.625, 0.5, 0.5, 0.5),
+        (0.5, 0.5, 0.5),
+    )
+    _ratios_ml = (
+        (0.875, 0.5, 1.0),
+        (0.625, 0.5, 0.75, 0.625, 0.625, 0.5, 0.625),
+        (1.0, 0.625, 0.75),
+    )
+    arch_settings = {
+        '0.75x': dict(widths=(96, 192, 384), ratios=_ratios_s),
+        '1.0x': dict(widths=(128, 256, 512), ratios=_ratios_ml),
+        '1.25x': dict(widths=(160, 320, 640), ratios=_ratios_ml),
+    }
+    stem_channels = 24  # not scaled with the width
+    out_strides = (8, 16, 32)
+
+    def __init__(
+        self,
+        arch: str | dict = '1.0x',
+        *,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(
+            init_cfg
+            or [
+                dict(
+                    type='Kaiming',
+                    layer='Conv2d',
+                    mode='fan_in',
+                    nonlinearity='relu',
+                ),
+                dict(type='Constant', layer='_BatchNorm', val=1),
+            ]
+        )
+        self.widths, self.ratios = self._parse_arch(arch)
+        self.out_indices = tuple(out_indices)
+        if not self.out_indices or self.out_indices != tuple(
+            sorted(set(self.out_indices) & {0, 1, 2})
+        ):
+            raise ValueError(
+                'out_indices must name stages of (0, 1, 2) in rising order, '
+                f'got {out_indices!r}'
+            )
+        if frozen_stages not in range(-1, 4):
+            raise ValueError(
+                f'frozen_stages must be in -1..3, got {frozen_stages!r}'
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.norm_cfg = norm_cfg or dict(type='BN')
+        self.act_cfg = act_cfg or dict(type='HSwish')
+
+        self.stem = nn.Sequential(
+            ConvModule(
+                in_channels,
+                self.stem_channels,
+                3,
+                stride=2,
+                padding=1,
+                norm_cfg=self.norm_cfg,
+                act_cfg=self.act_cfg,
+            ),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        self.stages = nn.ModuleList(self.build_stage(i) for i in range(3))
+        self._freeze_stages()
+
+    @classmethod
+    def _parse_arch(cls, arch: str | dict) -> tuple[tuple, tuple]:
+        if isinstance(arch, str):
+            if arch not in cls.arch_settings:
+                raise ValueError(
+                    f'arch must be one of {sorted(cls.arch_settings)} or a '
+                    f'dict with widths and ratios, got {arch!r}'
+                )
+            arch = cls.arch_settings[arch]
+        if set(arch) != {'widths', 'ratios'}:
+            raise ValueError(
+                'arch as a dict must have the keys widths and ratios, got '
+                f'{sorted(arch)}'
+            )
+        widths, ratios = tuple(arch['widths']), tuple(arch['ratios'])
+        if len(widths) != 3 or any(w < 16 or w % 16 for w in widths):
+            raise ValueError(
+                'arch widths must be three multiples of 16, got '
+                f'{arch["widths"]!r}'
+            )
+        if len(ratios) != 3 or any(not r or min(r) <= 0 for r in ratios):
+            raise ValueError(
+                'arch ratios must be three non-empty sequences of numbers '
+                f'> 0, got {arch["ratios"]!r}'
+            )
+        return widths, ratios
+
+    def build_stage(self, index: int) -> nn.Module:
+        """Stage ``index``: a stride-2 block, then stride-1 blocks."""
+        _, *rest = self.ratios[index]
+        return nn.Sequential(
+            self.build_entry(index),
+            *(
+                ESBlock(
+                    self.widths[index],
+                    self._mid_channels(index, ratio),
+                    self.norm_cfg,
+                    self.act_cfg,
+                )
+                for ratio in rest
+            ),
+        )
+
+    def build_entry(self, index: int) -> ESDownBlock:
+        """The stride-2 block of stage ``index``."""
+        return ESDownBlock(
+            self.widths[index - 1] if index else self.stem_channels,
+            self.widths[index],
+            self._mid_channels(index, self.ratios[index][0]),
+            self.norm_cfg,
+            self.act_cfg,
+        )
+
+    def _mid_channels(self, index: int, ratio: float) -> int:
+        return make_divisible(int(self.widths[index] * ratio), 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            if self.with_cp and x.requires_grad:
+                x = checkpoint(stage, x, use_reentrant=False)
+            else:
+                x = stage(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def _freeze_stages(self) -> None:
+        for module in (self.stem, *self.stages)[: self.frozen_stages + 1]:
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'ESNet':
+        """Set the mode; frozen stages and fixed norms stay in eval."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self

@@ -1,0 +1,60 @@
+"""The one pre-norm block of the house; the attention is injected."""
+
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.transformer import FFN
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+
+class TransformerBlock(BaseModule):
+    """Pre-norm transformer block: ``x + attn(ln1(x))``, ``x + ffn(ln2(x))``.
+
+    Args:
+        attn: Token mixer, (B, n, D) to (B, n, D); its ``embed_dims`` is the
+            block's.
+        mlp_ratio: Hidden channels of the feed-forward network over D.
+        drop_rate: Dropout in the feed-forward network.
+        drop_path_rate: Probability to skip a branch for an image.
+        norm_cfg: Normalisation, applied to the last dimension.
+        act_cfg: Activation of the feed-forward network.
+        init_cfg: Initialisation.
+
+    Raises:
+        ValueError: ``mlp_ratio`` is not positive.
+
+    Shape:
+        - Input: (B, n, D); output: (B, n, D).
+    """
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not mlp_ratio > 0:
+            raise ValueError(f'mlp_ratio must be > 0, got {mlp_ratio!r}')
+        embed_dims = attn.embed_dims
+        norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
+        self.ln1 = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.attn = attn
+        self.drop_path = DropPath(drop_path_rate)
+        self.ln2 = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.ffn = FFN(
+            embed_dims=embed_dims,
+            feedforward_channels=int(embed_dims * mlp_ratio),
+            act_cfg=act_cfg or dict(type='GELU'),
+            ffn_drop=drop_rate,
+            dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.ln1(x)))
+        return self.ffn(self.ln2(x), identity=x)

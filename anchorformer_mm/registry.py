@@ -1,0 +1,83 @@
+"""The door: child registries of mmengine's with scope ``anchorformer_mm``.
+
+A type such as ``anchorformer_mm.AnchorESNet`` builds from the registries of
+mmdet, mmseg and mmpretrain without ``custom_imports``: mmengine imports
+``<scope>.registry``, this file, as soon as a type carries the scope, and
+these registries import the module that holds the class when it is asked for.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import Registry
+
+from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
+
+SCOPE = 'anchorformer_mm'
+
+
+class PluginRegistry(Registry):
+    """A child registry whose optional classes are imported on demand.
+
+    What needs nothing beyond mmengine and mmcv is imported with
+    ``locations``, as in every OpenMMLab library. What also needs one of the
+    downstream libraries is imported when its name is asked for, so that a
+    user of mmseg never pays for, nor needs, mmdet.
+
+    Args:
+        name: Registry name.
+        optional: Class name to ``(library, module)``: the library that the
+            class needs, and the module that registers it.
+        **kwargs: As for :class:`mmengine.registry.Registry`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        optional: dict[str, tuple[str, str]] | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(name, scope=SCOPE, **kwargs)
+        self.optional = optional or {}
+
+    def get(self, key: str) -> type | None:
+        """Return the class registered as ``key``.
+
+        Raises:
+            ImportError: ``key`` names one of our classes whose library is
+                not installed.
+        """
+        name = key.removeprefix(f'{SCOPE}.')
+        if name in self.optional and name not in self.module_dict:
+            library, module = self.optional[name]
+            if find_spec(library) is None:
+                raise ImportError(
+                    f"'{SCOPE}.{name}' needs {library}, which is not "
+                    "installed: pip install 'anchorformer-mm[onedl]', or "
+                    "'anchorformer-mm[openmmlab]' beside the originals"
+                )
+            import_module(module)
+        return super().get(key)
+
+
+MODELS = PluginRegistry(
+    'model',
+    parent=MMENGINE_MODELS,
+    locations=[f'{SCOPE}.models'],
+    optional=dict(
+        PicoHead=('mmdet', f'{SCOPE}.models.dense_heads'),
+        PicoDet=('mmdet', f'{SCOPE}.models.detectors'),
+    ),
+)
+TASK_UTILS = PluginRegistry(
+    'task util',
+    parent=MMENGINE_TASK_UTILS,
+    optional=dict(
+        PicoSimOTAAssigner=('mmdet', f'{SCOPE}.models.task_modules'),
+    ),
+)
+
+admit_mmengine_checkpoints()

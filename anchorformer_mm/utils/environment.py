@@ -1,0 +1,261 @@
+"""What is missing, too old or broken among the installed libraries.
+
+The OpenMMLab libraries exist in two families, the originals and the
+maintained forks, which provide the same import names. Nothing is imported to
+look at them: the answers come from import specs and package metadata.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from anchorformer_mm.utils.errors import UsageError
+
+SCHEMAS_MODULE = '_anchorformer_mm_torchvision'
+BUILD_TOOLS = "'setuptools<81' wheel ninja psutil packaging"
+
+
+class EnvironmentProblem(UsageError):
+    """The installed libraries cannot serve what was asked for."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """An import name that the project relies on.
+
+    Args:
+        minimum: oldest version that serves.
+        originals: distributions that provide it; the first is the one to get.
+        fork: distribution of the maintained family that provides it.
+        pins: versions known to work, of the first original and of the fork.
+        needs: import names without which it does not work.
+        operators: whether it calls the compiled operators of mmcv.
+    """
+
+    minimum: str
+    originals: tuple[str, ...]
+    fork: str | None = None
+    pins: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    operators: bool = False
+
+    def requirement(self, family: str) -> str:
+        """What to install, as ``name==version``."""
+        if self.fork is None or family == 'openmmlab':
+            return f'{self.originals[0]}=={self.pins[0]}'
+        return f'{self.fork}=={self.pins[1]}'
+
+
+LIBRARIES = {
+    'torch': Library('2.1', ('torch',), pins=('2.13.0',)),
+    'torchvision': Library('0.16', ('torchvision',), pins=('0.28.0',)),
+    'mmengine': Library(
+        '0.10',
+        ('mmengine', 'mmengine-lite'),
+        'onedl-mmengine',
+        ('0.10.7', '0.10.12'),
+        ('torch',),
+    ),
+    'mmcv': Library(
+        '2.1',
+        ('mmcv', 'mmcv-full', 'mmcv-lite'),
+        'onedl-mmcv',
+        ('2.1.0', '2.3.6'),
+        ('torch', 'mmengine'),
+    ),
+    'mmdet': Library(
+        '3.3',
+        ('mmdet',),
+        'onedl-mmdetection',
+        ('3.3.0', '3.5.1'),
+        ('torch', 'mmengine', 'mmcv'),
+        operators=True,
+    ),
+    'mmseg': Library(
+        '1.2',
+        ('mmsegmentation',),
+        'onedl-mmsegmentation',
+        ('1.2.2', '1.4.2'),
+        ('torch', 'mmengine', 'mmcv'),
+        operators=True,
+    ),
+    'mmpretrain': Library(
+        '1.2',
+        ('mmpretrain',),
+        'onedl-mmpretrain',
+        ('1.2.0', '1.3.6'),
+        ('torch', 'torchvision', 'mmengine', 'mmcv'),
+    ),
+}
+
+
+def check_environment(requires: Sequence[str]) -> None:
+    """Check that libraries are there, new enough and work together.
+
+    A library that has no package metadata (a source folder on the path) is
+    taken as new enough.
+
+    Args:
+        requires: import names, of ``LIBRARIES``; what they need themselves is
+            checked too. A torchvision that is installed is always checked,
+            since a broken one breaks the import of mmdet.
+
+    Raises:
+        ValueError: ``requires`` names a library that is not known here.
+        EnvironmentProblem: one line for each finding, with what mends it.
+    """
+    unknown = sorted(set(requires) - set(LIBRARIES))
+    if unknown:
+        raise ValueError(
+            f'requires must be import names of {sorted(LIBRARIES)}, got '
+            f'{unknown}'
+        )
+    needed = [need for name in requires for need in LIBRARIES[name].needs]
+    names = list(dict.fromkeys([*needed, *requires]))
+    findings = list(_family_findings())
+    for name in names:
+        findings += _library_findings(name)
+    findings += _operator_findings(requires)
+    findings += _torchvision_findings()
+    if findings:
+        raise EnvironmentProblem('\n'.join(findings))
+
+
+def _distribution(names: Sequence[str | None]) -> tuple[str, str] | None:
+    """Name and version of the first of some distributions that is there."""
+    for name in filter(None, names):
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a package is; a bare folder of that name does not count."""
+    spec = find_spec(name)
+    return spec if spec is not None and spec.origin is not None else None
+
+
+def _installed(family: str) -> list[tuple[str, str]]:
+    """Names and versions of the distributions of a family."""
+    names = []
+    for library in LIBRARIES.values():
+        if library.fork is not None:
+            is_fork = family == 'onedl'
+            names += [library.fork] if is_fork else library.originals
+    return [found for name in names if (found := _distribution([name]))]
+
+
+def _install_command(name: str) -> str:
+    """The pip command for a library, of the family that is there already."""
+    originals_only = _installed('openmmlab') and not _installed('onedl')
+    family = 'openmmlab' if originals_only else 'onedl'
+    requirement = LIBRARIES[name].requirement(family)
+    if name != 'mmcv':
+        return f'pip install {requirement}'
+    return (
+        f'pip install {BUILD_TOOLS} && MMCV_WITH_OPS=1 pip install '
+        f'--no-build-isolation {requirement}'
+    )
+
+
+def _family_findings() -> Iterator[str]:
+    originals, forks = _installed('openmmlab'), _installed('onedl')
+    if originals and forks:
+        both = [*originals, *forks]
+        listing = ', '.join(f'{name} {number}' for name, number in both)
+        yield (
+            'two families that overwrite one another are installed, '
+            f'{listing}: pip uninstall -y '
+            f'{" ".join(name for name, _ in both)}, then install one of them'
+        )
+
+
+def _library_findings(name: str) -> Iterator[str]:
+    library = LIBRARIES[name]
+    if _spec(name) is None:
+        yield f'{name} is not installed: {_install_command(name)}'
+        return
+    found = _distribution([library.fork, *library.originals])
+    minimum = Version(library.minimum)
+    if found and Version(found[1]).release < minimum.release:
+        yield (
+            f'{name} {found[1]} is too old, {minimum} or newer is needed: '
+            f'{_install_command(name)}'
+        )
+
+
+def _operator_findings(required: Sequence[str]) -> Iterator[str]:
+    users = [name for name in required if LIBRARIES[name].operators]
+    spec = _spec('mmcv')
+    if not users or spec is None:
+        return
+    # Looked up in mmcv's folder, since find_spec would import mmcv.
+    if PathFinder.find_spec('mmcv._ext', spec.submodule_search_locations):
+        return
+    found = _distribution(['onedl-mmcv', *LIBRARIES['mmcv'].originals])
+    listing = ' '.join(found) if found else 'this mmcv'
+    remove = f'pip uninstall -y {found[0]} && ' if found else ''
+    yield (
+        f'{listing} has no compiled operators, which {" and ".join(users)} '
+        f'need: {remove}{_install_command("mmcv")}'
+    )
+
+
+def _torchvision_findings() -> Iterator[str]:
+    """Say why a torchvision that is installed cannot be imported."""
+    torch, vision = _distribution(['torch']), _distribution(['torchvision'])
+    works = 'torchvision' in sys.modules or find_spec(SCHEMAS_MODULE)
+    if torch is None or vision is None or works:
+        return
+    for line in requires('torchvision') or ():
+        wanted = Requirement(line)
+        if wanted.name == 'torch' and not wanted.specifier.contains(
+            torch[1], prereleases=True
+        ):
+            yield (
+                f'torchvision {vision[1]} needs torch{wanted.specifier}, but '
+                f'torch is {torch[1]}: pip install --no-deps '
+                f'torchvision{_matching_torchvision(torch[1])}'
+            )
+            return
+    if _needs_cuda_library() and not _has_cuda_library():
+        public = re.sub(r'\+.*', '', vision[1])
+        yield (
+            f'torchvision {vision[1]} is a CUDA build beside the CPU build '
+            f'torch {torch[1]}: pip install --force-reinstall --no-deps '
+            f'torchvision=={public}+cpu (from the index of that torch; or '
+            'pip uninstall -y torchvision, without which mmpretrain alone '
+            'does not work)'
+        )
+
+
+def _matching_torchvision(torch: str) -> str:
+    """The releases go together: torch 2.N with torchvision 0.(N + 15)."""
+    major, minor = Version(torch).release[:2]
+    return f'==0.{minor + 15}.*' if major == 2 else ''
+
+
+def _needs_cuda_library() -> bool:
+    spec = _spec('torchvision')
+    if spec is None:
+        return False
+    libraries = Path(spec.origin).parent.glob('_C*.so')
+    return any(b'libtorch_cuda.so' in lib.read_bytes() for lib in libraries)
+
+
+def _has_cuda_library() -> bool:
+    spec = _spec('torch')
+    return (
+        spec is None
+        or (Path(spec.origin).parent / 'lib' / 'libtorch_cuda.so').exists()
+    )
