@@ -1,0 +1,1 @@
+"""Looking at runs and models: functions; tools/ holds the commands."""

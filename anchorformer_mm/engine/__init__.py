@@ -1,0 +1,1 @@
+"""Running configs: what the command lines share."""

@@ -1,0 +1,118 @@
+"""From a command line to mmengine's runner, for train and test alike."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
+from anchorformer_mm.utils.dataset_paths import require_datasets
+from anchorformer_mm.utils.environment import check_environment
+from anchorformer_mm.utils.errors import UsageError
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every OpenMMLab command line has."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='overrides of the config, as key=value pairs; lists as '
+        'key="[a,b]" without white space',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    # torchrun sets the environment, older launchers pass the flag.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
+    """Read the config of a command line and check what it needs.
+
+    Args:
+        args: Parsed arguments, with ``config`` and the common ones.
+        splits: Of ``'train'``, ``'val'`` and ``'test'``, what will run; their
+            data must be there.
+
+    Returns:
+        Config: With ``launcher`` and ``work_dir`` set.
+
+    Raises:
+        UsageError: The config or its data is not there, or a library is
+            missing, broken or too old.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise UsageError(f'config not found: {args.config}')
+    check_environment(['torch', 'mmengine', 'mmcv'])
+    try:
+        cfg = Config.fromfile(args.config)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f'{args.config} inherits from a library that is not installed: '
+            f'{error}'
+        ) from error
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    scope = cfg.get('default_scope')
+    if scope in ('mmdet', 'mmseg', 'mmpretrain'):
+        check_environment([scope])
+    require_datasets(cfg, splits)
+
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def enable_amp(cfg: Config) -> None:
+    """Turn on mixed precision.
+
+    Raises:
+        UsageError: There is no accelerator; mmengine's mixed precision
+            needs one.
+    """
+    if not torch.cuda.is_available():
+        raise UsageError(
+            '--amp needs a GPU: mmengine trains in mixed precision on '
+            'accelerators only, and this torch sees none'
+        )
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate with the total batch size.
+
+    Raises:
+        UsageError: The config does not say for which batch its rate is.
+    """
+    auto = cfg.get('auto_scale_lr') or {}
+    if 'base_batch_size' not in auto:
+        raise UsageError(
+            '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=N) '
+            'in the config'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner; its checkpoints load with ``weights_only=True``."""
+    # mmengine's forks would otherwise run code from a file that refuses.
+    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    admit_mmengine_checkpoints()
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)

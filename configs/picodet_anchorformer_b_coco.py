@@ -1,0 +1,10 @@
+"""PicoDet L whose last stage is AnchorFormer (B): MACS"""
+
+_base_ = './picodet_l_coco.py'
+
+model = dict(
+    backbone=dict(
+        type='anchorformer_mm.AnchorESNet',
+        stage_cfg=dict(depth=2, num_anchors=30, mlp_ratio=2.0),
+    )
+)

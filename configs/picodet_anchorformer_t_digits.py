@@ -1,0 +1,47 @@
+"""AnchorFormer T on the embedded digits: minutes on a CPU, no download."""
+
+_base_ = [
+    './_base_/models/picodet.py',
+    './_base_/datasets/digits_192.py',
+    './_base_/det_runtime.py',
+]
+
+max_epochs = 8
+num_iters = 125 * max_epochs
+
+model = dict(
+    data_preprocessor=dict(batch_augments=None),
+    backbone=dict(type='anchorformer_mm.AnchorESNet'),
+    bbox_head=dict(num_classes=10),
+)
+
+train_cfg = dict(
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2
+)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    clip_grad=dict(max_norm=10),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        custom_keys={'anchors': dict(decay_mult=0.0)},
+    ),
+)
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs,
+        eta_min=2e-5,
+        by_epoch=True,
+        convert_to_iter_based=True,
+        end=max_epochs,
+    ),
+]
+default_hooks = dict(
+    logger=dict(interval=25), checkpoint=dict(interval=2, max_keep_ckpts=2)
+)

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from torch.utils.flop_counter import FlopCounterMode
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+# Parameters in M and MACs in G at 416 px with 80 classes: published figures
+# for PicoDet, derived ones for AnchorFormer, and the allowed deviations.
+SIZES = {
+    'picodet_s_coco': (0.9927, 0.5935, 0.001, 0.01),
+    'picodet_m_coco': (2.1526, 1.2113, 0.001, 0.01),
+    'picodet_l_coco': (3.3050, 1.8336, 0.001, 0.01),
+    'picodet_anchorformer_t_coco': (2.92, 0.93, 0.02, 0.02),
+    'picodet_anchorformer_s_coco': (5.43, 1.78, 0.02, 0.02),
+    'picodet_anchorformer_b_coco': (8.43, 2.72, 0.02, 0.02),
+}
+DETECTORS = sorted(CONFIGS.glob('picodet_*.py'))
+
+
+def build(path):
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    return cfg, MODELS.build(cfg.model)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('name', SIZES)
+def test_parameters_and_macs_are_the_stated_ones(name):
+    params, gmacs, params_tol, macs_tol = SIZES[name]
+    _, model = build(CONFIGS / f'{name}.py')
+    count = sum(p.numel() for p in model.parameters())
+    assert count == pytest.approx(params * 1e6, rel=params_tol)
+    # Convolutions, linear layers and matrix products, as 2 x MACs.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, 416, 416), mode='tensor')
+    macs = counter.get_total_flops() / 2
+    assert macs == pytest.approx(gmacs * 1e9, rel=macs_tol)
+
+
+@pytest.mark.parametrize('path', DETECTORS, ids=lambda p: p.stem)
+def test_every_config_builds_its_model_and_optimiser(path):
+    cfg, model = build(path)
+    build_optim_wrapper(model, cfg.optim_wrapper)
+    assert cfg.auto_scale_lr.base_batch_size > 0
+    assert cfg.auto_scale_lr.enable is False
+    assert cfg.train_cfg.max_epochs > 0
+
+
+def test_weight_decay_is_the_published_one():
+    cfg, model = build(CONFIGS / 'picodet_anchorformer_t_coco.py')
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    names = {p: name for name, p in model.named_parameters()}
+    norms = {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.LayerNorm))
+        for p in m.parameters()
+    }
+    for group in optimizer.param_groups:
+        for p in group['params']:
+            name = names[p]
+            free = 'anchors' in name or (
+                id(p) in norms and not name.startswith('neck')
+            )
+            expected = 0 if free else 4e-5
+            assert group['weight_decay'] == expected, name
+
+
+def test_the_large_model_stops_early_on_the_common_cosine():
+    cfg = Config.fromfile(CONFIGS / 'picodet_l_coco.py')
+    assert cfg.train_cfg.max_epochs == 250
+    assert cfg.param_scheduler[1].T_max == 300
+    assert cfg.optim_wrapper.optimizer.lr == 0.3
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_batch_and_rate_are_those_of_four_gpus(name):
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    assert cfg.auto_scale_lr.base_batch_size == (
+        4 * cfg.train_dataloader.batch_size
+    )

@@ -1,0 +1,66 @@
+"""Picture a training run: curve.png, predictions.png, and its figure."""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+
+from anchorformer_mm.analysis.curve import draw_curve
+from anchorformer_mm.analysis.run_log import read_run
+from anchorformer_mm.utils.errors import UsageError, run_command_line
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', help='folder of the run', type=Path)
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='least score of a drawn prediction',
+    )
+    return parser.parse_args()
+
+
+def newest(work_dir: Path, pattern: str, what: str) -> Path:
+    """The file that was written last.
+
+    Raises:
+        UsageError: There is none.
+    """
+    files = sorted(work_dir.glob(pattern), key=lambda p: p.stat().st_mtime)
+    if not files:
+        raise UsageError(f'{work_dir} has no {what} ({pattern})')
+    return files[-1]
+
+
+def main() -> None:
+    args = parse_args()
+    run = read_run(args.work_dir)
+    config = newest(args.work_dir, '*.py', 'config')
+    checkpoint = newest(args.work_dir, '*.pth', 'checkpoint')
+    if (args.work_dir / 'last_checkpoint').is_file():
+        last = (args.work_dir / 'last_checkpoint').read_text().strip()
+        checkpoint = args.work_dir / Path(last).name
+    curve = args.work_dir / 'curve.png'
+    predictions = args.work_dir / 'predictions.png'
+    draw_curve(run, curve)
+    cfg = Config.fromfile(config)
+    if cfg.get('default_scope') != 'mmdet':
+        raise UsageError(
+            f'predictions are drawn for detectors; {config} is of '
+            f'{cfg.get("default_scope")}'
+        )
+    # mmdet takes seconds to import: after the cheap checks.
+    from anchorformer_mm.analysis.detections import draw_detections
+
+    draw_detections(cfg, checkpoint, predictions, score_thr=args.score_thr)
+    iterations, values = run.curve(run.metric)
+    log = newest(args.work_dir, '*/*.log', 'log')
+    print(f'{run.metric}: {values[-1]:.3f} after {iterations[-1]} iterations')
+    for path in (checkpoint, log, curve, predictions):
+        print(path)
+
+
+if __name__ == '__main__':
+    run_command_line(main)
