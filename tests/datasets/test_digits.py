@@ -1,0 +1,240 @@
+"""The scenes of the embedded data set."""
+
+import sys
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+
+from anchorformer_mm.datasets import (
+    DIGIT_CLASSES,
+    PALETTE,
+    SEGMENTATION_CLASSES,
+    SEGMENTATION_PALETTE,
+    DigitsSpec,
+    Scans,
+    Scene,
+    digits,
+    load_scans,
+    make_scene,
+)
+from anchorformer_mm.datasets.digits_drawing import luma
+
+SIZES = ((192, 192), (161, 97), (64, 64))
+
+
+@cache
+def scans_of(split: str | None) -> Scans:
+    return load_scans(split)
+
+
+@cache
+def scenes_of(size: tuple[int, int], split: str = 'train') -> list[Scene]:
+    return [
+        make_scene(np.random.default_rng([1, seed]), scans_of(split), size)
+        for seed in range(60)
+    ]
+
+
+def all_scenes() -> list[Scene]:
+    return [scene for size in SIZES for scene in scenes_of(size)]
+
+
+def boxes_overlap(boxes: np.ndarray, margin: int = 0) -> np.ndarray:
+    """Shared area of every two ``xywh`` boxes grown by a margin, (N, N)."""
+    start = boxes[:, :2] - margin
+    end = boxes[:, :2] + boxes[:, 2:] + margin
+    shared = np.minimum(end[:, None], end) - np.maximum(start[:, None], start)
+    return np.clip(shared, 0, None).prod(-1)
+
+
+def tight_box(mask: np.ndarray) -> list[int]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = columns[0], rows[0]
+    return [x, y, columns[-1] - x + 1, rows[-1] - y + 1]
+
+
+def assert_well_formed(scene: Scene, size: tuple[int, int]) -> None:
+    number, (width, height) = len(scene.boxes), size
+    assert scene.image.shape == (height, width, 3)
+    assert scene.image.dtype == scene.semantic.dtype == np.uint8
+    assert scene.semantic.shape == (height, width)
+    assert scene.masks.shape == (number, height, width)
+    for field in (scene.labels, scene.visible, scene.inks, scene.scans):
+        assert len(field) == number
+    assert (scene.boxes[:, :2] >= 0).all()
+    assert (scene.boxes[:, :2] + scene.boxes[:, 2:] <= size).all()
+    for box, mask in zip(scene.boxes, scene.masks, strict=True):
+        assert box.tolist() == tight_box(mask)
+    shown = set(np.unique(scene.semantic)) - {0}
+    assert shown == set(scene.labels + 1)
+    assert shown <= set(range(1, 11))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.tuples(st.integers(64, 208), st.integers(64, 208)),
+)
+def test_a_scene_of_any_size_is_well_formed_and_repeatable(seed, size):
+    first, second = (
+        make_scene(np.random.default_rng(seed), scans_of('train'), size)
+        for _ in range(2)
+    )
+    assert_well_formed(first, size)
+    for name, value in vars(first).items():
+        np.testing.assert_array_equal(value, getattr(second, name))
+
+
+def test_largest_digits_that_are_allowed_fit_their_scene():
+    size, high = (64, 200), 48
+    DigitsSpec(scene_size=size, digit_height=(high, high))
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        scene = make_scene(rng, scans_of(None), size, (high, high))
+        assert_well_formed(scene, size)
+
+
+def test_boxes_are_tight_in_the_map_where_digits_stand_apart():
+    checked = 0
+    for scene in all_scenes():
+        meets = boxes_overlap(scene.boxes, margin=1) > 0
+        for index in np.flatnonzero(meets.sum(1) == 1):
+            x, y, w, h = scene.boxes[index]
+            around = scene.semantic[y - 1 : y + h + 1, x - 1 : x + w + 1]
+            assert tight_box(around) == [1, 1, w, h]
+            assert set(np.unique(around)) == {0, scene.labels[index] + 1}
+            checked += 1
+    assert checked > 100
+
+
+def test_each_digit_stays_visible_below_those_on_top():
+    hidden = 0
+    for scene in all_scenes():
+        for index, mask in enumerate(scene.masks):
+            seen = mask & ~scene.masks[index + 1 :].any(0)
+            assert (scene.semantic[seen] == scene.labels[index] + 1).all()
+            share = seen.sum() / mask.sum()
+            assert share == pytest.approx(scene.visible[index])
+            assert share >= digits.MIN_VISIBLE
+            hidden += share < 1
+    assert hidden > 20
+
+
+def test_digits_meet_within_bounds_and_in_inks_that_differ():
+    met = 0
+    for scene in all_scenes():
+        areas = scene.boxes[:, 2:].prod(1)
+        overlap = boxes_overlap(scene.boxes)
+        for one, other in zip(*np.nonzero(np.triu(overlap, 1)), strict=True):
+            smaller = min(areas[one], areas[other])
+            assert overlap[one, other] <= digits.MAX_BOX_OVERLAP * smaller
+            distance = np.linalg.norm(scene.inks[one] - scene.inks[other])
+            assert distance >= digits.MIN_INK_DISTANCE
+            met += 1
+    assert met > 50
+
+
+def test_inks_contrast_with_every_pixel_of_the_background():
+    for scene in all_scenes():
+        strokes = scene.masks.any(0).astype(np.uint8)
+        free = cv2.dilate(strokes, np.ones((7, 7))) == 0
+        background = luma(scene.image[free])
+        for ink in luma(scene.inks):
+            # The image is rounded, the ink is not.
+            contrast = np.abs(background - ink).min()
+            assert contrast >= digits.MIN_CONTRAST - 1
+
+
+def test_strokes_are_painted_in_the_ink_of_their_digit():
+    checked = 0
+    for scene in scenes_of((192, 192)):
+        for index in np.flatnonzero(scene.boxes[:, 3] > 30):
+            seen = scene.masks[index] & ~scene.masks[index + 1 :].any(0)
+            core = cv2.erode(seen.astype(np.uint8), np.ones((5, 5))) == 1
+            if core.any():
+                painted = np.median(scene.image[core], axis=0)
+                np.testing.assert_allclose(painted, scene.inks[index], atol=1)
+                checked += 1
+    assert checked > 50
+
+
+def test_heights_span_the_range_evenly_in_scale():
+    heights = np.concatenate([s.boxes[:, 3] for s in scenes_of((192, 192))])
+    assert heights.min() >= 16 - 2
+    assert heights.max() <= 96 + 2
+    thirds = np.digitize(np.log(heights / 16) / np.log(6), [1 / 3, 2 / 3])
+    assert (np.bincount(thirds) > len(heights) / 5).all()
+
+
+def test_digit_height_is_met():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scene = make_scene(rng, scans_of('train'), (192, 192), (40, 44))
+        assert ((scene.boxes[:, 3] >= 38) & (scene.boxes[:, 3] <= 46)).all()
+
+
+def test_scenes_hold_none_to_eight_digits_and_few_are_empty():
+    numbers = [
+        len(
+            make_scene(
+                np.random.default_rng([2, s]), scans_of('val'), (96, 96)
+            ).boxes
+        )
+        for s in range(400)
+    ]
+    assert 0.01 < np.mean(np.equal(numbers, 0)) < 0.06
+    assert max(numbers) == digits.MAX_DIGITS
+    assert 3 < np.mean(numbers) < 5
+
+
+def test_digits_can_be_read_from_their_strokes():
+    def strokes(split):
+        pictures, labels = [], []
+        for scene in scenes_of((192, 192), split):
+            for mask, (x, y, w, h) in zip(
+                scene.masks, scene.boxes, strict=True
+            ):
+                stroke = mask[y : y + h, x : x + w].astype(np.float32)
+                picture = cv2.resize(
+                    stroke, (8, 12), interpolation=cv2.INTER_AREA
+                )
+                pictures.append(picture.ravel())
+            labels.extend(scene.labels)
+        return np.array(pictures), np.array(labels)
+
+    reader = KNeighborsClassifier(3).fit(*strokes('train'))
+    assert reader.score(*strokes('val')) > 0.75
+
+
+def test_splits_share_no_scan_and_hold_every_class():
+    train, val, both = (scans_of(split) for split in ('train', 'val', None))
+    assert not set(train.indices) & set(val.indices)
+    assert {*train.indices, *val.indices} == set(both.indices)
+    assert len(both) == 1797
+    for scans in (train, val):
+        shares = np.bincount(scans.labels) / np.bincount(both.labels)
+        np.testing.assert_allclose(shares, len(scans) / len(both), atol=0.01)
+        assert scans.images.min() == 0
+        assert scans.images.max() == 1
+
+
+def test_unknown_split_is_refused():
+    with pytest.raises(ValueError, match=r"split must be .*'test'"):
+        load_scans('test')
+
+
+def test_missing_scikit_learn_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    with pytest.raises(ImportError, match='pip install scikit-learn'):
+        load_scans()
+
+
+def test_names_and_colours_go_together():
+    assert len(DIGIT_CLASSES) == len(set(PALETTE)) == 10
+    assert ('background', *DIGIT_CLASSES) == SEGMENTATION_CLASSES
+    assert len(set(SEGMENTATION_PALETTE)) == 11

@@ -1,0 +1,266 @@
+"""The files of the embedded data set, and the folder that holds them."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from anchorformer_mm.datasets import (
+    DIGIT_CLASSES,
+    DigitsSpec,
+    Scans,
+    digits,
+    digits_formats,
+    digits_writer,
+    load_scans,
+    write_digits,
+)
+from anchorformer_mm.datasets.digits_drawing import luma
+from anchorformer_mm.datasets.digits_formats import encode_rle
+
+SMALL = DigitsSpec(num_train=40, num_val=12, scene_size=(96, 80))
+
+
+def tight_box(mask: np.ndarray) -> list[int]:
+    return list(cv2.boundingRect(mask))
+
+
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2)))
+def test_run_lengths_decode_to_the_mask(mask):
+    rle = coco_mask.frPyObjects(encode_rle(mask), *mask.shape)
+    np.testing.assert_array_equal(coco_mask.decode(rle), mask)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'num_train': 0}, 'num_train must be at least 1, got 0'),
+        ({'num_val': -3}, 'num_val must be at least 1, got -3'),
+        ({'seed': -1}, 'seed must be at least 0, got -1'),
+        ({'scene_size': (192, 63)}, 'scene_size .* 64 px .* got 192 x 63'),
+        ({'digit_height': (8, 40)}, 'digit_height must be 16 .* got 8 40'),
+        ({'digit_height': (40, 20)}, 'digit_height must be .* got 40 20'),
+        ({'digit_height': (16, 300)}, 'digit_height .* 144 px.* got 16 300'),
+    ],
+)
+def test_spec_out_of_range_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DigitsSpec(**arguments)
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp('data') / 'digits'
+    assert write_digits(out, SMALL)
+    return out
+
+
+@pytest.fixture
+def few_scans(monkeypatch) -> None:
+    """Let what is written hold a few single digits instead of all."""
+
+    def load(split):
+        scans = load_scans(split)
+        return Scans(scans.images[:30], scans.labels[:30], scans.indices[:30])
+
+    monkeypatch.setattr(digits_formats, 'load_scans', load)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_coco_file_agrees_with_images_and_maps(written, split):
+    coco = COCO(written / f'annotations/instances_{split}.json')
+    assert coco.getImgIds() == list(range(1, SMALL.num_scenes(split) + 1))
+    assert coco.getAnnIds() == list(range(1, len(coco.anns) + 1))
+    categories = coco.loadCats(range(1, 11))
+    assert tuple(c['name'] for c in categories) == DIGIT_CLASSES
+
+    for image in coco.imgs.values():
+        picture = cv2.imread(str(written / split / image['file_name']))
+        assert picture.shape == (80, 96, 3)
+        assert (image['height'], image['width']) == (80, 96)
+        stem = Path(image['file_name']).stem
+        semantic = cv2.imread(
+            str(written / 'semantic' / split / f'{stem}.png'),
+            cv2.IMREAD_UNCHANGED,
+        )
+        assert semantic.shape == (80, 96)
+        digits_here = coco.imgToAnns[image['id']]
+        strokes = np.zeros((80, 96), np.uint8)
+        for digit in digits_here:
+            mask = coco.annToMask(digit)
+            assert digit['area'] == mask.sum()
+            assert digit['bbox'] == tight_box(mask)
+            assert digit['iscrowd'] == 0
+            assert digit['visible'] >= digits.MIN_VISIBLE
+            strokes[mask == 1] = digit['category_id']
+        np.testing.assert_array_equal(semantic, strokes)
+
+
+def test_jpeg_keeps_the_contrast(written):
+    coco = COCO(written / 'annotations/instances_train.json')
+    for digit in coco.anns.values():
+        name = coco.imgs[digit['image_id']]['file_name']
+        levels = luma(cv2.imread(str(written / 'train' / name)))
+        semantic = cv2.imread(
+            str(written / f'semantic/train/{Path(name).stem}.png'), 0
+        )
+        background = levels[cv2.dilate(semantic, np.ones((7, 7))) == 0]
+        mask = coco.annToMask(digit) * (semantic == digit['category_id'])
+        stroke = np.median(levels[mask == 1])
+        # Small strokes are soft all through, hence the lower bound.
+        assert np.abs(background - stroke).min() > digits.MIN_CONTRAST / 2
+
+
+def test_meta_counts_what_is_there(written):
+    meta = json.loads((written / 'meta.json').read_text())
+    assert meta['seed'] == SMALL.seed
+    assert meta['scene_size'] == [96, 80]
+    for split in ('train', 'val'):
+        coco = COCO(written / f'annotations/instances_{split}.json')
+        singles = written / 'classification' / split
+        assert meta['counts'][split] == {
+            'scenes': len(coco.imgs),
+            'digits': len(coco.anns),
+            'empty_scenes': len(coco.imgs) - len(coco.imgToAnns),
+            'single_digits': len(list(singles.glob('*/*.png'))),
+        }
+    assert meta['files'] == len(contents(written))
+
+
+def test_train_and_val_files_use_different_scans(written):
+    used = {}
+    for split in ('train', 'val'):
+        coco = COCO(written / f'annotations/instances_{split}.json')
+        singles = (written / 'classification' / split).glob('*/*.png')
+        used[split] = {digit['scan'] for digit in coco.anns.values()}
+        used[split] |= {int(path.stem) for path in singles}
+        shown = {digit['category_id'] for digit in coco.anns.values()}
+        assert shown == set(range(1, 11))
+    assert not used['train'] & used['val']
+
+
+def test_every_scan_is_a_single_digit_of_its_class(written):
+    scans = load_scans()
+    seen = []
+    for split in ('train', 'val'):
+        root = written / 'classification'
+        lines = (root / f'meta/{split}.txt').read_text().splitlines()
+        for line in lines:
+            name, label = line.split()
+            folder, file = name.split('/')
+            assert DIGIT_CLASSES[int(label)] == folder
+            assert scans.labels[int(Path(file).stem)] == int(label)
+            assert cv2.imread(str(root / split / name)).shape == (64, 64, 3)
+            seen.append(int(Path(file).stem))
+    assert sorted(seen) == list(range(1797))
+
+
+@pytest.mark.usefixtures('few_scans')
+def test_bytes_depend_on_the_seed_and_not_on_the_workers(tmp_path):
+    for name, seed, workers in (('a', 3, 1), ('b', 3, 2), ('c', 4, 1)):
+        spec = DigitsSpec(20, 2, (64, 80), seed=seed)
+        write_digits(tmp_path / name, spec, workers=workers)
+    one, two, other = (contents(tmp_path / name) for name in 'abc')
+    assert one == two
+    assert one.keys() == other.keys()
+    assert one['train/000001.jpg'] != other['train/000001.jpg']
+
+
+@pytest.mark.usefixtures('few_scans')
+class TestFolder:
+    spec = DigitsSpec(2, 1, (64, 64))
+
+    def test_same_arguments_change_nothing(self, tmp_path, monkeypatch):
+        out = tmp_path / 'digits'
+        assert write_digits(out, self.spec)
+        monkeypatch.setattr(digits_writer, 'write_split', None)
+        assert not write_digits(out, self.spec)
+
+    def test_other_arguments_need_force(self, tmp_path):
+        out = tmp_path / 'digits'
+        write_digits(out, self.spec)
+        before = contents(out)
+        other = DigitsSpec(3, 1, (64, 64))
+        with pytest.raises(FileExistsError, match='num_train 2, not 3.*force'):
+            write_digits(out, other)
+        assert contents(out) == before
+        assert write_digits(out, other, force=True)
+        assert (out / 'train/000003.jpg').exists()
+        assert list(tmp_path.iterdir()) == [out]
+
+    def test_missing_files_need_force(self, tmp_path):
+        out = tmp_path / 'digits'
+        write_digits(out, self.spec)
+        before = contents(out)
+        (out / 'annotations/instances_val.json').unlink()
+        with pytest.raises(FileExistsError, match='files missing.*force'):
+            write_digits(out, self.spec)
+        assert write_digits(out, self.spec, force=True)
+        assert contents(out) == before
+
+    @pytest.mark.parametrize('meta', [None, '{"name": "other"}', '[', '[]'])
+    def test_foreign_folder_is_left_alone(self, tmp_path, meta):
+        (tmp_path / 'notes.txt').write_text('mine')
+        if meta:
+            (tmp_path / 'meta.json').write_text(meta)
+        before = contents(tmp_path)
+        for force in (False, True):
+            with pytest.raises(FileExistsError, match='not a digits data set'):
+                write_digits(tmp_path, self.spec, force=force)
+        assert contents(tmp_path) == before
+
+    def test_file_in_the_way_is_left_alone(self, tmp_path):
+        out = tmp_path / 'digits'
+        out.write_text('mine')
+        with pytest.raises(FileExistsError, match='not a digits data set'):
+            write_digits(out, self.spec, force=True)
+        assert out.read_text() == 'mine'
+
+    def test_empty_folder_is_filled(self, tmp_path):
+        assert write_digits(tmp_path, self.spec)
+        assert (tmp_path / 'meta.json').exists()
+
+    @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+    def test_failure_leaves_nothing_behind(self, tmp_path, monkeypatch, error):
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(digits_formats, 'make_single', fail)
+        with pytest.raises(error):
+            write_digits(tmp_path / 'data' / 'digits', self.spec)
+        assert not list(tmp_path.iterdir())
+
+    def test_failure_keeps_the_set_that_was_there(self, tmp_path, monkeypatch):
+        out = tmp_path / 'digits'
+        write_digits(out, self.spec)
+        before = contents(out)
+        rename = Path.rename
+
+        def fail(self, target):
+            if '.partial-' in self.name:
+                raise OSError('disk full')
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, 'rename', fail)
+        with pytest.raises(OSError, match='disk full'):
+            write_digits(out, self.spec, force=True)
+        assert contents(out) == before
+        assert list(tmp_path.iterdir()) == [out]
+
+    def test_no_workers_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match='workers .* at least 1, got 0'):
+            write_digits(tmp_path / 'digits', self.spec, workers=0)

@@ -1,0 +1,184 @@
+"""The command lines, end to end on a tiny set of digits."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from anchorformer_mm.datasets import DigitsSpec, write_digits
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs' / 'picodet_anchorformer_t_digits.py'
+OPTIONS = (
+    'train_dataloader.batch_size=4',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'train_cfg.val_interval=1',
+    'default_hooks.checkpoint.interval=1',
+    'default_hooks.logger.interval=1',
+    # A detector of four steps is sure of nothing: keep what it finds.
+    'model.test_cfg.score_thr=0.0',
+    'randomness.seed=0',
+)
+
+
+def tool(folder, name, *args):
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools' / name, *map(str, args)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def train(folder, work_dir, epochs, *args):
+    return tool(
+        folder,
+        'train.py',
+        CONFIG,
+        '--work-dir',
+        work_dir,
+        *args,
+        '--cfg-options',
+        f'train_cfg.max_epochs={epochs}',
+        *OPTIONS,
+    )
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with data/digits and a run of two epochs, resumed between."""
+    folder = tmp_path_factory.mktemp('run')
+    spec = DigitsSpec(num_train=8, num_val=3, scene_size=(96, 64))
+    write_digits(folder / 'data' / 'digits', spec)
+    for epochs in (1, 2):
+        out = train(folder, 'run', epochs, '--resume')
+        assert out.returncode == 0, out.stderr[-3000:]
+    return folder
+
+
+def load(path):
+    import anchorformer_mm.registry  # noqa: F401  admits mmengine's classes
+
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+@pytest.mark.smoke
+def test_a_resumed_run_equals_an_unbroken_one(folder):
+    out = train(folder, 'unbroken', 2)
+    assert out.returncode == 0, out.stderr[-3000:]
+    resumed = load(folder / 'run' / 'epoch_2.pth')
+    unbroken = load(folder / 'unbroken' / 'epoch_2.pth')
+    assert resumed['meta']['iter'] == unbroken['meta']['iter'] == 4
+    for name, value in unbroken['state_dict'].items():
+        assert torch.equal(resumed['state_dict'][name], value), name
+
+
+@pytest.mark.smoke
+def test_evaluation_dumps_and_draws(folder):
+    out = tool(
+        folder,
+        'test.py',
+        CONFIG,
+        'run/epoch_2.pth',
+        '--work-dir',
+        'eval',
+        '--out',
+        'eval/results.pkl',
+        '--show-dir',
+        'drawn',
+        '--cfg-options',
+        *OPTIONS,
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert 'coco/bbox_mAP' in out.stdout + out.stderr
+    results = pickle.loads((folder / 'eval' / 'results.pkl').read_bytes())
+    assert len(results) == 3
+    drawn = list((folder / 'eval').glob('*/drawn/*'))
+    assert len(drawn) == 3
+
+
+@pytest.mark.smoke
+def test_the_run_is_pictured(folder):
+    out = tool(folder, 'analysis_tools/summarize_run.py', 'run')
+    assert out.returncode == 0, out.stderr[-3000:]
+    first, *paths = out.stdout.splitlines()[-5:]
+    assert first.startswith('coco/bbox_mAP: ')
+    assert first.endswith('after 4 iterations')
+    assert all((folder / path).is_file() for path in paths)
+    grid = cv2.imread(str(folder / 'run' / 'predictions.png'))
+    # Three scenes side by side, each twice, and something drawn on each.
+    assert grid.shape[1] > 6 * 300
+    for picture in np.array_split(grid, 6, axis=1):
+        assert picture.std() > 10
+
+
+@pytest.mark.smoke
+def test_inferencer_of_mmdet_takes_config_and_checkpoint(folder):
+    code = (
+        'from mmdet.apis import DetInferencer\n'
+        f"d = DetInferencer({str(CONFIG)!r}, 'run/epoch_2.pth', device='cpu')\n"
+        "found = d('photo.png', out_dir='inferred')['predictions'][0]\n"
+        "print(len(found['labels']), sorted(found))"
+    )
+    photo = np.random.default_rng(0).integers(0, 256, (97, 333, 3), np.uint8)
+    cv2.imwrite(str(folder / 'photo.png'), photo)
+    out = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert "['bboxes', 'labels', 'scores']" in out.stdout
+    drawn = cv2.imread(str(folder / 'inferred' / 'vis' / 'photo.png'))
+    assert drawn.shape == (97, 333, 3)
+
+
+def last_line(out):
+    assert out.returncode == 2, out.stderr[-3000:]
+    assert 'Traceback' not in out.stderr
+    return out.stderr.splitlines()
+
+
+def test_absent_data_is_one_message_before_anything_is_built(tmp_path):
+    lines = last_line(tool(tmp_path, 'train.py', CONFIG))
+    assert lines[0].startswith('error: the data set of this config is not')
+    assert any('make_digits.py' in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mixed_precision_on_a_cpu_is_refused(folder):
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU, which mixed precision needs')
+    lines = last_line(train(folder, 'amp', 1, '--amp'))
+    assert lines[-1].startswith('error: --amp needs a GPU')
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (('no.py', 'a.pth'), 'error: config not found: no.py'),
+        ((CONFIG, 'a.pth'), 'error: checkpoint not found: a.pth'),
+        (
+            (CONFIG, 'run/epoch_2.pth', '--out', 'a.json'),
+            "error: --out must end with .pkl or .pickle, got 'a.json'",
+        ),
+    ],
+)
+def test_bad_command_lines_end_in_one_message(folder, args, message):
+    assert last_line(tool(folder, 'test.py', *args))[-1] == message
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    lines = last_line(tool(tmp_path, 'analysis_tools/summarize_run.py', '.'))
+    assert lines[-1].startswith('error: no */vis_data/scalars.json')
