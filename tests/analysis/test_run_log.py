@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from anchorformer_mm.analysis.curve import draw_curve
+from anchorformer_mm.analysis.run_log import read_run
+from anchorformer_mm.utils.errors import UsageError
+
+
+def write_log(folder, name, records):
+    path = folder / name / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(json.dumps(r) for r in records))
+
+
+def train(step, loss):
+    return dict(loss=loss, loss_cls=loss / 2, lr=0.1, epoch=1, step=step)
+
+
+def val(epoch, value):
+    return {'coco/bbox_mAP': value, 'step': epoch, 'time': 0.1}
+
+
+@pytest.fixture
+def resumed(tmp_path):
+    """Killed after 30 iterations, resumed from 20."""
+    write_log(
+        tmp_path,
+        '20260101_000000',
+        [train(10, 3.0), train(20, 2.0), val(1, 0.1), train(30, 1.9)],
+    )
+    write_log(
+        tmp_path,
+        '20260101_010000',
+        [train(30, 1.5), train(40, 1.0), val(2, 0.4)],
+    )
+    return tmp_path
+
+
+def test_the_parts_of_a_run_are_joined_and_the_later_wins(resumed):
+    run = read_run(resumed)
+    assert run.curve('loss') == ([10, 20, 30, 40], [3.0, 2.0, 1.5, 1.0])
+
+
+def test_evaluations_stand_at_the_iteration_they_were_made_after(resumed):
+    run = read_run(resumed)
+    assert run.metric == 'coco/bbox_mAP'
+    assert run.curve(run.metric) == ([20, 40], [0.1, 0.4])
+
+
+def test_the_curve_is_drawn(resumed):
+    draw_curve(read_run(resumed), resumed / 'curve.png')
+    png = (resumed / 'curve.png').read_bytes()
+    assert png.startswith(b'\x89PNG')
+    assert len(png) > 10_000
+
+
+def test_a_run_without_a_known_figure_is_refused(tmp_path):
+    write_log(tmp_path, 'a', [train(1, 1.0), dict(step=1, time=0.1)])
+    with pytest.raises(UsageError, match=r"'coco/bbox_mAP'.*\['step'"):
+        draw_curve(read_run(tmp_path), tmp_path / 'curve.png')
+    assert not (tmp_path / 'curve.png').exists()
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path):
+    with pytest.raises(UsageError, match='no .*scalars.json'):
+        read_run(tmp_path)
