@@ -9,6 +9,7 @@ these registries import the module that holds the class when it is asked for.
 from importlib import import_module
 from importlib.util import find_spec
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
@@ -78,6 +79,9 @@ TASK_UTILS = PluginRegistry(
     optional=dict(
         PicoSimOTAAssigner=('mmdet', f'{SCOPE}.models.task_modules'),
     ),
+)
+HOOKS = PluginRegistry(
+    'hook', parent=MMENGINE_HOOKS, locations=[f'{SCOPE}.engine.hooks']
 )
 
 admit_mmengine_checkpoints()

@@ -7,7 +7,6 @@ _base_ = [
 ]
 
 max_epochs = 8
-num_iters = 125 * max_epochs
 
 model = dict(
     data_preprocessor=dict(batch_augments=None),
@@ -45,3 +44,4 @@ param_scheduler = [
 default_hooks = dict(
     logger=dict(interval=25), checkpoint=dict(interval=2, max_keep_ckpts=2)
 )
+custom_hooks = [dict(type='anchorformer_mm.ChannelsLastHook')]

@@ -120,6 +120,33 @@ def test_an_interrupted_command_is_ended(
     assert started[0].poll() is not None
 
 
+def test_a_second_signal_does_not_spare_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ['sh', '-c', 'trap "" INT; sleep 60']
+    process = subprocess.Popen(command, start_new_session=True)
+
+    wait = process.wait
+
+    def wait_with_signal(timeout: float | None = None) -> int:
+        if timeout:
+            raise SystemExit(143)
+        return wait()
+
+    monkeypatch.setattr(process, 'wait', wait_with_signal)
+    with pytest.raises(SystemExit):
+        build._stop(process)
+    assert process.poll() is not None
+
+
+def test_the_first_errors_and_the_end_of_a_log_are_shown() -> None:
+    log = ['a.cpp:1: error: no such type'] + [f'line {i}' for i in range(20)]
+    shown = build.failure_excerpt('\n'.join(log)).splitlines()
+    assert shown[0] == '  | a.cpp:1: error: no such type'
+    assert shown[1:] == [f'  | line {i}' for i in range(10, 20)]
+    assert build.failure_excerpt('error: once') == '  | error: once'
+
+
 def test_build_progress_is_what_ninja_said_last() -> None:
     log = 'Building wheel\n  [1/78] c++ -c a.cpp\n  [2/78] c++ -c [9/9].cpp\n'
     assert build.build_progress(log) == '2 of 78 objects compiled'

@@ -79,8 +79,10 @@ def test_bad_argument_is_named_in_one_line(tmp_path, arguments, message):
 )
 def test_interrupt_leaves_nothing_behind(tmp_path, sent, workers, code):
     out = tmp_path / 'data/digits'
+    # A shell that runs the tests in the background has SIGINT ignored.
     process = subprocess.Popen(
-        **command('--out', out, '--num-train', 10**6, '--workers', workers)
+        **command('--out', out, '--num-train', 10**6, '--workers', workers),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 30

@@ -1,0 +1,53 @@
+# make demo | make test: each sets up what it needs, see `make help`.
+
+PYTHON ?= python3
+STACK ?= onedl
+PYTEST_ARGS ?=
+
+VENV_onedl := .venv
+VENV_openmmlab := .venv-openmmlab
+VENV := $(VENV_$(STACK))
+ifeq ($(VENV),)
+$(error STACK is '$(STACK)', but must be onedl or openmmlab)
+endif
+RUN := $(VENV)/bin/python
+DEMO_CONFIG := configs/picodet_anchorformer_t_digits.py
+DEMO_RUN := work_dirs/demo$(VENV:.venv%=%)
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo 'make setup   make or repair the environment in $(VENV)'
+	@echo 'make demo    train a small detector on handwritten digits, and show'
+	@echo '             its curve and predictions; an unfinished run goes on,'
+	@echo '             a finished one is shown again (make clean demo: anew)'
+	@echo 'make test    run the tests (PYTEST_ARGS="-m smoke" for a few)'
+	@echo 'make lint    check the style of every file'
+	@echo 'make clean   remove the demo and build outputs, not the environments'
+	@echo
+	@echo 'STACK=onedl      the maintained forks of OpenMMLab, in .venv (default)'
+	@echo 'STACK=openmmlab  the original libraries, in .venv-openmmlab'
+	@echo 'PYTHON=python3.X the Python to set up with, 3.10 to 3.13'
+
+setup:
+	@$(PYTHON) tools/misc/bootstrap.py --stack $(STACK)
+
+demo: setup data/digits
+	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_RUN) --resume
+	$(RUN) tools/analysis_tools/summarize_run.py $(DEMO_RUN)
+
+data/digits: | setup
+	$(RUN) tools/dataset_converters/make_digits.py --out $@
+
+test: setup
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+# Always from .venv, which the hooks of pre-commit name.
+lint:
+	@$(PYTHON) tools/misc/bootstrap.py --stack onedl
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pre-commit run --all-files
+
+clean:
+	rm -rf work_dirs/demo work_dirs/demo-openmmlab data/digits build *.egg-info anchorformer_mm/.mim-*

@@ -1,0 +1,216 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anchorformer_mm.utils import environment
+from anchorformer_mm.utils.environment import (
+    LIBRARIES,
+    EnvironmentProblem,
+    check_environment,
+)
+from anchorformer_mm.utils.errors import UsageError
+
+FORKS = {
+    'torch': 'torch 2.13.0',
+    'mmengine': 'onedl-mmengine 0.10.12',
+    'mmcv': 'onedl-mmcv 2.3.6',
+    'mmdet': 'onedl-mmdetection 3.5.1',
+}
+ORIGINALS = {
+    'torch': 'torch 2.13.0',
+    'mmengine': 'mmengine 0.10.7',
+    'mmcv': 'mmcv 2.1.0',
+    'mmdet': 'mmdet 3.3.0',
+}
+
+
+class Site:
+    """A site-packages folder whose packages are empty."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, name: str, distribution: str, requires: str = '') -> Path:
+        """Add a package and the metadata of ``'distribution version'``."""
+        package = self.path / name
+        package.mkdir()
+        (package / '__init__.py').write_text('raise AssertionError')
+        self.describe(distribution, requires)
+        return package
+
+    def describe(self, distribution: str, requires: str = '') -> None:
+        project, version = distribution.split()
+        folder = f'{project.replace("-", "_")}-{version}.dist-info'
+        (self.path / folder).mkdir()
+        lines = [f'Name: {project}', f'Version: {version}']
+        lines += [f'Requires-Dist: {requires}'] if requires else []
+        text = '\n'.join(['Metadata-Version: 2.1', *lines, ''])
+        (self.path / folder / 'METADATA').write_text(text)
+
+    def add_all(self, libraries: dict[str, str]) -> None:
+        for name, distribution in libraries.items():
+            self.add(name, distribution)
+        (self.path / 'mmcv' / '_ext.so').touch()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """The only place where libraries are, whatever this process imported."""
+    for name in [*LIBRARIES, environment.SCHEMAS_MODULE]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    return Site(tmp_path)
+
+
+def findings(*requires: str) -> list[str]:
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_environment(requires)
+    return str(caught.value).split('\n')
+
+
+@pytest.mark.parametrize('family', [FORKS, ORIGINALS])
+def test_either_family_passes(site: Site, family: dict[str, str]) -> None:
+    site.add_all(family)
+    check_environment(['mmdet'])
+
+
+def test_every_missing_library_gets_its_own_line(site: Site) -> None:
+    lines = findings('mmdet')
+    assert [line.split()[0] for line in lines] == [
+        'torch',
+        'mmengine',
+        'mmcv',
+        'mmdet',
+    ]
+    assert lines[-1] == (
+        'mmdet is not installed: pip install onedl-mmdetection==3.5.1'
+    )
+    assert 'MMCV_WITH_OPS=1 pip install --no-build-isolation' in lines[2]
+
+
+def test_the_command_stays_with_the_family_that_is_there(site: Site) -> None:
+    site.add_all(ORIGINALS)
+    assert findings('mmdet', 'mmseg') == [
+        'mmseg is not installed: pip install mmsegmentation==1.2.2'
+    ]
+
+
+def test_a_library_that_is_too_old_is_named_with_both_versions(
+    site: Site,
+) -> None:
+    site.add_all(FORKS | {'torch': 'torch 2.0.1+cpu'})
+    assert findings('mmdet') == [
+        'torch 2.0.1+cpu is too old, 2.1 or newer is needed: '
+        'pip install torch==2.13.0'
+    ]
+
+
+def test_the_minimum_itself_and_its_pre_releases_pass(site: Site) -> None:
+    site.add_all(FORKS | {'torch': 'torch 2.1.0a0+git1'})
+    check_environment(['mmdet'])
+
+
+def test_a_library_without_metadata_is_taken_as_new_enough(
+    site: Site,
+) -> None:
+    site.add_all({k: v for k, v in FORKS.items() if k != 'mmdet'})
+    (site.path / 'mmdet').mkdir()
+    (site.path / 'mmdet' / '__init__.py').touch()
+    check_environment(['mmdet'])
+
+
+def test_a_bare_folder_of_that_name_is_no_library(site: Site) -> None:
+    site.add_all({k: v for k, v in FORKS.items() if k != 'mmdet'})
+    (site.path / 'mmdet').mkdir()
+    assert findings('mmdet')[0].startswith('mmdet is not installed')
+
+
+@pytest.mark.parametrize('lite', ['mmcv-lite 2.1.0', 'mmcv 2.1.0'])
+def test_mmdet_needs_the_compiled_operators(site: Site, lite: str) -> None:
+    site.add_all(ORIGINALS | {'mmcv': lite})
+    (site.path / 'mmcv' / '_ext.so').unlink()
+    (line,) = findings('mmdet')
+    assert line.startswith(f'{lite} has no compiled operators')
+    assert f'pip uninstall -y {lite.split()[0]} && ' in line
+    assert line.endswith('--no-build-isolation mmcv==2.1.0')
+
+
+def test_mmcv_alone_needs_no_compiled_operators(site: Site) -> None:
+    site.add_all(ORIGINALS)
+    (site.path / 'mmcv' / '_ext.so').unlink()
+    check_environment(['mmcv'])
+
+
+def test_two_families_are_refused_with_one_command(site: Site) -> None:
+    site.add_all(FORKS)
+    site.describe('mmengine 0.10.7')
+    (line,) = findings('mmdet')
+    assert 'mmengine 0.10.7, onedl-mmengine 0.10.12' in line
+    assert (
+        'pip uninstall -y mmengine onedl-mmengine onedl-mmcv '
+        'onedl-mmdetection' in line
+    )
+
+
+def test_a_torchvision_of_another_torch_is_found(site: Site) -> None:
+    site.add_all(FORKS)
+    site.add('torchvision', 'torchvision 0.20.0', 'torch (==2.5.0)')
+    assert findings('mmdet') == [
+        'torchvision 0.20.0 needs torch==2.5.0, but torch is 2.13.0: '
+        'pip install --no-deps torchvision==0.28.*'
+    ]
+
+
+class TestCudaTorchvisionBesideCpuTorch:
+    @pytest.fixture(autouse=True)
+    def broken(self, site: Site) -> None:
+        site.add_all(FORKS | {'torch': 'torch 2.13.0+cpu'})
+        requires = 'torch (==2.13.0)'
+        package = site.add('torchvision', 'torchvision 0.28.0', requires)
+        (package / '_C.so').write_bytes(b'\0libtorch_cuda.so\0')
+
+    def test_it_is_found(self) -> None:
+        (line,) = findings('mmdet')
+        assert line.startswith(
+            'torchvision 0.28.0 is a CUDA build beside the CPU build torch '
+            '2.13.0+cpu: pip install --force-reinstall --no-deps '
+            'torchvision==0.28.0+cpu'
+        )
+
+    def test_it_is_fine_with_a_cuda_torch(self, site: Site) -> None:
+        (site.path / 'torch' / 'lib').mkdir()
+        (site.path / 'torch' / 'lib' / 'libtorch_cuda.so').touch()
+        check_environment(['mmdet'])
+
+    def test_it_is_fine_once_the_operators_are_declared(
+        self, site: Site
+    ) -> None:
+        (site.path / f'{environment.SCHEMAS_MODULE}.py').touch()
+        check_environment(['mmdet'])
+
+
+def test_an_unknown_name_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="requires must be .* got .'mmdett'"):
+        check_environment(['mmdett'])
+
+
+def test_command_lines_show_it_without_a_trace() -> None:
+    assert issubclass(EnvironmentProblem, UsageError)
+
+
+@pytest.mark.smoke
+def test_this_environment_passes_and_nothing_heavy_is_imported() -> None:
+    code = (
+        'import sys\n'
+        'from anchorformer_mm.utils import check_environment\n'
+        "check_environment(['mmdet', 'mmseg', 'mmpretrain'])\n"
+        "heavy = {'torch', 'numpy', 'mmengine', 'mmcv', 'torchvision'}\n"
+        'sys.exit(str(heavy & set(sys.modules)) if '
+        'heavy & set(sys.modules) else 0)'
+    )
+    answer = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
