@@ -17,35 +17,10 @@ from mmdet.utils import (
     OptMultiConfig,
 )
 from mmengine.config import ConfigDict
-from mmengine.model import ModuleList, bias_init_with_prob
 from torch import Tensor, nn
 
 from anchorformer_mm.models.dense_heads.pico_loss import PicoLossMixin
 from anchorformer_mm.registry import MODELS, TASK_UTILS
-
-
-class _Predictor(nn.Conv2d):
-    """1x1 convolution to class logits, then distance logits."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        num_bins: int,
-        prior_prob: float,
-    ) -> None:
-        super().__init__(in_channels, num_classes + 4 * num_bins, 1)
-        self.num_classes = num_classes
-        self.prior_prob = prior_prob
-
-    def init_weights(self) -> None:
-        """Set the biases; mmengine calls this after the ``init_cfg`` of the
-        head and before a ``Pretrained`` one, so loaded biases stay."""
-        with torch.no_grad():
-            self.bias[: self.num_classes] = bias_init_with_prob(
-                self.prior_prob
-            )
-            self.bias[self.num_classes :] = 0
 
 
 @MODELS.register_module()
@@ -55,13 +30,14 @@ class PicoHead(PicoLossMixin, BaseDenseHead):
     `PP-PicoDet: A Better Real-Time Object Detector on Mobile Devices
     <https://arxiv.org/abs/2111.00902>`_. Every level has its own tower of
     ``stacked_convs`` depthwise separable convolutions, shared by
-    classification and regression, and one 1x1 convolution that predicts,
-    for every cell, the class logits and, for each of the four sides, a
-    distribution over the distances ``0..reg_max`` in strides.
+    classification and regression. Two 1x1 convolutions predict, for every
+    cell, the class logits and, for each of the four sides, a distribution
+    over the distances ``0..reg_max`` in strides.
 
-    The class biases start at ``prior_prob`` and the distance biases at zero.
-    The original puts the class value on all of them, which is the same
-    function: softmax does not see a shift.
+    The original has one 1x1 convolution for both. Two compute the same, and
+    a checkpoint for other classes keeps its distance weights. Likewise the
+    distance biases start at zero, not at the class biases' value: softmax
+    does not see a shift.
 
     Args:
         num_classes: Number of classes, without the background.
@@ -82,7 +58,8 @@ class PicoHead(PicoLossMixin, BaseDenseHead):
         test_cfg: ``nms_pre`` (pairs of cell and class kept per level),
             ``score_thr``, ``nms``, ``max_per_img``. ``None`` is 1000,
             0.025, NMS at IoU 0.6, and 100.
-        init_cfg: ``None`` is normal weights of deviation 0.01.
+        init_cfg: ``None`` is normal weights of deviation 0.01, and class
+            biases at ``prior_prob``.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -133,7 +110,18 @@ class PicoHead(PicoLossMixin, BaseDenseHead):
                 f'prior_prob must be > 0 and < 1, got {prior_prob!r}'
             )
         super().__init__(
-            init_cfg or dict(type='Normal', layer='Conv2d', std=0.01)
+            init_cfg
+            or dict(
+                type='Normal',
+                layer='Conv2d',
+                std=0.01,
+                override=dict(
+                    type='Normal',
+                    name='conv_cls',
+                    std=0.01,
+                    bias_prob=prior_prob,
+                ),
+            )
         )
         self.num_classes = num_classes
         self.in_channels = in_channels
@@ -164,11 +152,14 @@ class PicoHead(PicoLossMixin, BaseDenseHead):
                 )
             )
 
+        def predictor(channels: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Conv2d(feat_channels, channels, 1) for _ in self.strides
+            )
+
         self.towers = nn.ModuleList(tower() for _ in self.strides)
-        self.predictors = ModuleList(
-            _Predictor(feat_channels, num_classes, reg_max + 1, prior_prob)
-            for _ in self.strides
-        )
+        self.conv_cls = predictor(num_classes)
+        self.conv_reg = predictor(4 * (reg_max + 1))
         self.integral = Integral(reg_max)
 
         self.loss_cls = MODELS.build(
@@ -224,14 +215,15 @@ class PicoHead(PicoLossMixin, BaseDenseHead):
             raise ValueError(
                 f'{len(self.strides)} feature maps expected, got {len(x)}'
             )
-        outputs = [
-            predictor(tower(feat))
-            for feat, tower, predictor in zip(
-                x, self.towers, self.predictors, strict=True
-            )
+        feats = [
+            tower(feat) for tower, feat in zip(self.towers, x, strict=True)
         ]
-        cls_scores = [output[:, : self.num_classes] for output in outputs]
-        bbox_preds = [output[:, self.num_classes :] for output in outputs]
+        cls_scores = [
+            conv(feat) for conv, feat in zip(self.conv_cls, feats, strict=True)
+        ]
+        bbox_preds = [
+            conv(feat) for conv, feat in zip(self.conv_reg, feats, strict=True)
+        ]
         return cls_scores, bbox_preds
 
     def predict_by_feat(

@@ -131,10 +131,10 @@ def test_initial_weights(use_depthwise):
     head = tiny_head(
         feat_channels=64, prior_prob=0.02, use_depthwise=use_depthwise
     )
-    for predictor in head.predictors:
-        probability = predictor.bias[:3].sigmoid()
+    for conv_cls, conv_reg in zip(head.conv_cls, head.conv_reg, strict=True):
+        probability = conv_cls.bias.sigmoid()
         torch.testing.assert_close(probability, torch.full((3,), 0.02))
-        assert not predictor.bias[3:].any()
+        assert not conv_reg.bias.any()
     for module in head.modules():
         if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 99:
             assert module.weight.std().item() == pytest.approx(0.01, rel=0.2)
@@ -607,3 +607,9 @@ def test_builds_from_its_own_registry():
     assert head.assigner.candidate_topk == 7
     assert type(head.loss_bbox).__name__ == 'DIoULoss'
     assert head.test_cfg.nms.iou_threshold == 0.6
+
+
+def test_only_the_class_weights_depend_on_the_classes():
+    one, many = (tiny_head(num_classes=n).state_dict() for n in (1, 20))
+    changed = {name for name in one if one[name].shape != many[name].shape}
+    assert {name.split('.')[0] for name in changed} == {'conv_cls'}
