@@ -1,4 +1,9 @@
-"""AnchorFormer T on the embedded digits: minutes on a CPU, no download."""
+"""AnchorFormer T on the embedded digits: minutes on a CPU, no download.
+
+2,250 steps of 8 scenes: at a given cost, twice the steps on half the batch
+learn more. `train_cfg.max_epochs` and the scheduler's `T_max` and `end` say
+how long; nothing else depends on it.
+"""
 
 _base_ = [
     './_base_/models/picodet.py',
@@ -6,7 +11,7 @@ _base_ = [
     './_base_/det_runtime.py',
 ]
 
-max_epochs = 8
+max_epochs = 9
 
 model = dict(
     data_preprocessor=dict(batch_augments=None),
@@ -15,13 +20,13 @@ model = dict(
 )
 
 train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=3
 )
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=6e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
@@ -29,7 +34,7 @@ optim_wrapper = dict(
         custom_keys={'anchors': dict(decay_mult=0.0)},
     ),
 )
-auto_scale_lr = dict(enable=False, base_batch_size=16)
+auto_scale_lr = dict(enable=False, base_batch_size=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),
     dict(
@@ -41,7 +46,8 @@ param_scheduler = [
         end=max_epochs,
     ),
 ]
+randomness = dict(seed=0)
 default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=2, max_keep_ckpts=2)
+    logger=dict(interval=25), checkpoint=dict(interval=3, max_keep_ckpts=2)
 )
 custom_hooks = [dict(type='anchorformer_mm.ChannelsLastHook')]

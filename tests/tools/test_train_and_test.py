@@ -17,18 +17,11 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'picodet_anchorformer_t_digits.py'
 OPTIONS = (
     'train_dataloader.batch_size=4',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
     'train_cfg.val_interval=1',
     'default_hooks.checkpoint.interval=1',
     'default_hooks.logger.interval=1',
     # A detector of four steps is sure of nothing: keep what it finds.
     'model.test_cfg.score_thr=0.0',
-    'randomness.seed=0',
 )
 
 

@@ -15,7 +15,19 @@ metainfo = dict(
         'seven',
         'eight',
         'nine',
-    )
+    ),
+    palette=[
+        (220, 20, 60),
+        (0, 128, 255),
+        (60, 179, 60),
+        (255, 165, 0),
+        (148, 0, 211),
+        (0, 206, 209),
+        (255, 105, 180),
+        (154, 205, 50),
+        (139, 69, 19),
+        (112, 128, 144),
+    ],
 )
 
 # Digits are not mirrored, and scenes are small: no flip, no crop.
@@ -41,9 +53,11 @@ test_pipeline = [
     ),
 ]
 
+# Loading takes a tenth of a step: a worker would only fight for the cores.
 train_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -54,8 +68,9 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
