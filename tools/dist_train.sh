@@ -4,7 +4,7 @@
 set -eu
 CONFIG=$1
 GPUS=$2
-exec torchrun \
+exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

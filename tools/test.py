@@ -7,8 +7,8 @@ from mmengine.config import Config
 
 from anchorformer_mm.engine.launch import (
     add_common_arguments,
-    build_runner,
     load_config,
+    run,
 )
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 
@@ -72,7 +72,7 @@ def main() -> None:
         draw_to(cfg, args.show_dir)
     if args.out is not None:
         dump_to(cfg, args.out)
-    build_runner(cfg).test()
+    run(cfg, 'test')
 
 
 if __name__ == '__main__':

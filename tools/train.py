@@ -4,10 +4,10 @@ import argparse
 
 from anchorformer_mm.engine.launch import (
     add_common_arguments,
-    build_runner,
     enable_amp,
     enable_auto_scale_lr,
     load_config,
+    run,
 )
 from anchorformer_mm.utils.errors import run_command_line
 
@@ -45,7 +45,7 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+    run(cfg, 'train')
 
 
 if __name__ == '__main__':

@@ -108,11 +108,38 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner; its checkpoints load with ``weights_only=True``."""
+def run(cfg: Config, task: str) -> None:
+    """Build the runner of a config and train or test with it.
+
+    Checkpoints load with ``weights_only=True``.
+
+    Args:
+        cfg: From :func:`load_config`.
+        task: ``'train'`` or ``'test'``.
+    """
     # mmengine's forks would otherwise run code from a file that refuses.
     os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     admit_mmengine_checkpoints()
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        _distribute_on_cpu(cfg)
+    runner = (
+        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    )
+    getattr(runner, task)()
+    if torch.distributed.is_initialized():
+        # A process that just leaves takes the others down with it.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Join the processes of torchrun without GPUs, which mmengine cannot.
+
+    It would choose a GPU for each process, and hand its number on to torch's
+    wrapper.
+    """
+    torch.distributed.init_process_group('gloo')
+    wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+    cfg.model_wrapper_cfg = wrapper | dict(
+        cfg.get('model_wrapper_cfg') or {}, device_ids=None
+    )

@@ -8,6 +8,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch.utils.flop_counter import FlopCounterMode
 
+from anchorformer_mm.datasets.digits import DIGIT_CLASSES, PALETTE
+
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
 # Parameters in M and MACs in G at 416 px with 80 classes: published figures
@@ -77,6 +79,15 @@ def test_the_large_model_stops_early_on_the_common_cosine():
     assert cfg.train_cfg.max_epochs == 250
     assert cfg.param_scheduler[1].T_max == 300
     assert cfg.optim_wrapper.optimizer.lr == 0.3
+
+
+def test_digits_have_the_classes_that_the_data_set_is_made_with():
+    cfg = Config.fromfile(CONFIGS / 'picodet_anchorformer_t_digits.py')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        assert tuple(loader.dataset.metainfo.classes) == DIGIT_CLASSES
+        palette = [tuple(c) for c in loader.dataset.metainfo.palette]
+        assert tuple(palette) == PALETTE
+    assert cfg.model.bbox_head.num_classes == len(DIGIT_CLASSES)
 
 
 @pytest.mark.parametrize('name', SIZES)

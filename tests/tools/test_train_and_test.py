@@ -1,6 +1,8 @@
 """The command lines, end to end on a tiny set of digits."""
 
+import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,26 @@ def test_a_resumed_run_equals_an_unbroken_one(folder):
     assert resumed['meta']['iter'] == unbroken['meta']['iter'] == 4
     for name, value in unbroken['state_dict'].items():
         assert torch.equal(resumed['state_dict'][name], value), name
+
+
+@pytest.mark.smoke
+def test_two_processes_without_gpus_train_and_leave_together(folder):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
+    options = [*OPTIONS, 'train_cfg.max_epochs=1']
+    options += ['train_dataloader.batch_size=2']
+    out = subprocess.run(
+        [ROOT / 'tools' / 'dist_train.sh', CONFIG, '2']
+        + ['--work-dir', 'two', '--cfg-options', *options],
+        cwd=folder,
+        env=os.environ | dict(PYTHON=sys.executable, PORT=port),
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    # Eight scenes, two for each process a step.
+    assert load(folder / 'two' / 'epoch_1.pth')['meta']['iter'] == 2
 
 
 @pytest.mark.smoke
