@@ -15,6 +15,7 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
 from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
+from anchorformer_mm.utils.environment import install_command
 
 SCOPE = 'anchorformer_mm'
 
@@ -57,8 +58,7 @@ class PluginRegistry(Registry):
             if find_spec(library) is None:
                 raise ImportError(
                     f"'{SCOPE}.{name}' needs {library}, which is not "
-                    "installed: pip install 'anchorformer-mm[onedl]', or "
-                    "'anchorformer-mm[openmmlab]' beside the originals"
+                    f'installed: {install_command(library)}'
                 )
             import_module(module)
         return super().get(key)

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 from anchorformer_mm.utils.dataset_paths import require_datasets
-from anchorformer_mm.utils.environment import check_environment
+from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -58,10 +58,9 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     try:
         cfg = Config.fromfile(args.config)
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f'{args.config} inherits from a library that is not installed: '
-            f'{error}'
-        ) from error
+        # mmengine's words start with the name, and advise the originals.
+        check_environment([n for n in LIBRARIES if n in str(error).split()])
+        raise
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     scope = cfg.get('default_scope')

@@ -155,7 +155,7 @@ def _installed(family: str) -> list[tuple[str, str]]:
     return [found for name in names if (found := _distribution([name]))]
 
 
-def _install_command(name: str) -> str:
+def install_command(name: str) -> str:
     """The pip command for a library, of the family that is there already."""
     originals_only = _installed('openmmlab') and not _installed('onedl')
     family = 'openmmlab' if originals_only else 'onedl'
@@ -183,14 +183,14 @@ def _family_findings() -> Iterator[str]:
 def _library_findings(name: str) -> Iterator[str]:
     library = LIBRARIES[name]
     if _spec(name) is None:
-        yield f'{name} is not installed: {_install_command(name)}'
+        yield f'{name} is not installed: {install_command(name)}'
         return
     found = _distribution([library.fork, *library.originals])
     minimum = Version(library.minimum)
     if found and Version(found[1]).release < minimum.release:
         yield (
             f'{name} {found[1]} is too old, {minimum} or newer is needed: '
-            f'{_install_command(name)}'
+            f'{install_command(name)}'
         )
 
 
@@ -207,7 +207,7 @@ def _operator_findings(required: Sequence[str]) -> Iterator[str]:
     remove = f'pip uninstall -y {found[0]} && ' if found else ''
     yield (
         f'{listing} has no compiled operators, which {" and ".join(users)} '
-        f'need: {remove}{_install_command("mmcv")}'
+        f'need: {remove}{install_command("mmcv")}'
     )
 
 

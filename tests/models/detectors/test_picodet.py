@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 
+import onnxruntime
 import pytest
 import torch
 import torch.distributed as dist
@@ -159,6 +160,30 @@ def test_the_network_compiles():
         torch.testing.assert_close(
             compiled(x, mode='tensor'), model(x, mode='tensor')
         )
+
+
+class Network(torch.nn.Module):
+    """The outputs of all levels as one flat tuple, as exporters want it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        cls_scores, bbox_preds = self.model(x, mode='tensor')
+        return (*cls_scores, *bbox_preds)
+
+
+def test_onnxruntime_computes_the_same(tmp_path):
+    network = Network(detector().eval())
+    x = torch.rand(2, 3, 97, 65)
+    path = tmp_path / 'network.onnx'
+    torch.onnx.export(network, (x,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    outs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        for out, reference in zip(outs, network(x), strict=True):
+            torch.testing.assert_close(torch.from_numpy(out), reference)
 
 
 def test_learning_one_image_by_heart():
