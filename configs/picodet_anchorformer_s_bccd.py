@@ -27,7 +27,8 @@ model = dict(bbox_head=dict(num_classes=len(classes)))
 max_epochs = 60
 train_cfg = dict(max_epochs=max_epochs, val_interval=10)
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05)
+    optimizer=dict(_delete_=True, type='AdamW', lr=4e-3, weight_decay=0.05),
+    clip_grad=dict(max_norm=10),
 )
 auto_scale_lr = dict(base_batch_size=8)
 param_scheduler = [
@@ -50,5 +51,6 @@ custom_hooks = [
         gamma=100,
         update_buffers=True,
         priority=49,
-    )
+    ),
+    dict(type='anchorformer_mm.ChannelsLastHook'),
 ]

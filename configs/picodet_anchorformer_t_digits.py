@@ -1,6 +1,6 @@
 """AnchorFormer T on the embedded digits: minutes on a CPU, no download.
 
-2,250 steps of 8 scenes: at a given cost, twice the steps on half the batch
+2,000 steps of 8 scenes: at a given cost, twice the steps on half the batch
 learn more. `train_cfg.max_epochs` and the scheduler's `T_max` and `end` say
 how long; nothing else depends on it.
 """
@@ -11,7 +11,7 @@ _base_ = [
     './_base_/det_runtime.py',
 ]
 
-max_epochs = 9
+max_epochs = 8
 
 model = dict(
     data_preprocessor=dict(batch_augments=None),
@@ -20,7 +20,7 @@ model = dict(
 )
 
 train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=3
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2
 )
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -48,6 +48,6 @@ param_scheduler = [
 ]
 randomness = dict(seed=0)
 default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=3, max_keep_ckpts=2)
+    logger=dict(interval=25), checkpoint=dict(interval=2, max_keep_ckpts=2)
 )
 custom_hooks = [dict(type='anchorformer_mm.ChannelsLastHook')]

@@ -37,12 +37,15 @@ def draw_curve(run: RunLog, path: str | Path) -> None:
         textcoords='offset points',
         ha='right',
     )
-    metric.set(ylabel=run.metric, ylim=(0, None))
+    metric.set(ylabel=run.metric, ylim=(0, 1.1 * best or None))
     losses.set(ylim=(0, None))
     losses.grid(alpha=0.3)
     handles = [*losses.get_lines(), *metric.get_lines()]
-    losses.legend(
-        handles=handles, loc='upper center', ncols=len(handles), fontsize=8
+    figure.legend(
+        handles=handles,
+        loc='outside lower center',
+        ncols=len(handles),
+        fontsize=8,
     )
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)

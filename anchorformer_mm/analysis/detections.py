@@ -24,7 +24,7 @@ def draw_detections(
     num_images: int = 12,
     columns: int = 3,
     cell: int = 320,
-    score_thr: float = 0.3,
+    score_thr: float = 0.4,
     device: str = 'cpu',
 ) -> None:
     """Draw a grid of test images, ground truth left of the prediction.
@@ -69,12 +69,15 @@ def _draw_pair(
     scale = cell / max(image.shape[:2])
     image = mmcv.imrescale(image, scale, interpolation='bicubic')
     sample = sample.cpu()
+    # What is drawn last lies on top: the best of several boxes on one object.
+    found = sample.pred_instances
+    sample.pred_instances = found[found.scores.argsort()]
     sample.gt_instances.bboxes = sample.gt_instances.bboxes * scale
     sample.pred_instances.bboxes = sample.pred_instances.bboxes * scale
     cells = []
     for title, drawn in (
         ('ground truth', dict(draw_pred=False)),
-        ('prediction', dict(draw_gt=False)),
+        (f'prediction (score > {score_thr})', dict(draw_gt=False)),
     ):
         visualizer.add_datasample(
             title, image, sample, pred_score_thr=score_thr, **drawn

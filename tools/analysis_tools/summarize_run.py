@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--score-thr',
         type=float,
-        default=0.3,
+        default=0.4,
         help='least score of a drawn prediction',
     )
     return parser.parse_args()
