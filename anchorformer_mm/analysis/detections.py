@@ -49,13 +49,21 @@ def draw_detections(
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([dataset[int(i)]]))[0]
         pairs.append(_draw_pair(visualizer, sample, cell, score_thr))
-    pairs += [np.full_like(pairs[0], 255)] * (-len(pairs) % columns)
     rows = [
-        np.hstack(pairs[i : i + columns])
+        _row(pairs[i : i + columns], columns)
         for i in range(0, len(pairs), columns)
     ]
     with replacing(path) as temporary:
         mmcv.imwrite(np.vstack(rows)[..., ::-1], str(temporary))
+
+
+def _row(pairs: list[np.ndarray], columns: int) -> np.ndarray:
+    """Pairs (h_i, W, 3) beside each other, (max h_i, columns W, 3), white."""
+    height, width = max(len(pair) for pair in pairs), pairs[0].shape[1]
+    row = np.full((height, columns * width, 3), 255, np.uint8)
+    for i, pair in enumerate(pairs):
+        row[: len(pair), i * width : (i + 1) * width] = pair
+    return row
 
 
 def _draw_pair(
@@ -64,7 +72,7 @@ def _draw_pair(
     cell: int,
     score_thr: float,
 ) -> np.ndarray:
-    """One image twice, RGB, (cell + caption, 2 cell + margin, 3)."""
+    """One image twice, RGB, (height + caption, 2 cell + margins, 3)."""
     image = mmcv.imread(sample.img_path, channel_order='rgb')
     scale = cell / max(image.shape[:2])
     image = mmcv.imrescale(image, scale, interpolation='bicubic')
@@ -82,8 +90,8 @@ def _draw_pair(
         visualizer.add_datasample(
             title, image, sample, pred_score_thr=score_thr, **drawn
         )
-        canvas = np.full((cell + 22, cell + 6, 3), 255, np.uint8)
         picture = visualizer.get_image()[:cell, :cell]
+        canvas = np.full((len(picture) + 28, cell + 6, 3), 255, np.uint8)
         canvas[22 : 22 + picture.shape[0], : picture.shape[1]] = picture
         cv2.putText(
             canvas,
