@@ -2,15 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config
-
-from anchorformer_mm.engine.launch import (
-    add_common_arguments,
-    load_config,
-    run,
-)
+from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError, run_command_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 # How the visualisation hook of each library is told to draw to a folder.
 SHOW_OPTIONS = dict(
@@ -20,21 +18,7 @@ SHOW_OPTIONS = dict(
 )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--out', metavar='FILE.pkl', help='dump the predictions'
-    )
-    parser.add_argument(
-        '--show-dir', metavar='DIR', help='draw the predictions'
-    )
-    add_common_arguments(parser)
-    return parser.parse_args()
-
-
-def draw_to(cfg: Config, folder: str) -> None:
+def draw_to(cfg: 'Config', folder: str) -> None:
     """Have the predictions drawn into ``folder``, below the work folder."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     scope = cfg.get('default_scope')
@@ -48,7 +32,7 @@ def draw_to(cfg: Config, folder: str) -> None:
         cfg.visualizer.save_dir = folder
 
 
-def dump_to(cfg: Config, path: str) -> None:
+def dump_to(cfg: 'Config', path: str) -> None:
     """Have the predictions dumped to ``path``."""
     if Path(path).suffix not in ('.pkl', '.pickle'):
         raise UsageError(f'--out must end with .pkl or .pickle, got {path!r}')
@@ -63,8 +47,23 @@ def dump_to(cfg: Config, path: str) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    cfg = load_config(args, splits=('test',))
+    check_environment(['torch', 'mmengine', 'mmcv'])
+    # Imports what was just checked.
+    from anchorformer_mm.engine import launch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', metavar='FILE.pkl', help='dump the predictions'
+    )
+    parser.add_argument(
+        '--show-dir', metavar='DIR', help='draw the predictions'
+    )
+    launch.add_common_arguments(parser)
+    args = parser.parse_args()
+
+    cfg = launch.load_config(args, splits=('test',))
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise UsageError(f'checkpoint not found: {args.checkpoint}')
     cfg.load_from = args.checkpoint
@@ -72,7 +71,7 @@ def main() -> None:
         draw_to(cfg, args.show_dir)
     if args.out is not None:
         dump_to(cfg, args.out)
-    run(cfg, 'test')
+    launch.run(cfg, 'test')
 
 
 if __name__ == '__main__':

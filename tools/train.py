@@ -2,17 +2,15 @@
 
 import argparse
 
-from anchorformer_mm.engine.launch import (
-    add_common_arguments,
-    enable_amp,
-    enable_auto_scale_lr,
-    load_config,
-    run,
-)
+from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import run_command_line
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
+    check_environment(['torch', 'mmengine', 'mmcv'])
+    # Imports what was just checked.
+    from anchorformer_mm.engine import launch
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -31,21 +29,18 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate with the total batch size',
     )
-    add_common_arguments(parser)
-    return parser.parse_args()
+    launch.add_common_arguments(parser)
+    args = parser.parse_args()
 
-
-def main() -> None:
-    args = parse_args()
-    cfg = load_config(args, splits=('train', 'val'))
+    cfg = launch.load_config(args, splits=('train', 'val'))
     if args.amp:
-        enable_amp(cfg)
+        launch.enable_amp(cfg)
     if args.auto_scale_lr:
-        enable_auto_scale_lr(cfg)
+        launch.enable_auto_scale_lr(cfg)
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    run(cfg, 'train')
+    launch.run(cfg, 'train')
 
 
 if __name__ == '__main__':

@@ -54,7 +54,6 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
         raise UsageError(f'config not found: {args.config}')
-    check_environment(['torch', 'mmengine', 'mmcv'])
     try:
         cfg = Config.fromfile(args.config)
     except ModuleNotFoundError as error:

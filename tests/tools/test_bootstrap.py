@@ -6,19 +6,17 @@ import re
 import sys
 from pathlib import Path
 
+import bootstrap
+import bootstrap_build as build
+import bootstrap_checks as checks
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anchorformer_mm.utils.environment import LIBRARIES
+
 ROOT = Path(__file__).resolve().parents[2]
 MISC = ROOT / 'tools' / 'misc'
-sys.path.insert(0, str(MISC))
-
-import bootstrap  # noqa: E402
-import bootstrap_build as build  # noqa: E402
-import bootstrap_checks as checks  # noqa: E402
-
-from anchorformer_mm.utils.environment import LIBRARIES  # noqa: E402
 
 MADE_FOR = {'python': '3.11', 'root': '/there', 'stack': 'onedl'}
 

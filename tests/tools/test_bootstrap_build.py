@@ -3,15 +3,12 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import bootstrap_build as build
 import pytest
 
 MISC = Path(__file__).resolve().parents[2] / 'tools' / 'misc'
-sys.path.insert(0, str(MISC))
-
-import bootstrap_build as build  # noqa: E402
 
 
 def test_the_cache_folder_follows_the_environment_variables() -> None:

@@ -8,12 +8,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import bootstrap
 import pytest
 
 MISC = Path(__file__).resolve().parents[2] / 'tools' / 'misc'
-sys.path.insert(0, str(MISC))
-
-import bootstrap  # noqa: E402
 
 REGISTER = """
 import torch

@@ -199,6 +199,25 @@ def test_bad_command_lines_end_in_one_message(folder, args, message):
     assert last_line(tool(folder, 'test.py', *args))[-1] == message
 
 
+@pytest.mark.parametrize('name', ['train.py', 'test.py'])
+def test_without_mmengine_the_tools_say_what_to_install(tmp_path, name):
+    code = (
+        'import runpy, sys, importlib.machinery as machinery\n'
+        'find = machinery.PathFinder.find_spec\n'
+        'machinery.PathFinder.find_spec = classmethod(lambda cls, name, *a: '
+        "None if name == 'mmengine' else find(name, *a))\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    out = subprocess.run(
+        [sys.executable, '-c', code, ROOT / 'tools' / name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    line = last_line(out)[-1]
+    assert line.startswith('error: mmengine is not installed: pip install ')
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     lines = last_line(tool(tmp_path, 'analysis_tools/summarize_run.py', '.'))
     assert lines[-1].startswith('error: no */vis_data/scalars.json')

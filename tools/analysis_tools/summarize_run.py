@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config
-
 from anchorformer_mm.analysis.curve import draw_curve
 from anchorformer_mm.analysis.run_log import read_run
+from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 
@@ -45,6 +44,10 @@ def main() -> None:
     curve = args.work_dir / 'curve.png'
     predictions = args.work_dir / 'predictions.png'
     draw_curve(run, curve)
+    check_environment(['mmdet'])
+    # Imports what was just checked.
+    from mmengine.config import Config
+
     cfg = Config.fromfile(config)
     if cfg.get('default_scope') != 'mmdet':
         raise UsageError(
