@@ -1,6 +1,7 @@
-"""Backbones; they need mmengine and mmcv only."""
+"""Backbones; those imported here need mmengine and mmcv only."""
 
 from anchorformer_mm.models.backbones.anchor_esnet import AnchorESNet
+from anchorformer_mm.models.backbones.anchorformer import AnchorFormer
 from anchorformer_mm.models.backbones.esnet import ESNet
 
-__all__ = ['AnchorESNet', 'ESNet']
+__all__ = ['AnchorESNet', 'AnchorFormer', 'ESNet']

@@ -11,14 +11,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from anchorformer_mm.models.backbones.esnet import ESNet
-from anchorformer_mm.models.layers import (
-    AnchorAttention,
-    QueryAnchorAttention,
-    TransformerBlock,
-)
+from anchorformer_mm.models.layers import TransformerBlock, build_attention
 from anchorformer_mm.registry import MODELS
-
-_ATTENTIONS = dict(learned=AnchorAttention, query=QueryAnchorAttention)
 
 
 class AnchorStage(BaseModule):
@@ -35,7 +29,8 @@ class AnchorStage(BaseModule):
         depth: Blocks.
         num_heads: Heads h; must divide C.
         num_anchors: Anchors m of each block.
-        attention: ``'learned'`` (figure 3b) or ``'query'`` (figure 3a).
+        attention: ``'learned'`` (figure 3b), ``'query'`` (figure 3a) or
+            ``'vanilla'``.
         mlp_ratio: Hidden channels of the feed-forward networks over C.
         drop_path_rate: Of the last block; rises linearly from the first.
         pos_embed: ``'conv'`` or ``'none'``.
@@ -64,14 +59,10 @@ class AnchorStage(BaseModule):
         **attn_cfg,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ('attention', attention, tuple(_ATTENTIONS)),
-            ('pos_embed', pos_embed, ('conv', 'none')),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f'{name} must be one of {allowed}, got {value!r}'
-                )
+        if pos_embed not in ('conv', 'none'):
+            raise ValueError(
+                f"pos_embed must be 'conv' or 'none', got {pos_embed!r}"
+            )
         if depth < 1:
             raise ValueError(f'depth must be >= 1, got {depth!r}')
         norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
@@ -81,18 +72,16 @@ class AnchorStage(BaseModule):
             else None
         )
         drop_path_rates = torch.linspace(0, drop_path_rate, depth).tolist()
-        self.blocks = nn.Sequential(
-            *(
-                TransformerBlock(
-                    _ATTENTIONS[attention](
-                        embed_dims, num_heads, num_anchors, **attn_cfg
-                    ),
-                    mlp_ratio=mlp_ratio,
-                    drop_path_rate=rate,
-                    norm_cfg=norm_cfg,
-                )
-                for rate in drop_path_rates
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                build_attention(
+                    attention, embed_dims, num_heads, num_anchors, **attn_cfg
+                ),
+                mlp_ratio=mlp_ratio,
+                drop_path_rate=rate,
+                norm_cfg=norm_cfg,
             )
+            for rate in drop_path_rates
         )
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1]
 
@@ -100,8 +89,9 @@ class AnchorStage(BaseModule):
         if self.pos_embed is not None:
             x = x + self.pos_embed(x)
         tokens = x.flatten(2).transpose(1, 2)
-        tokens = self.norm(self.blocks(tokens))
-        return tokens.transpose(1, 2).reshape(x.shape)
+        for block in self.blocks:
+            tokens = block(tokens, x.shape[2:])
+        return self.norm(tokens).transpose(1, 2).reshape(x.shape)
 
 
 @MODELS.register_module()

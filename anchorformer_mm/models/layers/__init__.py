@@ -5,11 +5,21 @@ from anchorformer_mm.models.layers.anchor_attention import (
     QueryAnchorAttention,
     anchor_aggregate,
 )
+from anchorformer_mm.models.layers.attention import build_attention
+from anchorformer_mm.models.layers.base_attention import BaseAttention
+from anchorformer_mm.models.layers.position_embedding import (
+    resize_position_embedding,
+)
+from anchorformer_mm.models.layers.self_attention import SelfAttention
 from anchorformer_mm.models.layers.transformer_block import TransformerBlock
 
 __all__ = [
     'AnchorAttention',
+    'BaseAttention',
     'QueryAnchorAttention',
+    'SelfAttention',
     'TransformerBlock',
     'anchor_aggregate',
+    'build_attention',
+    'resize_position_embedding',
 ]

@@ -4,17 +4,23 @@ AnchorFormer (arXiv 2505.16463), equations 4 and 6 to 13 and figure 3.
 Notation: n tokens, m anchors, h heads of d channels, D = h * d.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from anchorformer_mm.models.layers.base_attention import (
+    BaseAttention,
+    check_positive,
+)
 
 
 def anchor_aggregate(
     logits: Tensor,
     v: Tensor,
     read_drop: Callable[[Tensor], Tensor] | None = None,
+    read_index: Tensor | None = None,
 ) -> Tensor:
     r"""One step of the Markov chain token -> anchor -> token (eq. 4, 6-12).
 
@@ -33,12 +39,17 @@ def anchor_aggregate(
         logits: Pivotal similarities, scaled, shape (..., n, m).
         v: Values, shape (..., n, d).
         read_drop: Applied to A where the anchors are read out (dropout).
+        read_index: Tokens that read the anchors out, shape (r,), integer:
+            these rows of H, in this order. The anchors gather from all
+            tokens regardless. By default every token reads.
 
     Returns:
-        Tensor: Mixed values, shape (..., n, d), dtype of ``v``.
+        Tensor: Mixed values, shape (..., n or r, d), dtype of ``v``.
     """
     log_a = logits.to(_softmax_dtype(logits)).log_softmax(dim=-1)
     gather = log_a.softmax(dim=-2).to(v.dtype)
+    if read_index is not None:
+        log_a = log_a.index_select(-2, read_index)
     scatter = log_a.exp().to(v.dtype)
     if read_drop is not None:
         scatter = read_drop(scatter)
@@ -49,20 +60,25 @@ def _softmax_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-class BaseAnchorAttention(nn.Module, ABC):
+class BaseAnchorAttention(BaseAttention):
     """What the two ways to obtain anchors share.
 
     Args:
         embed_dims: Channels D of the tokens.
         num_heads: Heads h; must divide ``embed_dims``.
         num_anchors: Anchors m, >= 1. May exceed the number of tokens.
-        qkv_bias: Whether keys and values (and queries) have a bias.
-        attn_drop: Dropout on A where anchors are read out, in [0, 1).
-        proj_drop: Dropout on the output, in [0, 1).
+        dwc_v: Adds a depthwise 3x3 convolution of V to the output. Anchor
+            attention can only average; this is a local path beside it, which
+            its rivals have and the paper has not. Tokens that are not of the
+            map (class tokens) get none.
+        **kwargs: ``qkv_bias``, ``attn_drop`` (on A where anchors are read
+            out), ``proj_drop``, see :class:`BaseAttention`.
 
     Raises:
         ValueError: An argument is out of its range.
     """
+
+    input_projection = ('kv', 2)
 
     def __init__(
         self,
@@ -70,38 +86,17 @@ class BaseAnchorAttention(nn.Module, ABC):
         num_heads: int,
         num_anchors: int = 30,
         *,
-        qkv_bias: bool = False,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
+        dwc_v: bool = False,
+        **kwargs,
     ) -> None:
-        super().__init__()
-        for name, value in (
-            ('embed_dims', embed_dims),
-            ('num_heads', num_heads),
-            ('num_anchors', num_anchors),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} must be an int >= 1, got {value!r}')
-        if embed_dims % num_heads:
-            raise ValueError(
-                'embed_dims must be divisible by num_heads, got '
-                f'embed_dims={embed_dims}, num_heads={num_heads}'
-            )
-        for name, value in (
-            ('attn_drop', attn_drop),
-            ('proj_drop', proj_drop),
-        ):
-            if not 0 <= value < 1:
-                raise ValueError(f'{name} must be in [0, 1), got {value!r}')
-        self.embed_dims = embed_dims
-        self.num_heads = num_heads
+        super().__init__(embed_dims, num_heads, **kwargs)
+        check_positive(num_anchors=num_anchors)
         self.num_anchors = num_anchors
-        self.scale = (embed_dims // num_heads) ** -0.5
-
-        self.kv = nn.Linear(embed_dims, 2 * embed_dims, bias=qkv_bias)
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(embed_dims, embed_dims)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.dwc_v = (
+            nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+            if dwc_v
+            else None
+        )
 
     @abstractmethod
     def anchors_of(self, x: Tensor) -> Tensor:
@@ -110,11 +105,6 @@ class BaseAnchorAttention(nn.Module, ABC):
         Returns:
             Tensor: Shape (1 or B, 1 or h, m, d).
         """
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        """(B, n, D) -> (B, h, n, d)."""
-        b, n, _ = x.shape
-        return x.reshape(b, n, self.num_heads, -1).transpose(1, 2)
 
     def logits_of(self, x: Tensor, k: Tensor) -> Tensor:
         r"""Pivotal similarities :math:`k_i \cdot u_j / \sqrt d` (eq. 4).
@@ -131,21 +121,42 @@ class BaseAnchorAttention(nn.Module, ABC):
         """
         return k @ (self.anchors_of(x) * self.scale).transpose(-2, -1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, hw_shape: tuple[int, int] | None = None
+    ) -> Tensor:
         """Mix the tokens through the anchors.
 
         Args:
             x: Tokens, shape (B, n, D), n >= 1.
+            hw_shape: Height and width of the map whose tokens are the last
+                of ``x``; only ``dwc_v`` needs it.
 
         Returns:
             Tensor: Shape (B, n, D).
         """
-        k, v = (self.split_heads(t) for t in self.kv(x).chunk(2, dim=-1))
+        k, v = self.kv(x).chunk(2, dim=-1)
         out = anchor_aggregate(
-            self.logits_of(x, k), v, read_drop=self.attn_drop
+            self.logits_of(x, self.split_heads(k)),
+            self.split_heads(v),
+            read_drop=self.attn_drop,
         )
         out = out.transpose(1, 2).reshape(x.shape)
+        if self.dwc_v is not None:
+            out = out + self._convolve(v, hw_shape)
         return self.proj_drop(self.proj(out))
+
+    def _convolve(self, v: Tensor, hw_shape: tuple[int, int] | None) -> Tensor:
+        """Depthwise convolution of the map in ``v``, zero elsewhere."""
+        b, n, c = v.shape
+        if hw_shape is None or hw_shape[0] * hw_shape[1] > n:
+            raise ValueError(
+                f'dwc_v needs the (height, width) of a map of at most {n} '
+                f'tokens, got hw_shape={hw_shape}'
+            )
+        extra = n - hw_shape[0] * hw_shape[1]
+        feature = v[:, extra:].transpose(1, 2).reshape(b, c, *hw_shape)
+        feature = self.dwc_v(feature).flatten(2).transpose(1, 2)
+        return nn.functional.pad(feature, (0, 0, extra, 0))
 
 
 class AnchorAttention(BaseAnchorAttention):
@@ -164,7 +175,7 @@ class AnchorAttention(BaseAnchorAttention):
             the release's 0.02 every token starts equally near to all
             anchors, that is, the layer starts as global average pooling; 1.0
             starts with distinct anchors.
-        **kwargs: ``qkv_bias``, ``attn_drop``, ``proj_drop``, see
+        **kwargs: ``dwc_v``, ``qkv_bias``, ``attn_drop``, ``proj_drop``, see
             :class:`BaseAnchorAttention`.
 
     Shape:
@@ -205,6 +216,29 @@ class AnchorAttention(BaseAnchorAttention):
         std = self.anchor_std
         nn.init.trunc_normal_(self.anchors, std=std, a=-2 * std, b=2 * std)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Fit the anchors of a checkpoint, or refuse them.
+
+        Anchors shared by all heads are repeated where each head has its own:
+        the function stays the same. Another number of anchors has no such
+        reading, and loaders that are not strict would go on with random ones.
+        """
+        name = f'{prefix}anchors'
+        if name in state_dict:
+            anchors = state_dict[name]
+            if anchors.shape[0] == 1:
+                anchors = anchors.expand(len(self.anchors), -1, -1)
+            if anchors.shape != self.anchors.shape:
+                raise ValueError(
+                    f'{name} of the checkpoint has shape '
+                    f'{tuple(state_dict[name].shape)}, but this layer wants '
+                    f'{tuple(self.anchors.shape)} (1 or heads, num_anchors, '
+                    'channels of a head): build the model with the '
+                    "checkpoint's num_anchors and share_anchors"
+                )
+            state_dict[name] = anchors
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def anchors_of(self, x: Tensor) -> Tensor:
         """The learned anchors, shape (1, 1 or h, m, d), for any ``x``."""
         return self.anchors.unsqueeze(0)
@@ -225,7 +259,7 @@ class QueryAnchorAttention(BaseAnchorAttention):
         select: ``'stride'`` takes evenly spaced queries, whatever they hold;
             ``'norm'`` the m with the largest norm over all heads.
         qkv_bias: Whether queries, keys and values have a bias.
-        **kwargs: ``attn_drop``, ``proj_drop``, see
+        **kwargs: ``dwc_v``, ``attn_drop``, ``proj_drop``, see
             :class:`BaseAnchorAttention`.
 
     Shape:

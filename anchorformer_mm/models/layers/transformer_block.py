@@ -11,8 +11,8 @@ class TransformerBlock(BaseModule):
     """Pre-norm transformer block: ``x + attn(ln1(x))``, ``x + ffn(ln2(x))``.
 
     Args:
-        attn: Token mixer, (B, n, D) to (B, n, D); its ``embed_dims`` is the
-            block's.
+        attn: Token mixer, (B, n, D) and the map's size to (B, n, D); its
+            ``embed_dims`` is the block's.
         mlp_ratio: Hidden channels of the feed-forward network over D.
         drop_rate: Dropout in the feed-forward network.
         drop_path_rate: Probability to skip a branch for an image.
@@ -49,12 +49,23 @@ class TransformerBlock(BaseModule):
         self.ln2 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.ffn = FFN(
             embed_dims=embed_dims,
-            feedforward_channels=int(embed_dims * mlp_ratio),
+            feedforward_channels=round(embed_dims * mlp_ratio),
             act_cfg=act_cfg or dict(type='GELU'),
             ffn_drop=drop_rate,
             dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.ln1(x)))
+    def forward(
+        self, x: Tensor, hw_shape: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Mix, then transform.
+
+        Args:
+            x: Tokens, shape (B, n, D).
+            hw_shape: Height and width of the map in ``x``, for the attention.
+
+        Returns:
+            Tensor: Shape (B, n, D).
+        """
+        x = x + self.drop_path(self.attn(self.ln1(x), hw_shape))
         return self.ffn(self.ln2(x), identity=x)

@@ -114,8 +114,8 @@ def test_autocast_is_close_to_float32(dtype):
 @pytest.mark.parametrize(
     ('stage_cfg', 'message'),
     [
-        (dict(attention='vanilla'), r"attention must be one of.*'vanilla'"),
-        (dict(pos_embed='sine'), r"pos_embed must be one of.*'sine'"),
+        (dict(attention='sparse'), r"attention must be one of.*'sparse'"),
+        (dict(pos_embed='sine'), r"pos_embed must be 'conv'.*'sine'"),
         (dict(depth=0), r'depth must be >= 1, got 0'),
         (dict(num_heads=5), r'embed_dims=384, num_heads=5'),
         (dict(num_anchors=0), r'num_anchors must be an int >= 1, got 0'),

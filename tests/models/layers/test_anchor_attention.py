@@ -276,3 +276,17 @@ def test_compiled_layer_equals_eager():
     for n in (9, 20):
         x = torch.randn(2, n, 12)
         torch.testing.assert_close(compiled(x), layer(x))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    index=st.lists(st.integers(0, 19), min_size=1, max_size=25),
+    seed=st.integers(0, 10**6),
+)
+def test_tokens_that_read_get_their_rows_of_the_whole_result(index, seed):
+    torch.manual_seed(seed)
+    logits, v = torch.randn(2, 3, 20, 5).double(), torch.randn(2, 3, 20, 4)
+    v, index = v.double(), torch.tensor(index)
+    rows = anchor_aggregate(logits, v, read_index=index)
+    whole = anchor_aggregate(logits, v)
+    torch.testing.assert_close(rows, whole[..., index, :], rtol=0, atol=1e-14)

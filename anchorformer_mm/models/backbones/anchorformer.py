@@ -1,0 +1,406 @@
+"""AnchorFormer on the columnar graph of DeiT (arXiv 2505.16463, table 1)."""
+
+from collections.abc import Sequence
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks.transformer import PatchEmbed
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from anchorformer_mm.models.layers import (
+    TransformerBlock,
+    build_attention,
+    resize_position_embedding,
+)
+from anchorformer_mm.registry import MODELS
+
+_SIZES = dict(tiny=(192, 3), small=(384, 6), base=(768, 12))
+_ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
+_OUT_TYPES = ('cls_token', 'featmap', 'avg_featmap', 'raw')
+
+
+@MODELS.register_module()
+class AnchorFormer(BaseModule):
+    """DeiT with anchor attention.
+
+    Arguments, outputs and parameter names are those of mmpretrain's
+    ``VisionTransformer``, so that its heads and checkpoint tools fit; it
+    needs mmengine and mmcv only. As in the authors' release, the class and
+    distillation tokens take part in the attention like any other token.
+
+    Args:
+        arch: ``'tiny'``, ``'small'`` or ``'base'``, or a dict with
+            ``embed_dims``, ``num_layers``, ``num_heads`` and
+            ``feedforward_channels``.
+        img_size: Height and width of the training images (or one number for
+            both), px. Other sizes work: the position embedding is resized.
+        patch_size: Side of a patch, px. Images are padded at the right and
+            bottom to whole patches.
+        in_channels: Channels of the images.
+        attention: ``'learned'`` anchors (figure 3b), ``'query'``: anchors
+            picked among the queries (figure 3a), or ``'vanilla'`` attention.
+        num_anchors: Anchors m of every layer, or one number a layer.
+        attn_cfg: Further arguments of the attention, such as
+            ``share_anchors``, ``anchor_std``, ``dwc_v``, ``qkv_bias``; see
+            :mod:`anchorformer_mm.models.layers`.
+        out_indices: Layers whose output is returned, ascending; negative ones
+            count from the end.
+        out_type: What is returned of a layer:
+
+            - ``'cls_token'``: the class token, (B, D); with a distillation
+              token the pair of both;
+            - ``'featmap'``: the map of patches, (B, D, H, W);
+            - ``'avg_featmap'``: its normalised average, (B, D);
+            - ``'raw'``: all tokens, class tokens first, (B, n, D).
+        with_cls_token: Whether there is a class token.
+        with_dist_token: Whether there is a distillation token (DeiT).
+        final_norm: Whether the last layer's output is normalised.
+        frozen_stages: Number of first layers that are not trained, together
+            with the embeddings (0: these alone; -1: nothing is frozen).
+        drop_rate: Dropout after the embedding and in feed-forward networks.
+        drop_path_rate: Of the last block; rises linearly from 0.
+        with_cp: Recompute the blocks in the backward pass to save memory.
+        interpolate_mode: How the position embedding is resized.
+        norm_cfg: Normalisation.
+        init_cfg: Initialisation; by default linear layers are drawn from a
+            truncated normal distribution with standard deviation 0.02.
+
+    Raises:
+        ValueError: An argument is not among the allowed values.
+
+    Shape:
+        - Input: (B, in_channels, H, W), any H and W.
+        - Output: a tuple with one entry for each of ``out_indices``.
+
+    Example:
+        >>> model = AnchorFormer('tiny', out_type='featmap')
+        >>> model(torch.rand(1, 3, 256, 192))[0].shape
+        torch.Size([1, 192, 16, 12])
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        *,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        attention: str = 'learned',
+        num_anchors: int | Sequence[int] = 30,
+        attn_cfg: dict | None = None,
+        out_indices: int | Sequence[int] = -1,
+        out_type: str = 'cls_token',
+        with_cls_token: bool = True,
+        with_dist_token: bool = False,
+        final_norm: bool = True,
+        frozen_stages: int = -1,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        interpolate_mode: str = 'bicubic',
+        norm_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(
+            init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02)
+        )
+        self.arch_settings = _settings_of(arch)
+        self.embed_dims = self.arch_settings['embed_dims']
+        self.num_layers = self.arch_settings['num_layers']
+        if out_type not in _OUT_TYPES:
+            raise ValueError(
+                f'out_type must be one of {_OUT_TYPES}, got {out_type!r}'
+            )
+        if out_type == 'cls_token' and not with_cls_token:
+            raise ValueError(
+                "out_type='cls_token' needs with_cls_token=True; choose "
+                "'featmap', 'avg_featmap' or 'raw' without it"
+            )
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(
+                f'frozen_stages must be in [-1, {self.num_layers}], got '
+                f'{frozen_stages!r}'
+            )
+        self.out_type = out_type
+        self.out_indices = _ascending(out_indices, self.num_layers)
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.interpolate_mode = interpolate_mode
+        norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
+
+        size = (img_size,) * 2 if isinstance(img_size, int) else img_size
+        self.patch_embed = PatchEmbed(
+            in_channels=in_channels,
+            embed_dims=self.embed_dims,
+            kernel_size=patch_size,
+            stride=patch_size,
+            input_size=tuple(size),
+        )
+        self.patch_resolution = tuple(self.patch_embed.init_out_size)
+        self.cls_token = self._embedding(1) if with_cls_token else None
+        self.dist_token = self._embedding(1) if with_dist_token else None
+        self.num_extra_tokens = with_cls_token + with_dist_token
+        h, w = self.patch_resolution
+        self.pos_embed = self._embedding(self.num_extra_tokens + h * w)
+        self.drop_after_pos = nn.Dropout(drop_rate)
+
+        anchors = _one_each(num_anchors, self.num_layers)
+        rates = torch.linspace(0, drop_path_rate, self.num_layers).tolist()
+        self.layers = nn.ModuleList(
+            TransformerBlock(
+                build_attention(
+                    attention,
+                    self.embed_dims,
+                    self.arch_settings['num_heads'],
+                    m,
+                    **(attn_cfg or {}),
+                ),
+                mlp_ratio=(
+                    self.arch_settings['feedforward_channels']
+                    / self.embed_dims
+                ),
+                drop_rate=drop_rate,
+                drop_path_rate=rate,
+                norm_cfg=norm_cfg,
+            )
+            for m, rate in zip(anchors, rates, strict=True)
+        )
+        # Named as in mmpretrain: ln1 after the last layer, ln2 after pooling.
+        self.ln1 = (
+            build_norm_layer(norm_cfg, self.embed_dims)[1]
+            if final_norm
+            else nn.Identity()
+        )
+        if out_type == 'avg_featmap':
+            self.ln2 = build_norm_layer(norm_cfg, self.embed_dims)[1]
+        self._register_state_dict_hook(_save_grid)
+        self._freeze()
+
+    def _embedding(self, tokens: int) -> nn.Parameter:
+        embedding = torch.empty(1, tokens, self.embed_dims)
+        return nn.Parameter(nn.init.trunc_normal_(embedding, std=0.02))
+
+    def forward(self, x: Tensor) -> tuple:
+        x, hw = self.patch_embed(x)
+        extra = [
+            token.expand(len(x), -1, -1)
+            for token in (self.cls_token, self.dist_token)
+            if token is not None
+        ]
+        x = torch.cat((*extra, x), dim=1) + self._positions(hw)
+        x = self.drop_after_pos(x)
+        outs = []
+        for i, layer in enumerate(self.layers):
+            if self.with_cp and x.requires_grad:
+                x = checkpoint(layer, x, hw, use_reentrant=False)
+            else:
+                x = layer(x, hw)
+            if i == self.num_layers - 1:
+                x = self.ln1(x)
+            if i in self.out_indices:
+                outs.append(self._format(x, hw))
+        return tuple(outs)
+
+    def _positions(self, hw: tuple[int, int]) -> Tensor:
+        """Position embedding for a map of size ``hw``, (1, n, D)."""
+        if tuple(hw) == self.patch_resolution:
+            return self.pos_embed
+        extra, grid = self._split_extra(self.pos_embed)
+        grid = resize_position_embedding(
+            grid, self.patch_resolution, hw, mode=self.interpolate_mode
+        )
+        return torch.cat((extra, grid), dim=1)
+
+    def _split_extra(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        n = self.num_extra_tokens
+        return tokens[:, :n], tokens[:, n:]
+
+    def _format(
+        self, x: Tensor, hw: tuple[int, int]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if self.out_type == 'raw':
+            return x
+        if self.out_type == 'cls_token':
+            if self.dist_token is not None:
+                return x[:, 0], x[:, 1]
+            return x[:, 0]
+        patches = self._split_extra(x)[1]
+        if self.out_type == 'avg_featmap':
+            return self.ln2(patches.mean(dim=1))
+        return patches.transpose(1, 2).unflatten(2, tuple(hw))
+
+    def train(self, mode: bool = True) -> 'AnchorFormer':
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        modules = [self.patch_embed, self.drop_after_pos]
+        modules += self.layers[: self.frozen_stages]
+        if self.frozen_stages == self.num_layers:
+            modules.append(self.ln1)
+        return modules
+
+    def _freeze(self) -> None:
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        if self.frozen_stages >= 0:
+            for token in (self.cls_token, self.dist_token, self.pos_embed):
+                if token is not None:
+                    token.requires_grad_(False)
+        self.train(self.training)
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """Depth of a parameter, for learning rates that decay by layer.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: What this backbone's parameters start with there.
+
+        Returns:
+            tuple[int, int]: The depth (0: embeddings, 1 to ``num_layers``:
+            the layers, then all that follows), and the number of depths.
+        """
+        num_depths = self.num_layers + 2
+        name = param_name.removeprefix(prefix)
+        if param_name.startswith(prefix):
+            if name.startswith('layers.'):
+                return int(name.split('.')[1]) + 1, num_depths
+            if not name.startswith(('ln1.', 'ln2.')):
+                return 0, num_depths
+        return num_depths - 1, num_depths
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, *args
+    ) -> None:
+        """Bring a checkpoint's position embedding to this model's tokens."""
+        name = f'{prefix}pos_embed'
+        if name in state_dict:
+            state_dict[name] = self._fit_positions(
+                state_dict[name],
+                [
+                    key
+                    for key in ('cls_token', 'dist_token')
+                    if prefix + key in state_dict
+                ],
+                local_metadata.get('grid'),
+            )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, *args
+        )
+
+    def _fit_positions(
+        self, pos_embed: Tensor, extra: list[str], grid: Sequence[int] | None
+    ) -> Tensor:
+        """Position embedding of a checkpoint, resized to ours.
+
+        Class tokens that the checkpoint has and this model has not are
+        dropped; those that only this model has keep what they have.
+
+        Args:
+            pos_embed: The checkpoint's, shape (1, n, D).
+            extra: The class tokens it has.
+            grid: Height and width of its map, None if it does not tell:
+                then it must be a square.
+
+        Raises:
+            ValueError: It does not tell, and is no square.
+        """
+        tokens = pos_embed.shape[1] - len(extra)
+        if grid is None:
+            grid = (int(tokens**0.5),) * 2
+        if grid[0] * grid[1] != tokens:
+            raise ValueError(
+                f'pos_embed of the checkpoint has {pos_embed.shape[1]} '
+                f'tokens, {len(extra)} of them class tokens: the other '
+                f'{tokens} are not a grid of {grid[0]} x {grid[1]} patches. '
+                'Only square grids can be resized unless the checkpoint '
+                'tells its own; build the model with the img_size it was '
+                'trained at'
+            )
+        ours = [
+            key
+            for key in ('cls_token', 'dist_token')
+            if getattr(self, key) is not None
+        ]
+        slots = [
+            pos_embed[:, extra.index(key), None]
+            if key in extra
+            else self.pos_embed.detach()[:, i, None].to(pos_embed)
+            for i, key in enumerate(ours)
+        ]
+        patches = resize_position_embedding(
+            pos_embed[:, len(extra) :],
+            tuple(grid),
+            self.patch_resolution,
+            mode=self.interpolate_mode,
+        )
+        return torch.cat((*slots, patches), dim=1)
+
+
+def _save_grid(module, state_dict, prefix, local_metadata) -> None:
+    """Keep the map's size beside the weights: 192 tokens tell no shape."""
+    local_metadata['grid'] = list(module.patch_resolution)
+
+
+def _settings_of(arch: str | dict) -> dict:
+    if isinstance(arch, dict):
+        if set(arch) != set(_ARCH_KEYS):
+            raise ValueError(
+                f'an arch dict must have exactly the keys {_ARCH_KEYS}, got '
+                f'{tuple(arch)}'
+            )
+        for key, value in arch.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f'arch[{key!r}] must be an int >= 1, got {value!r}'
+                )
+        return dict(arch)
+    if arch not in _SIZES:
+        raise ValueError(
+            f'arch must be one of {tuple(_SIZES)} or a dict, got {arch!r}'
+        )
+    embed_dims, num_heads = _SIZES[arch]
+    return dict(
+        embed_dims=embed_dims,
+        num_layers=12,
+        num_heads=num_heads,
+        feedforward_channels=4 * embed_dims,
+    )
+
+
+def _ascending(
+    out_indices: int | Sequence[int], num_layers: int
+) -> tuple[int, ...]:
+    """Layers as ascending numbers from 0."""
+    given = out_indices
+    if isinstance(given, int):
+        given = (given,)
+    indices = tuple(i + num_layers if i < 0 else i for i in given)
+    allowed = all(0 <= i < num_layers for i in indices)
+    if not indices or not allowed or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f'out_indices must be ascending layers in [-{num_layers}, '
+            f'{num_layers - 1}], got {out_indices!r}'
+        )
+    return indices
+
+
+def _one_each(
+    num_anchors: int | Sequence[int], num_layers: int
+) -> tuple[int, ...]:
+    if isinstance(num_anchors, int):
+        return (num_anchors,) * num_layers
+    if len(num_anchors) != num_layers:
+        raise ValueError(
+            f'num_anchors must be one number or {num_layers}, one a layer, '
+            f'got {num_anchors!r}'
+        )
+    return tuple(num_anchors)
