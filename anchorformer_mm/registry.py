@@ -71,6 +71,13 @@ MODELS = PluginRegistry(
     optional=dict(
         PicoHead=('mmdet', f'{SCOPE}.models.dense_heads'),
         PicoDet=('mmdet', f'{SCOPE}.models.detectors'),
+        AnchorLeViT=('mmpretrain', f'{SCOPE}.models.backbones.anchor_levit'),
+        DistilledImageClassifier=(
+            'mmpretrain',
+            f'{SCOPE}.models.classifiers',
+        ),
+        DistilledDeiTClsHead=('mmpretrain', f'{SCOPE}.models.heads'),
+        DistilledLeViTClsHead=('mmpretrain', f'{SCOPE}.models.heads'),
     ),
 )
 TASK_UTILS = PluginRegistry(

@@ -5,7 +5,7 @@ its table 2 prints: the stage keeps its stride-2 block as the entry, and two
 anchor blocks with MLP ratio 2 stand in place of the stride-1 blocks.
 """
 
-import torch
+import numpy as np
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class AnchorStage(BaseModule):
             if pos_embed == 'conv'
             else None
         )
-        drop_path_rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        drop_path_rates = np.linspace(0, drop_path_rate, depth).tolist()
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 build_attention(

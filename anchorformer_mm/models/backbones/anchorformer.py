@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.transformer import PatchEmbed
@@ -147,7 +148,7 @@ class AnchorFormer(BaseModule):
         self.drop_after_pos = nn.Dropout(drop_rate)
 
         anchors = _one_each(num_anchors, self.num_layers)
-        rates = torch.linspace(0, drop_path_rate, self.num_layers).tolist()
+        rates = np.linspace(0, drop_path_rate, self.num_layers).tolist()
         self.layers = nn.ModuleList(
             TransformerBlock(
                 build_attention(

@@ -1,0 +1,7 @@
+"""AnchorFormer B distilled as DeiT is, the graph of the release: MACS_bd"""
+
+_base_ = './anchorformer_t_distilled_in1k.py'
+
+model = dict(backbone=dict(arch='base'), head=dict(in_channels=768))
+
+train_dataloader = dict(batch_size=64)

@@ -1,0 +1,5 @@
+"""Table 5, DeiT-S with 10 anchors."""
+
+_base_ = './anchorformer_s_in1k.py'
+
+model = dict(backbone=dict(num_anchors=10))

@@ -1,0 +1,16 @@
+"""AnchorFormer T on ImageNet, in DeiT's recipe of 300 epochs: MACS_t"""
+
+_base_ = 'mmpretrain::deit/deit-tiny_4xb256_in1k.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='anchorformer_mm.AnchorFormer',
+        arch='tiny',
+        num_anchors=30,
+    )
+)
+
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={'.anchors': dict(decay_mult=0.0)})
+)
