@@ -97,6 +97,7 @@ setup(
     install_requires=['torch>=2.1', 'numpy', 'packaging', 'scikit-learn'],
     extras_require={
         **FAMILIES,
+        'explain': ['grad-cam<1.5.7'],
         'dev': [
             'hypothesis',
             'onnx',

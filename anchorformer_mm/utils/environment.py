@@ -94,6 +94,12 @@ LIBRARIES = {
         ('1.2.0', '1.3.6'),
         ('torch', 'torchvision', 'mmengine', 'mmcv'),
     ),
+    'pytorch_grad_cam': Library(
+        '1.4',
+        ('grad-cam',),
+        pins=('1.5.5',),
+        needs=('torch', 'torchvision'),
+    ),
 }
 
 

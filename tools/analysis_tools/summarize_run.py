@@ -2,11 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anchorformer_mm.analysis.curve import draw_curve
 from anchorformer_mm.analysis.run_log import read_run
 from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError, run_command_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -16,7 +20,7 @@ def parse_args() -> argparse.Namespace:
         '--score-thr',
         type=float,
         default=0.4,
-        help='least score of a drawn prediction',
+        help='least score of a drawn detection',
     )
     return parser.parse_args()
 
@@ -33,6 +37,35 @@ def newest(work_dir: Path, pattern: str, what: str) -> Path:
     return files[-1]
 
 
+def draw_predictions(
+    cfg: 'Config', checkpoint: Path, path: Path, score_thr: float
+) -> None:
+    """Draw what the model of a run finds in validation images.
+
+    Raises:
+        UsageError: It is no detector and no classifier, or its library is
+            missing.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in ('mmdet', 'mmpretrain'):
+        raise UsageError(
+            'predictions are drawn for detectors and classifiers; '
+            f'{cfg.filename} is of {scope}'
+        )
+    check_environment([scope])
+    # These libraries take seconds to import: after the cheap checks.
+    if scope == 'mmdet':
+        from anchorformer_mm.analysis.detections import draw_detections
+
+        draw_detections(cfg, checkpoint, path, score_thr=score_thr)
+    else:
+        from anchorformer_mm.analysis.classifications import (
+            draw_classifications,
+        )
+
+        draw_classifications(cfg, checkpoint, path)
+
+
 def main() -> None:
     args = parse_args()
     run = read_run(args.work_dir)
@@ -44,20 +77,12 @@ def main() -> None:
     curve = args.work_dir / 'curve.png'
     predictions = args.work_dir / 'predictions.png'
     draw_curve(run, curve)
-    check_environment(['mmdet'])
+    check_environment(['mmengine'])
     # Imports what was just checked.
     from mmengine.config import Config
 
     cfg = Config.fromfile(config)
-    if cfg.get('default_scope') != 'mmdet':
-        raise UsageError(
-            f'predictions are drawn for detectors; {config} is of '
-            f'{cfg.get("default_scope")}'
-        )
-    # mmdet takes seconds to import: after the cheap checks.
-    from anchorformer_mm.analysis.detections import draw_detections
-
-    draw_detections(cfg, checkpoint, predictions, score_thr=args.score_thr)
+    draw_predictions(cfg, checkpoint, predictions, args.score_thr)
     iterations, values = run.curve(run.metric)
     log = newest(args.work_dir, '*/*.log', 'log')
     print(f'{run.metric}: {values[-1]:.3f} after {iterations[-1]} iterations')

@@ -100,9 +100,7 @@ class MapAnchorAttention(BaseModule):
             batch, height * width, self.num_heads, sum(self.split)
         )
         k, v = kv.transpose(1, 2).split(self.split, dim=-1)
-        logits = k @ (self.anchors * self.scale).transpose(-2, -1)
-        logits = logits + self.position_bias(height, width)
-
+        logits = self.logits_of(k, height, width)
         tokens = torch.arange(height * width, device=x.device)
         tokens = tokens.view(height, width)[:: self.stride, :: self.stride]
         out = anchor_aggregate(
@@ -110,6 +108,20 @@ class MapAnchorAttention(BaseModule):
         )  # (B, h, n', attn_ratio * d)
         out = self.proj(out.transpose(1, 2).flatten(2))
         return out.reshape(batch, *tokens.shape, out.shape[-1])
+
+    def logits_of(self, k: Tensor, height: int, width: int) -> Tensor:
+        """Pivotal similarities of a map's keys, with the position bias.
+
+        Args:
+            k: Keys, shape (B, h, height * width, d).
+            height: Of the map.
+            width: Of the map.
+
+        Returns:
+            Tensor: Shape (B, h, height * width, m).
+        """
+        logits = k @ (self.anchors * self.scale).transpose(-2, -1)
+        return logits + self.position_bias(height, width)
 
     def position_bias(self, height: int, width: int) -> Tensor:
         """What position adds to the logits, shape (h, height * width, m)."""

@@ -1,0 +1,205 @@
+"""Picture what a trained model looks at: anchor maps, or Grad-CAM."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anchorformer_mm.utils.environment import check_environment
+from anchorformer_mm.utils.errors import UsageError, run_command_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+METHODS = ('anchors', 'grad-cam')
+# Arguments that only one method makes use of.
+BELONGS = dict(
+    layers='anchors',
+    heads='anchors',
+    num_anchors_shown='anchors',
+    order='anchors',
+    target='grad-cam',
+    target_layer='grad-cam',
+)
+
+
+def parse_args() -> argparse.Namespace:
+    # Imports what was just checked.
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('images', nargs='+', help='image files', type=Path)
+    parser.add_argument(
+        '--out', required=True, type=Path, help='folder for the pictures'
+    )
+    parser.add_argument('--method', choices=METHODS, default=METHODS[0])
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='overrides of the config, as key=value pairs',
+    )
+    anchors = parser.add_argument_group('anchors')
+    anchors.add_argument(
+        '--layers',
+        nargs='+',
+        type=int,
+        help='anchor layers, counted from 0 (default: all)',
+    )
+    anchors.add_argument(
+        '--heads',
+        nargs='+',
+        help="heads, counted from 0, or 'mean' (default)",
+    )
+    anchors.add_argument(
+        '--num-anchors-shown',
+        type=int,
+        metavar='K',
+        help='anchors of each layer (default: 6)',
+    )
+    anchors.add_argument(
+        '--order',
+        choices=['contrast', 'mass'],
+        help='show those that tell patches apart (default), or those that '
+        'collect most',
+    )
+    grad_cam = parser.add_argument_group('grad-cam')
+    grad_cam.add_argument(
+        '--target',
+        metavar='CLASS',
+        help='name or number of a class (default: the predicted one)',
+    )
+    grad_cam.add_argument(
+        '--target-layer',
+        metavar='NAME',
+        help='layer whose map is weighted, such as backbone.layers.11.ln1 '
+        '(the default for AnchorFormer of 12 layers), or backbone.stages.2',
+    )
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    return parser.parse_args()
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse what is wrong before anything is loaded.
+
+    Raises:
+        UsageError: A file is missing, an argument has no use or no meaning.
+    """
+    for name, method in BELONGS.items():
+        if getattr(args, name) is not None and args.method != method:
+            flag = f'--{name.replace("_", "-")}'
+            raise UsageError(f'{flag} is of --method {method} only')
+    if not Path(args.checkpoint).is_file():
+        raise UsageError(f'checkpoint not found: {args.checkpoint}')
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f'--out must be a folder, got the file {args.out}')
+    stems = [image.stem for image in args.images]
+    for image in args.images:
+        if stems.count(image.stem) > 1:
+            raise UsageError(
+                f'several images are named {image.stem!r}, and so would be '
+                'their pictures: explain them with another --out each'
+            )
+
+
+def chosen_heads(heads: list[str] | None) -> list[int] | None:
+    """Numbers of heads, None for their mean.
+
+    Raises:
+        UsageError: They are neither.
+    """
+    if heads in (None, ['mean']):
+        return None
+    if not all(head.isdecimal() for head in heads):
+        raise UsageError(
+            f"--heads must be numbers from 0, or 'mean'; got {' '.join(heads)}"
+        )
+    return [int(head) for head in heads]
+
+
+def explain_anchors(args: argparse.Namespace, cfg: 'Config') -> None:
+    """Draw the anchor maps and the assignment of every image."""
+    from anchorformer_mm.analysis.anchor_maps import (
+        choose_layers,
+        collect_anchor_weights,
+        draw_anchor_maps,
+        draw_assignment,
+    )
+    from anchorformer_mm.analysis.inference import load_model, prepare_image
+
+    heads = chosen_heads(args.heads)
+    model = load_model(cfg, args.checkpoint, args.device)
+    for path in args.images:
+        image = prepare_image(cfg, model, path)
+        layers = collect_anchor_weights(
+            model, image.inputs, image.data_samples, mode='tensor'
+        )
+        common = dict(
+            image=image.pixels,
+            layers=choose_layers(layers, args.layers),
+            heads=heads,
+            input_size=image.input_size,
+        )
+        maps = args.out / f'{path.stem}_anchors.png'
+        draw_anchor_maps(
+            **common,
+            path=maps,
+            num_anchors=6
+            if args.num_anchors_shown is None
+            else args.num_anchors_shown,
+            order=args.order or 'contrast',
+        )
+        print(maps)
+        assignment = args.out / f'{path.stem}_assignment.png'
+        draw_assignment(**common, path=assignment)
+        print(assignment)
+
+
+def explain_class(args: argparse.Namespace, cfg: 'Config') -> None:
+    """Draw Grad-CAM of every image."""
+    from anchorformer_mm.analysis.grad_cam import draw_grad_cam, grad_cam
+    from anchorformer_mm.analysis.inference import load_model, prepare_image
+
+    model = load_model(cfg, args.checkpoint, args.device)
+    classes = model.dataset_meta.get('classes') or ()
+    for path in args.images:
+        image = prepare_image(cfg, model, path)
+        evidence = grad_cam(
+            model,
+            image.inputs,
+            target=args.target,
+            classes=classes,
+            layer=args.target_layer,
+        )
+        picture = args.out / f'{path.stem}_grad_cam.png'
+        draw_grad_cam(image.pixels, evidence, picture, classes=classes)
+        print(picture)
+
+
+def main() -> None:
+    check_environment(['torch', 'mmengine', 'mmcv'])
+    args = parse_args()
+    check_args(args)
+    # Import what was just checked.
+    from anchorformer_mm.analysis.inference import require_image
+    from anchorformer_mm.engine.launch import load_config
+
+    cfg = load_config(args, [])
+    for path in args.images:
+        require_image(path)
+    if args.method == 'anchors':
+        explain_anchors(args, cfg)
+        return
+    if cfg.get('default_scope') != 'mmpretrain':
+        raise UsageError(
+            '--method grad-cam is for classifiers of mmpretrain; '
+            f'{args.config} is of {cfg.get("default_scope")}'
+        )
+    check_environment(['pytorch_grad_cam'])
+    explain_class(args, cfg)
+
+
+if __name__ == '__main__':
+    run_command_line(main)
