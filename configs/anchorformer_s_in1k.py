@@ -1,4 +1,7 @@
-"""AnchorFormer S on ImageNet, in DeiT's recipe of 300 epochs: MACS_s"""
+"""AnchorFormer S on ImageNet, in DeiT's recipe of 300 epochs.
+
+20.29 M, 3.97 GMAC at 224 px with 1,000 classes.
+"""
 
 _base_ = 'mmpretrain::deit/deit-small_4xb256_in1k.py'
 

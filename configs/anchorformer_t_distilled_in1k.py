@@ -1,4 +1,6 @@
-"""AnchorFormer T distilled as DeiT is, the graph of the release: MACS_td
+"""AnchorFormer T distilled as DeiT is, the graph of the release.
+
+5.48 M, 1.03 GMAC at 224 px with 1,000 classes.
 
 The teacher may be any classifier of the same classes. DeiT found that
 convolutional ones teach best; this one reaches 83.66 % top-1.

@@ -182,7 +182,7 @@ def make_scene(
 def make_single(
     rng: np.random.Generator, scan: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """Compose an image that one digit fills.
+    """Compose an image that one digit fills, close to the middle.
 
     Args:
         rng: Source of every choice.
@@ -193,8 +193,9 @@ def make_single(
         np.ndarray: BGR, shape (H, W, 3), uint8.
     """
     canvas = _Canvas(make_background(rng, size))
-    height = rng.uniform(0.6, 0.9) * min(size)
-    canvas.try_add(rng, render_glyph(rng, scan, height, canvas.room))
+    height = rng.uniform(0.75, 0.9) * min(size)
+    glyph = render_glyph(rng, scan, height, canvas.room)
+    canvas.try_add(rng, glyph, reach=0.5)
     return canvas.image.round().astype(np.uint8)
 
 
@@ -213,12 +214,21 @@ class _Canvas:
         self._masks: list[np.ndarray] = []
         self._inks: list[np.ndarray] = []
 
-    def try_add(self, rng: np.random.Generator, glyph: Glyph) -> bool:
-        """Paste the glyph where it fits; False when no such place is found."""
+    def try_add(
+        self, rng: np.random.Generator, glyph: Glyph, reach: float = 1.0
+    ) -> bool:
+        """Paste the glyph where it fits; False when no such place is found.
+
+        ``reach`` is the share of the free places, around the middle one,
+        that are tried.
+        """
         h, w = glyph.mask.shape
+        free = np.subtract(self.room, (w, h))
+        span = (reach * free).round().astype(int)
+        start = SCENE_MARGIN + (free - span) // 2
         for _ in range(_PLACEMENTS):
-            x = SCENE_MARGIN + int(rng.integers(self.room[0] - w + 1))
-            y = SCENE_MARGIN + int(rng.integers(self.room[1] - h + 1))
+            x = int(start[0] + rng.integers(span[0] + 1))
+            y = int(start[1] + rng.integers(span[1] + 1))
             box = np.array([x, y, w, h])
             ink = self._pick_ink(rng)
             if self._fits(box, glyph.mask, ink):

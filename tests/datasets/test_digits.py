@@ -238,3 +238,18 @@ def test_names_and_colours_go_together():
     assert len(DIGIT_CLASSES) == len(set(PALETTE)) == 10
     assert ('background', *DIGIT_CLASSES) == SEGMENTATION_CLASSES
     assert len(set(SEGMENTATION_PALETTE)) == 11
+
+
+@given(st.integers(0, 2**16))
+@settings(max_examples=20, deadline=None)
+def test_a_single_digit_fills_the_middle_of_its_image(seed):
+    rng = np.random.default_rng(seed)
+    scan = load_scans('val').images[seed % 300]
+    canvas = digits._Canvas(np.full((64, 80, 3), 128, np.float32))
+    glyph = digits.render_glyph(rng, scan, 50, canvas.room)
+    assert canvas.try_add(rng, glyph, reach=0.5)
+    x, y, w, h = canvas._boxes[0]
+    for start, length, side in ((x, w, 80), (y, h, 64)):
+        room = side - 2 * digits.SCENE_MARGIN - length
+        off_centre = start + length / 2 - side / 2
+        assert abs(off_centre) <= room / 4 + 1

@@ -1,4 +1,4 @@
-"""The embedded data set as single digits of 64 px, a folder for each class."""
+"""The embedded data set as single digits, a folder for each class; at 48 px."""
 
 data_root = 'data/digits/classification'
 metainfo = dict(
@@ -22,26 +22,28 @@ data_preprocessor = dict(
     to_rgb=True,
 )
 
-# A digit keeps its meaning when it is moved, turned, sheared a little or
-# inverted, and loses it when it is mirrored.
+# Colours say nothing about a digit: grey, and stretched from black to white.
+grey = [
+    dict(type='RandomGrayscale', prob=1.0, keep_channels=True),
+    dict(type='AutoContrast', prob=1.0),
+]
+# A digit keeps its meaning when it is moved or turned a little or inverted,
+# and loses it when it is mirrored.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Rotate', angle=15, prob=0.5, pad_val=128),
-    dict(type='Translate', magnitude=0.1, prob=0.5, pad_val=128),
+    dict(type='Resize', scale=(48, 48)),
+    *grey,
+    dict(type='Rotate', magnitude_range=(0, 10), magnitude_std='inf'),
     dict(
-        type='Translate',
-        magnitude=0.1,
-        direction='vertical',
-        prob=0.5,
-        pad_val=128,
+        type='RandomCrop', crop_size=48, padding=2, padding_mode='reflect'
     ),
-    dict(type='Shear', magnitude=0.2, prob=0.5, pad_val=128),
     dict(type='Invert', prob=0.5),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(64, 64)),
+    dict(type='Resize', scale=(48, 48)),
+    *grey,
     dict(type='PackInputs'),
 ]
 
