@@ -86,7 +86,7 @@ def _long_description() -> str:
 setup(
     name='anchorformer-mm',
     version=_version(),
-    description='Efficient transformer backbones for OpenMMLab: anchor attention',
+    description='Efficient transformer backbones for OpenMMLab',
     long_description=_long_description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',

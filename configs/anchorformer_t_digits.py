@@ -1,9 +1,10 @@
 """AnchorFormer's graph on single digits: minutes on a CPU, no download.
 
 T is too much for the minutes of two cores: half its width, a third of its
-layers, half their MLP ratio. ImageNet's recipe starts flat: tokens equally near
-to all anchors, weights of 0.02. From so few images that hardly ever ends, so
-that weights and anchors start larger here, and `dwc_v` adds a local path.
+layers, half their MLP ratio. ImageNet's recipe starts flat: tokens equally
+near to all anchors, weights of 0.02. From so few images that hardly ever
+ends, so that weights and anchors start larger here, and `dwc_v` adds a local
+path.
 """
 
 _base_ = ['./_base_/datasets/digits_cls_48.py', './_base_/cls_runtime.py']

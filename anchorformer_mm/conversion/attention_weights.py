@@ -9,6 +9,7 @@ from anchorformer_mm.conversion.inventory import Inventory
 from anchorformer_mm.conversion.shared_anchors import share_anchors
 from anchorformer_mm.models.layers import (
     AnchorAttention,
+    BaseAnchorAttention,
     BaseAttention,
     QueryAnchorAttention,
     SelfAttention,
@@ -27,7 +28,7 @@ def convert_attention(
     Args:
         attn: The layer that they are for; it is not changed.
         source: ``qkv.weight`` (3 D, D), ``proj.weight`` (D, D), ``proj.bias``
-            (D,) and, if there are biases, ``qkv.bias`` (3 D,).
+            (D,) and, if there are such, ``qkv.bias`` (3 D,) and ``dwc_v``.
         inventory: Takes the record.
         centroids: Anchors for each head, shape (h, m, d), where the layer
             learns its anchors. Without them it keeps its own.
@@ -37,11 +38,24 @@ def convert_attention(
         shared anchors (None where none were fitted).
 
     Raises:
-        UsageError: The source has query biases, which vanilla attention
-            cannot do without, and the layer has no biases.
+        UsageError: The layer has no biases, and the source has query biases,
+            which vanilla attention cannot do without, or value biases that
+            its convolution sees.
     """
     if isinstance(attn, SelfAttention):
-        return _vanilla(attn, source, inventory), None
+        state, residual = _vanilla(attn, source, inventory), None
+    else:
+        state, residual = _anchor(attn, source, inventory, centroids)
+    state |= _convolution(attn, source, inventory)
+    return state, residual
+
+
+def _anchor(
+    attn: BaseAnchorAttention,
+    source: Mapping[str, Tensor],
+    inventory: Inventory,
+    centroids: Tensor | None,
+) -> tuple[dict[str, Tensor], float | None]:
     w_q, w_k, w_v = source['qkv.weight'].double().chunk(3)
     biases = (None, None, None)
     if 'qkv.bias' in source:
@@ -62,16 +76,26 @@ def convert_attention(
         inventory.add('made', 'anchors', state['anchors'])
     state['kv.weight'] = torch.cat((w_k, w_v))
     _biases(attn, source, b_k, biases[2], state, inventory)
-    if attn.dwc_v is not None:
-        for name, value in attn.dwc_v.state_dict().items():
-            state[f'dwc_v.{name}'] = torch.zeros_like(value)
-            inventory.add(
-                'made',
-                'convolutions of the values',
-                value,
-                note='zero, so that they start without effect',
-            )
     return state, residual
+
+
+def _convolution(
+    attn: BaseAttention, source: Mapping[str, Tensor], inventory: Inventory
+) -> dict[str, Tensor]:
+    """The convolution of the values: the source's, or none to begin with."""
+    kind = 'convolutions of the values'
+    theirs = [source[n] for n in source if n.startswith('dwc_v.')]
+    if attn.dwc_v is None:
+        inventory.add_if_any('dropped', kind, *theirs)
+        return {}
+    ours = attn.dwc_v.state_dict(prefix='dwc_v.')
+    if theirs:
+        inventory.add('carried', kind, *theirs)
+        return {name: source[name] for name in ours}
+    ours = {name: torch.zeros_like(value) for name, value in ours.items()}
+    note = 'zero, so that they start without effect'
+    inventory.add('made', kind, *ours.values(), note=note)
+    return ours
 
 
 def _share(
@@ -167,6 +191,12 @@ def _biases(
     elif attn.kv.bias is not None:
         state['kv.bias'] = torch.cat((b_k, b_v))
         inventory.add('carried', 'key and value biases', b_k, b_v)
+    elif 'dwc_v.weight' in source:
+        raise UsageError(
+            'the checkpoint has value biases and convolves its values: the '
+            'biases do not fold into the output projection then; set '
+            'attn_cfg=dict(qkv_bias=True) in the backbone'
+        )
     else:
         state['proj.bias'] = bias.double() + weight.double() @ b_v
         inventory.add(

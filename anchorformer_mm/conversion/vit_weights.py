@@ -58,6 +58,11 @@ class ViTWeights:
         return 'layers.0.attn.qkv.bias' in self.backbone
 
     @property
+    def dwc_v(self) -> bool:
+        """Whether values are convolved, as our vanilla attention can do."""
+        return 'layers.0.attn.dwc_v.weight' in self.backbone
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """The class tokens that there are, in their order."""
         return tuple(name for name in TOKENS if name in self.backbone)
@@ -205,6 +210,8 @@ def _shapes(weights: Mapping[str, Tensor]) -> tuple[dict, dict]:
             required[f'{layer}{norm}.weight'] = (d,)
             required[f'{layer}{norm}.bias'] = (d,)
         required[f'{layer}attn.qkv.weight'] = (3 * d, d)
+        optional[f'{layer}attn.dwc_v.weight'] = (d, 1, 3, 3)
+        optional[f'{layer}attn.dwc_v.bias'] = (d,)
         if has_bias:
             required[f'{layer}attn.qkv.bias'] = (3 * d,)
         for name, shape in linear.items():

@@ -128,7 +128,7 @@ def vanilla_model(source: ViTWeights, backbone_cfg: dict) -> AnchorFormer:
     cfg = {name: v for name, v in backbone_cfg.items() if name != 'type'}
     cfg |= dict(
         attention='vanilla',
-        attn_cfg=dict(qkv_bias=source.qkv_bias),
+        attn_cfg=dict(qkv_bias=source.qkv_bias, dwc_v=source.dwc_v),
         init_cfg=None,
     )
     model = AnchorFormer(**cfg)

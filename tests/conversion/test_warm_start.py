@@ -212,6 +212,31 @@ def test_convolutions_of_the_values_start_without_effect():
     assert rows(start, 'made')['convolutions of the values']['tensors'] == 4
 
 
+@pytest.mark.parametrize('attention', ['learned', 'query', 'vanilla'])
+def test_convolutions_of_our_own_vanilla_attention_are_carried(attention):
+    local = dict(attn_cfg=dict(dwc_v=True))
+    source = drawn(target('vanilla', **local))
+    model = target(attention, **local)
+    start = warm_start(weights_of(source), model)
+    row = rows(start, 'carried')['convolutions of the values']
+    assert row['tensors'] == 4
+    for ours, theirs in zip(model.layers, source.layers, strict=True):
+        assert torch.equal(ours.attn.dwc_v.weight, theirs.attn.dwc_v.weight)
+    same(
+        vanilla_model(weights_of(source), dict(arch=ARCH, img_size=64)), source
+    )
+    start = warm_start(weights_of(source), target(attention))
+    assert 'convolutions of the values' in rows(start, 'dropped')
+
+
+def test_value_biases_below_a_convolution_need_biases():
+    cfg = dict(dwc_v=True, qkv_bias=True)
+    source = drawn(target('vanilla', attn_cfg=cfg))
+    with pytest.raises(UsageError, match='convolves its values'):
+        warm_start(weights_of(source), target(attn_cfg=dict(dwc_v=True)))
+    warm_start(weights_of(source), target(attn_cfg=cfg))
+
+
 @pytest.mark.parametrize(
     ('attention', 'qkv_bias'),
     [

@@ -2,6 +2,7 @@
 
 from anchorformer_mm.models.layers.anchor_attention import (
     AnchorAttention,
+    BaseAnchorAttention,
     QueryAnchorAttention,
     anchor_aggregate,
 )
@@ -15,6 +16,7 @@ from anchorformer_mm.models.layers.transformer_block import TransformerBlock
 
 __all__ = [
     'AnchorAttention',
+    'BaseAnchorAttention',
     'BaseAttention',
     'QueryAnchorAttention',
     'SelfAttention',

@@ -67,12 +67,8 @@ class BaseAnchorAttention(BaseAttention):
         embed_dims: Channels D of the tokens.
         num_heads: Heads h; must divide ``embed_dims``.
         num_anchors: Anchors m, >= 1. May exceed the number of tokens.
-        dwc_v: Adds a depthwise 3x3 convolution of V to the output. Anchor
-            attention can only average; this is a local path beside it, which
-            its rivals have and the paper has not. Tokens that are not of the
-            map (class tokens) get none.
-        **kwargs: ``qkv_bias``, ``attn_drop`` (on A where anchors are read
-            out), ``proj_drop``, see :class:`BaseAttention`.
+        **kwargs: ``dwc_v``, ``qkv_bias``, ``attn_drop`` (on A where anchors
+            are read out), ``proj_drop``, see :class:`BaseAttention`.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -85,18 +81,11 @@ class BaseAnchorAttention(BaseAttention):
         embed_dims: int,
         num_heads: int,
         num_anchors: int = 30,
-        *,
-        dwc_v: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(embed_dims, num_heads, **kwargs)
         check_positive(num_anchors=num_anchors)
         self.num_anchors = num_anchors
-        self.dwc_v = (
-            nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
-            if dwc_v
-            else None
-        )
 
     @abstractmethod
     def anchors_of(self, x: Tensor) -> Tensor:
@@ -140,23 +129,7 @@ class BaseAnchorAttention(BaseAttention):
             self.split_heads(v),
             read_drop=self.attn_drop,
         )
-        out = out.transpose(1, 2).reshape(x.shape)
-        if self.dwc_v is not None:
-            out = out + self._convolve(v, hw_shape)
-        return self.proj_drop(self.proj(out))
-
-    def _convolve(self, v: Tensor, hw_shape: tuple[int, int] | None) -> Tensor:
-        """Depthwise convolution of the map in ``v``, zero elsewhere."""
-        b, n, c = v.shape
-        if hw_shape is None or hw_shape[0] * hw_shape[1] > n:
-            raise ValueError(
-                f'dwc_v needs the (height, width) of a map of at most {n} '
-                f'tokens, got hw_shape={hw_shape}'
-            )
-        extra = n - hw_shape[0] * hw_shape[1]
-        feature = v[:, extra:].transpose(1, 2).reshape(b, c, *hw_shape)
-        feature = self.dwc_v(feature).flatten(2).transpose(1, 2)
-        return nn.functional.pad(feature, (0, 0, extra, 0))
+        return self.project(out, v, hw_shape)
 
 
 class AnchorAttention(BaseAnchorAttention):

@@ -15,6 +15,10 @@ class BaseAttention(nn.Module, ABC):
         qkv_bias: Whether the input projection has a bias.
         attn_drop: Dropout on the attention weights, in [0, 1).
         proj_drop: Dropout on the output, in [0, 1).
+        dwc_v: Adds a depthwise 3x3 convolution of V to the output. Attention
+            averages, anchor attention with positive weights only; this is a
+            local path beside it, which its rivals have and the paper has
+            not. Tokens that are not of the map (class tokens) get none.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -34,6 +38,7 @@ class BaseAttention(nn.Module, ABC):
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        dwc_v: bool = False,
     ) -> None:
         super().__init__()
         check_positive(embed_dims=embed_dims, num_heads=num_heads)
@@ -59,6 +64,11 @@ class BaseAttention(nn.Module, ABC):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.dwc_v = (
+            nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+            if dwc_v
+            else None
+        )
 
     @abstractmethod
     def forward(
@@ -69,8 +79,7 @@ class BaseAttention(nn.Module, ABC):
         Args:
             x: Tokens, shape (B, n, D).
             hw_shape: Height and width of the map whose tokens, row by row,
-                are the last of ``x``; only layers that look at neighbours
-                need it.
+                are the last of ``x``; only ``dwc_v`` needs it.
 
         Returns:
             Tensor: Shape (B, n, D).
@@ -80,6 +89,37 @@ class BaseAttention(nn.Module, ABC):
         """(B, n, D) -> (B, h, n, d)."""
         b, n, _ = x.shape
         return x.reshape(b, n, self.num_heads, -1).transpose(1, 2)
+
+    def project(
+        self, out: Tensor, v: Tensor, hw_shape: tuple[int, int] | None
+    ) -> Tensor:
+        """Merge the heads, add the convolution of V, project.
+
+        Args:
+            out: What attention mixed, shape (B, h, n, d).
+            v: Values, shape (B, n, D).
+            hw_shape: As for :meth:`forward`.
+
+        Returns:
+            Tensor: Shape (B, n, D).
+        """
+        out = out.transpose(1, 2).reshape(v.shape)
+        if self.dwc_v is not None:
+            out = out + self._convolve(v, hw_shape)
+        return self.proj_drop(self.proj(out))
+
+    def _convolve(self, v: Tensor, hw_shape: tuple[int, int] | None) -> Tensor:
+        """Depthwise convolution of the map in ``v``, zero elsewhere."""
+        b, n, c = v.shape
+        if hw_shape is None or hw_shape[0] * hw_shape[1] > n:
+            raise ValueError(
+                f'dwc_v needs the (height, width) of a map of at most {n} '
+                f'tokens, got hw_shape={hw_shape}'
+            )
+        extra = n - hw_shape[0] * hw_shape[1]
+        feature = v[:, extra:].transpose(1, 2).reshape(b, c, *hw_shape)
+        feature = self.dwc_v(feature).flatten(2).transpose(1, 2)
+        return nn.functional.pad(feature, (0, 0, extra, 0))
 
 
 def check_positive(**arguments: int) -> None:

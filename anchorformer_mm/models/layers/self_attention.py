@@ -15,7 +15,7 @@ class SelfAttention(BaseAttention):
     Args:
         embed_dims: Channels D of the tokens.
         num_heads: Heads h; must divide ``embed_dims``.
-        **kwargs: ``qkv_bias``, ``attn_drop``, ``proj_drop``, see
+        **kwargs: ``dwc_v``, ``qkv_bias``, ``attn_drop``, ``proj_drop``, see
             :class:`BaseAttention`.
 
     Shape:
@@ -27,9 +27,9 @@ class SelfAttention(BaseAttention):
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int] | None = None
     ) -> Tensor:
-        q, k, v = (self.split_heads(t) for t in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
         out = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0
+            *(self.split_heads(t) for t in (q, k, v)),
+            dropout_p=self.attn_drop.p if self.training else 0.0,
         )
-        out = out.transpose(1, 2).reshape(x.shape)
-        return self.proj_drop(self.proj(out))
+        return self.project(out, v, hw_shape)

@@ -1,4 +1,4 @@
-"""The embedded data set as single digits, a folder for each class; at 48 px."""
+"""The embedded data set as single digits of 48 px, a folder a class."""
 
 data_root = 'data/digits/classification'
 metainfo = dict(
@@ -34,9 +34,7 @@ train_pipeline = [
     dict(type='Resize', scale=(48, 48)),
     *grey,
     dict(type='Rotate', magnitude_range=(0, 10), magnitude_std='inf'),
-    dict(
-        type='RandomCrop', crop_size=48, padding=2, padding_mode='reflect'
-    ),
+    dict(type='RandomCrop', crop_size=48, padding=2, padding_mode='reflect'),
     dict(type='Invert', prob=0.5),
     dict(type='PackInputs'),
 ]
