@@ -48,14 +48,17 @@ def teacher_model(num_classes=C, **kwargs):
 def teacher():
     """A frozen teacher whose batch statistics and answers vary."""
     # Made before the first test's seed: it needs its own.
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     net = MMPRETRAIN_MODELS.build(teacher_model())
     torch.nn.init.normal_(net.head.fc.weight)
     net.train()
     with torch.no_grad():
         for _ in range(20):
             net(torch.randn(16, 3, SIZE, SIZE))
-    return net.eval()
+        # No class ahead of the others for all images alike.
+        mean = net.eval()(torch.randn(64, 3, SIZE, SIZE)).mean(0)
+        net.head.fc.bias.sub_(mean)
+    return net
 
 
 @pytest.fixture(scope='module')
