@@ -11,6 +11,9 @@ from importlib.util import find_spec
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import (
+    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+)
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
@@ -78,6 +81,7 @@ MODELS = PluginRegistry(
         ),
         DistilledDeiTClsHead=('mmpretrain', f'{SCOPE}.models.heads'),
         DistilledLeViTClsHead=('mmpretrain', f'{SCOPE}.models.heads'),
+        TokenPyramid=('mmseg', f'{SCOPE}.models.necks.feature_pyramid'),
     ),
 )
 TASK_UTILS = PluginRegistry(
@@ -89,6 +93,11 @@ TASK_UTILS = PluginRegistry(
 )
 HOOKS = PluginRegistry(
     'hook', parent=MMENGINE_HOOKS, locations=[f'{SCOPE}.engine.hooks']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = PluginRegistry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    locations=[f'{SCOPE}.engine.optimizers'],
 )
 
 admit_mmengine_checkpoints()

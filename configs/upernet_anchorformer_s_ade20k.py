@@ -1,0 +1,10 @@
+"""UperNet with AnchorFormer S on ADE20K, crops of 512x512, 160k steps."""
+
+_base_ = [
+    './_base_/models/upernet_anchorformer.py',
+    './_base_/datasets/ade20k_512.py',
+    './_base_/schedules/adamw_160k.py',
+    './_base_/seg_runtime.py',
+]
+
+randomness = dict(seed=0)
