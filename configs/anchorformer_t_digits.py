@@ -67,4 +67,4 @@ param_scheduler = [
     ),
 ]
 randomness = dict(seed=0)
-default_hooks = dict(logger=dict(interval=30))
+default_hooks = dict(logger=dict(interval=30, ignore_last=False))

@@ -1,6 +1,5 @@
 """A trained model and an image as it is given to it, for any library."""
 
-import os
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
+from anchorformer_mm.utils.checkpoint import weights_only
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -38,9 +37,6 @@ def load_model(
         UsageError: The file has no weights or those of another model, or
             there is no such device.
     """
-    # mmengine's forks would otherwise run code from a file that refuses.
-    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    admit_mmengine_checkpoints()
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     # Building may add to it.
     model_cfg = deepcopy(cfg.model)
@@ -48,9 +44,10 @@ def load_model(
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = MODELS.build(model_cfg)
     try:
-        loaded = load_checkpoint(
-            model, str(checkpoint), map_location='cpu', strict=True
-        )
+        with weights_only():
+            loaded = load_checkpoint(
+                model, str(checkpoint), map_location='cpu', strict=True
+            )
     except (
         EOFError,
         LookupError,
@@ -114,6 +111,45 @@ def require_image(path: str | Path) -> None:
         raise UsageError(f'not an image that OpenCV can read: {path}')
 
 
+def image_pipeline(cfg: Config) -> Compose:
+    """Build the test pipeline of a config for images given by their paths.
+
+    Args:
+        cfg: Config with ``test_dataloader.dataset.pipeline``.
+
+    Raises:
+        UsageError: It has none.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    if 'pipeline' not in dataset:
+        raise UsageError('the config has no test_dataloader.dataset.pipeline')
+    # There are none for an image that is given by its path.
+    return Compose(
+        [t for t in dataset['pipeline'] if not _loads_annotations(t)]
+    )
+
+
+def prepare_with(
+    pipeline: Compose, data_preprocessor: nn.Module, path: str | Path
+) -> PreparedImage:
+    """Take an image through a pipeline and a data preprocessor.
+
+    Args:
+        pipeline: From :func:`image_pipeline`.
+        data_preprocessor: Of a model.
+        path: The image.
+
+    Raises:
+        UsageError: The image cannot be read.
+    """
+    require_image(path)
+    data = pipeline(dict(img_path=str(path), img_id=0))
+    batch = data_preprocessor(pseudo_collate([data]), False)
+    return PreparedImage(
+        to_rgb(data['inputs']), batch['inputs'], batch['data_samples']
+    )
+
+
 def prepare_image(
     cfg: Config, model: nn.Module, path: str | Path
 ) -> PreparedImage:
@@ -127,19 +163,7 @@ def prepare_image(
     Raises:
         UsageError: The image cannot be read, or the config has no pipeline.
     """
-    require_image(path)
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    if 'pipeline' not in dataset:
-        raise UsageError('the config has no test_dataloader.dataset.pipeline')
-    # There are none for an image that is given by its path.
-    pipeline = Compose(
-        [t for t in dataset['pipeline'] if not _loads_annotations(t)]
-    )
-    data = pipeline(dict(img_path=str(path), img_id=0))
-    batch = model.data_preprocessor(pseudo_collate([data]), False)
-    return PreparedImage(
-        to_rgb(data['inputs']), batch['inputs'], batch['data_samples']
-    )
+    return prepare_with(image_pipeline(cfg), model.data_preprocessor, path)
 
 
 def _loads_annotations(transform: dict) -> bool:

@@ -16,7 +16,7 @@ class RunLog:
 
     Attributes:
         train: Logged training records by iteration.
-        val: Logged evaluation records by iteration.
+        val: Logged evaluation records by iteration, see :func:`read_run`.
     """
 
     train: dict[int, dict] = field(default_factory=dict)
@@ -57,7 +57,11 @@ def read_run(work_dir: str | Path) -> RunLog:
             a folder with ``vis_data/scalars.json`` there.
 
     Returns:
-        RunLog: Evaluations stand at the iteration they were made after.
+        RunLog: Where mmengine counts evaluations in iterations, which
+        ``LoggerHook(log_metric_by_epoch=False)`` asks for, they stand at the
+        iteration they were made after. Where it counts them in epochs, its
+        default, they stand at the last *logged* training iteration before
+        them; ``LoggerHook(ignore_last=False)`` logs the last of each epoch.
 
     Raises:
         UsageError: There is no log.
@@ -72,7 +76,9 @@ def read_run(work_dir: str | Path) -> RunLog:
                 iteration = record['step']
                 run.train[iteration] = record
             else:
-                run.val[iteration] = record
+                # No record says what its `step` counts; epochs that are done
+                # are never more than the iterations logged in them.
+                run.val[max(iteration, record['step'])] = record
     if not run.train and not run.val:
         raise UsageError(
             f'no */vis_data/scalars.json with records in {work_dir}'

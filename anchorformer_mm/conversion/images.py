@@ -1,15 +1,14 @@
-"""Images of a folder as a model of a config sees them, without its data."""
+"""Images of a folder as the model of a config sees them."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import cv2
-import mmcv
-import torch
-from mmengine.model import ImgDataPreprocessor
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
+from anchorformer_mm.analysis.inference import image_pipeline, prepare_with
 from anchorformer_mm.utils.errors import UsageError
 
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -38,53 +37,36 @@ def find_images(folder: str | Path, count: int, seed: int = 0) -> list[Path]:
     return sorted(random.Random(seed).sample(files, min(count, len(files))))
 
 
-def image_batches(
-    paths: Sequence[Path],
-    size: tuple[int, int],
-    data_preprocessor: dict,
-    batch_size: int = 8,
-) -> Iterator[Tensor]:
-    """Read images, resize and normalise them.
-
-    They are squeezed to ``size`` whatever their shape: what the test pipeline
-    of a config does instead (crops, or boxes to keep) depends on the task.
+def image_batches(cfg: Config, paths: Iterable[Path]) -> Iterator[Tensor]:
+    """Images as the model of a config is given them when it is tested.
 
     Args:
+        cfg: Its ``test_dataloader.dataset.pipeline`` and its data
+            preprocessor are used, and no more of its model.
         paths: Image files.
-        size: Height and width, px.
-        data_preprocessor: As in the configs of the OpenMMLab libraries; its
-            ``mean``, ``std`` and order of the channels are used.
-        batch_size: Images at a time.
 
-    Yields:
-        Tensor: Shape (B, 3, H, W).
+    Returns:
+        Iterator[Tensor]: One image at a time, shape (1, C, H, W); sizes may
+        differ.
 
     Raises:
-        UsageError: A file holds no image that can be read.
+        UsageError: The config has no test pipeline or no data preprocessor;
+            or, while iterating, a file holds no image that can be read.
     """
-    normalise = ImgDataPreprocessor(
-        mean=data_preprocessor.get('mean'),
-        std=data_preprocessor.get('std'),
-        # mmpretrain has one name for it, the others have another.
-        bgr_to_rgb=data_preprocessor.get(
-            'bgr_to_rgb', data_preprocessor.get('to_rgb', False)
-        ),
-        rgb_to_bgr=data_preprocessor.get('rgb_to_bgr', False),
+    init_default_scope(cfg.get('default_scope') or 'anchorformer_mm')
+    settings = cfg.model.get('data_preprocessor') or cfg.get(
+        'data_preprocessor'
     )
-    for start in range(0, len(paths), batch_size):
-        images = [
-            _read(path, size) for path in paths[start : start + batch_size]
-        ]
-        yield normalise(dict(inputs=images))['inputs']
-
-
-def _read(path: Path, size: tuple[int, int]) -> Tensor:
-    """One image, BGR, uint8, (3, H, W)."""
-    try:
-        image = mmcv.imread(path)
-    except (cv2.error, OSError):
-        image = None
-    if image is None:
-        raise UsageError(f'{path} is no image that can be read')
-    image = mmcv.imresize(image, size[::-1])
-    return torch.from_numpy(image).permute(2, 0, 1)
+    if settings is None:
+        raise UsageError(
+            'the config has no data_preprocessor, which tells how images are '
+            'normalised'
+        )
+    # The one that mmpretrain's classifiers have where none is named.
+    settings = dict(type='mmpretrain.ClsDataPreprocessor') | settings
+    data_preprocessor = MODELS.build(settings)
+    pipeline = image_pipeline(cfg)
+    return (
+        prepare_with(pipeline, data_preprocessor, path).inputs
+        for path in paths
+    )

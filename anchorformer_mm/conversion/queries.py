@@ -30,7 +30,7 @@ def collect_queries(
 
     Returns:
         list[Tensor]: One for each layer, shape (h, N, d), where N is the
-        number of images times t.
+        number of tokens taken of all images.
     """
     generator = torch.Generator().manual_seed(seed)
     heads = model.layers[0].attn.num_heads

@@ -19,14 +19,11 @@ class Target:
             them.
         backbone_cfg: Its arguments.
         head: The classification head, if the model has one.
-        data_preprocessor: How the model wants its images normalised, if the
-            config tells.
     """
 
     backbone: AnchorFormer
     backbone_cfg: dict
     head: nn.Module | None
-    data_preprocessor: dict | None
 
 
 def build_target(cfg: Config) -> Target:
@@ -58,5 +55,4 @@ def build_target(cfg: Config) -> Target:
         backbone,
         backbone_cfg.to_dict(),
         MODELS.build(head) if head else None,
-        model.get('data_preprocessor') or cfg.get('data_preprocessor'),
     )

@@ -1,11 +1,15 @@
 """Reading mmengine's checkpoints without running code from them."""
 
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+_FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _STATISTICS = ('min', 'max', 'current', 'mean')
 
 
@@ -50,3 +54,29 @@ def admit_mmengine_checkpoints() -> None:
             (_history_statistic, 'builtins.getattr'),
         ]
     )
+
+
+@contextmanager
+def weights_only() -> Iterator[None]:
+    """Let no ``torch.load`` inside run code from a file.
+
+    For functions that load a checkpoint and offer no argument for this, such
+    as mmengine's ``load_checkpoint``, which on its forks would otherwise run
+    code from a file that refuses to load without. What
+    :func:`admit_mmengine_checkpoints` admits does load, inside and later on.
+
+    It works through an environment variable of torch, hence for all threads
+    of the process; on leaving, however that happens, it is as it was.
+    """
+    before = os.environ.get(_FORCE)
+    admit_mmengine_checkpoints()
+    os.environ[_FORCE] = '1'
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_FORCE, None)
+        else:
+            os.environ[_FORCE] = before
+        # The forks take back what they admit, though we had admitted it.
+        admit_mmengine_checkpoints()

@@ -14,11 +14,11 @@ def write_log(folder, name, records):
 
 
 def train(step, loss):
-    return dict(loss=loss, loss_cls=loss / 2, lr=0.1, epoch=1, step=step)
+    return dict(loss=loss, loss_cls=loss / 2, lr=0.1, iter=step, step=step)
 
 
-def val(epoch, value):
-    return {'coco/bbox_mAP': value, 'step': epoch, 'time': 0.1}
+def val(step, value):
+    return {'coco/bbox_mAP': value, 'step': step, 'time': 0.1}
 
 
 @pytest.fixture
@@ -42,9 +42,35 @@ def test_the_parts_of_a_run_are_joined_and_the_later_wins(resumed):
     assert run.curve('loss') == ([10, 20, 30, 40], [3.0, 2.0, 1.5, 1.0])
 
 
-def test_evaluations_stand_at_the_iteration_they_were_made_after(resumed):
-    run = read_run(resumed)
+@pytest.mark.parametrize(
+    ('steps', 'iterations'),
+    [
+        # Epochs of 7 iterations, logged every 3rd, with and without the last.
+        ('t3 t6 v1 t10 t13 v2', [6, 13]),
+        ('t3 t6 t7 v1 t10 t13 t14 v2', [7, 14]),
+        # Of one iteration, which every step counts.
+        ('t1 v1 t2 v2', [1, 2]),
+        # Iterations, evaluated after 5 and 10.
+        ('t3 v5 t6 t9 v10', [5, 10]),
+        # The same after resuming from 10.
+        ('v15 t18 v20', [15, 20]),
+        # Epochs by the hook's default, which the loop counts as none.
+        ('t3 v0 t6 t9 v0', [3, 9]),
+    ],
+)
+def test_evaluations_stand_where_the_log_says_that_they_were_made(
+    tmp_path, steps, iterations
+):
+    makers = dict(t=train, v=val)
+    records = [makers[s[0]](int(s[1:]), 0.5) for s in steps.split()]
+    write_log(tmp_path, 'a', records)
+    run = read_run(tmp_path)
     assert run.metric == 'coco/bbox_mAP'
+    assert run.curve(run.metric) == (iterations, [0.5] * len(iterations))
+
+
+def test_evaluations_of_the_parts_of_a_run_are_joined(resumed):
+    run = read_run(resumed)
     assert run.curve(run.metric) == ([20, 40], [0.1, 0.4])
 
 

@@ -38,6 +38,24 @@ CLASSIFIER = dict(
     head=dict(type='VisionTransformerClsHead', num_classes=7, in_channels=D),
 )
 PREPROCESSOR = dict(mean=[120.0] * 3, std=[60.0] * 3, to_rgb=True)
+LOAD = dict(type='LoadImageFromFile')
+
+
+def tested_with(*pipeline):
+    """A data loader with the pipeline, and no data."""
+    return dict(dataset=dict(type='NoSuchDataset', pipeline=list(pipeline)))
+
+
+# The images are of 60 x 80 px: the crop loses their left and right.
+CROPPED = dict(
+    data_preprocessor=PREPROCESSOR,
+    test_dataloader=tested_with(
+        LOAD,
+        dict(type='ResizeEdge', scale=64, edge='short'),
+        dict(type='CenterCrop', crop_size=64),
+        dict(type='PackInputs'),
+    ),
+)
 
 
 def write_config(path, model, scope='mmpretrain', **kwargs):
@@ -51,9 +69,7 @@ def folder(tmp_path_factory):
     """A config, images, and one ViT as two libraries would write it."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp('warm')
-    write_config(
-        folder / 'config.py', CLASSIFIER, data_preprocessor=PREPROCESSOR
-    )
+    write_config(folder / 'config.py', CLASSIFIER, **CROPPED)
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     (folder / 'images' / 'a').mkdir(parents=True)
     for i, image in enumerate(images):
@@ -122,7 +138,7 @@ def test_the_command_writes_a_checkpoint_for_the_model(folder):
     )
     assert out.returncode == 0, out.stderr[-3000:]
     lines = [line.split() for line in out.stdout.splitlines()]
-    assert 'running 3 images of 64 x 64 px' in out.stdout
+    assert 'running 3 images through the test pipeline' in out.stdout
     # Three images of 4 x 4 patches and a class token.
     assert 'clustering 51 queries a head' in out.stdout
     assert any(line[:3] == ['anchors', '2', '192'] for line in lines)
@@ -188,7 +204,7 @@ def test_anchors_are_centroids_of_the_queries_of_the_images(
     config = write_config(
         tmp_path / 'config.py',
         CLASSIFIER | dict(backbone=backbone),
-        data_preprocessor=PREPROCESSOR,
+        **CROPPED,
     )
     run(config, 'mmpretrain.pth', tmp_path / 'out.pth', *IMAGES)
     anchors = load(tmp_path / 'out.pth')['state_dict'][
@@ -201,7 +217,7 @@ def test_anchors_are_centroids_of_the_queries_of_the_images(
     source.load_state_dict(weights.backbone)
     pictures = []
     for path in sorted((folder / 'images').rglob('*.png')):
-        picture = cv2.resize(cv2.imread(str(path)), (64, 64))[..., ::-1]
+        picture = cv2.resize(cv2.imread(str(path)), (85, 64))[:, 10:74, ::-1]
         picture = (torch.tensor(picture.copy()).float() - 120) / 60
         pictures.append(picture.permute(2, 0, 1))
     with torch.no_grad():
@@ -251,7 +267,15 @@ def test_a_detector_gets_its_backbone_alone(run, tmp_path):
             pad_size_divisor=32,
         ),
     )
-    config = write_config(tmp_path / 'config.py', detector, 'mmdet')
+    loader = tested_with(
+        LOAD,
+        dict(type='Resize', scale=(96, 96), keep_ratio=True),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='PackDetInputs'),
+    )
+    config = write_config(
+        tmp_path / 'config.py', detector, 'mmdet', test_dataloader=loader
+    )
     run(config, 'mmpretrain.pth', tmp_path / 'out.pth', *IMAGES)
     state = load(tmp_path / 'out.pth')['state_dict']
     assert all(name.startswith('backbone.') for name in state)
@@ -283,12 +307,20 @@ def test_a_detector_gets_its_backbone_alone(run, tmp_path):
             'no data_preprocessor',
         ),
         (
+            ('untested.py', 'timm.pth', 'o.pth', *IMAGES),
+            r'no test_dataloader\.dataset\.pipeline',
+        ),
+        (
+            ('colourless.py', 'timm.pth', 'o.pth', *IMAGES),
+            'images of 1 channels, but its backbone has in_channels=3',
+        ),
+        (
             ('other.py', 'timm.pth', 'o.pth', *IMAGES),
             "must be anchorformer_mm.AnchorFormer, got 'VisionTransformer'",
         ),
         (
             ('refused.py', 'timm.pth', 'o.pth', *IMAGES),
-            'num_anchors must be an int >= 1, got 0',
+            'num_anchors must be an int >= 1 or 2 of them, got 0',
         ),
         (
             ('none.py', 'timm.pth', 'o.pth', *IMAGES),
@@ -308,21 +340,26 @@ def test_what_cannot_work_is_one_error_and_writes_nothing(
     run, folder, args, message
 ):
     models = dict(
-        bare=CLASSIFIER,
         none=dict(type='ImageClassifier'),
         other=dict(backbone=dict(type='VisionTransformer', arch='deit-tiny')),
         refused=dict(backbone=BACKBONE | dict(num_anchors=0)),
-        many=dict(
-            backbone=BACKBONE | dict(num_anchors=69),
-            data_preprocessor=PREPROCESSOR,
-        ),
-        grey=dict(
-            backbone=BACKBONE | dict(in_channels=1),
-            data_preprocessor=PREPROCESSOR,
-        ),
+        many=dict(backbone=BACKBONE | dict(num_anchors=69)),
+        grey=dict(backbone=BACKBONE | dict(in_channels=1)),
     )
     for name, model in models.items():
-        write_config(folder / f'{name}.py', model)
+        write_config(folder / f'{name}.py', model, **CROPPED)
+    write_config(folder / 'bare.py', CLASSIFIER)
+    write_config(
+        folder / 'untested.py', CLASSIFIER, data_preprocessor=PREPROCESSOR
+    )
+    write_config(
+        folder / 'colourless.py',
+        CLASSIFIER,
+        data_preprocessor=dict(mean=[120.0], std=[60.0]),
+        test_dataloader=tested_with(
+            LOAD | dict(color_type='grayscale'), dict(type='PackInputs')
+        ),
+    )
     (folder / 'empty').mkdir(exist_ok=True)
     before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
     with pytest.raises(UsageError, match=message):

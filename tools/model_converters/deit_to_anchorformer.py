@@ -8,6 +8,7 @@ from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 if TYPE_CHECKING:
+    from mmengine.config import Config
     from torch import Tensor
 
     from anchorformer_mm.conversion import Target, ViTWeights
@@ -76,7 +77,10 @@ def check_paths(args: argparse.Namespace) -> None:
 
 
 def make_centroids(
-    args: argparse.Namespace, source: 'ViTWeights', target: 'Target'
+    args: argparse.Namespace,
+    cfg: 'Config',
+    source: 'ViTWeights',
+    target: 'Target',
 ) -> list['Tensor']:
     """Anchors of each layer and head, from images run through the source."""
     from mmengine.utils import ProgressBar
@@ -94,25 +98,21 @@ def make_centroids(
             '--images is needed to make anchors: a folder of images of the '
             'kind that the model will see; or --anchors random'
         )
-    if target.data_preprocessor is None:
-        raise UsageError(
-            'the config has no data_preprocessor, which tells how images are '
-            'normalised'
-        )
-    model = vanilla_model(source, target.backbone_cfg)
-    if model.patch_embed.projection.in_channels != 3:
-        raise UsageError(
-            'anchors are made from colour images, but the backbone has '
-            f'in_channels={model.patch_embed.projection.in_channels}: use '
-            '--anchors random'
-        )
     paths = find_images(args.images, args.num_images, args.seed)
-    size = model.patch_embed.init_input_size
-    print(f'running {len(paths)} images of {size[1]} x {size[0]} px')
+    images = image_batches(cfg, paths)
+    model = vanilla_model(source, target.backbone_cfg)
+    channels = model.patch_embed.projection.in_channels
+    print(f'running {len(paths)} images through the test pipeline')
     bar = ProgressBar(len(paths))
 
     def batches():
-        for batch in image_batches(paths, size, target.data_preprocessor):
+        for batch in images:
+            if batch.shape[1] != channels:
+                raise UsageError(
+                    'the test pipeline of the config gives images of '
+                    f'{batch.shape[1]} channels, but its backbone has '
+                    f'in_channels={channels}'
+                )
             yield batch
             bar.update(len(batch))
 
@@ -156,7 +156,7 @@ def main() -> None:
     print(f'{args.checkpoint}: {sizes}')
     print(f'num_heads {attn.num_heads}, from the config: weights do not tell')
     made = isinstance(attn, AnchorAttention) and args.anchors == 'kmeans'
-    centroids = make_centroids(args, source, target) if made else None
+    centroids = make_centroids(args, cfg, source, target) if made else None
     start = warm_start(source, target.backbone, target.head, centroids)
     print(start.inventory)
     meta = dict(

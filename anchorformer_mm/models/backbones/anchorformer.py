@@ -13,12 +13,18 @@ from torch.utils.checkpoint import checkpoint
 from anchorformer_mm.models.layers import (
     TransformerBlock,
     build_attention,
+    fit_position_embedding,
     resize_position_embedding,
+)
+from anchorformer_mm.models.layers.base_attention import (
+    check_positive,
+    one_for_each,
 )
 from anchorformer_mm.registry import MODELS
 
 _SIZES = dict(tiny=(192, 3), small=(384, 6), base=(768, 12))
 _ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
+_CLASS_TOKENS = ('cls_token', 'dist_token')
 _OUT_TYPES = ('cls_token', 'featmap', 'avg_featmap', 'raw')
 
 
@@ -36,7 +42,8 @@ class AnchorFormer(BaseModule):
             ``embed_dims``, ``num_layers``, ``num_heads`` and
             ``feedforward_channels``.
         img_size: Height and width of the training images (or one number for
-            both), px. Other sizes work: the position embedding is resized.
+            both), px, at least ``patch_size``. Other sizes work: the position
+            embedding is resized.
         patch_size: Side of a patch, px. Images are padded at the right and
             bottom to whole patches.
         in_channels: Channels of the images.
@@ -69,10 +76,11 @@ class AnchorFormer(BaseModule):
             truncated normal distribution with standard deviation 0.02.
 
     Raises:
-        ValueError: An argument is not among the allowed values.
+        ValueError: An argument is not among the allowed values; or, in
+            :meth:`forward`, images are smaller than a patch.
 
     Shape:
-        - Input: (B, in_channels, H, W), any H and W.
+        - Input: (B, in_channels, H, W), H and W >= ``patch_size``.
         - Output: a tuple with one entry for each of ``out_indices``.
 
     Example:
@@ -124,6 +132,15 @@ class AnchorFormer(BaseModule):
                 f'frozen_stages must be in [-1, {self.num_layers}], got '
                 f'{frozen_stages!r}'
             )
+        check_positive(patch_size=patch_size)
+        size = one_for_each('img_size', img_size, 2)
+        if min(size) < patch_size:
+            raise ValueError(
+                f'img_size must have no side below patch_size={patch_size}, '
+                f'got {img_size!r}'
+            )
+        anchors = one_for_each('num_anchors', num_anchors, self.num_layers)
+        self.patch_size = patch_size
         self.out_type = out_type
         self.out_indices = _ascending(out_indices, self.num_layers)
         self.frozen_stages = frozen_stages
@@ -131,13 +148,12 @@ class AnchorFormer(BaseModule):
         self.interpolate_mode = interpolate_mode
         norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
 
-        size = (img_size,) * 2 if isinstance(img_size, int) else img_size
         self.patch_embed = PatchEmbed(
             in_channels=in_channels,
             embed_dims=self.embed_dims,
             kernel_size=patch_size,
             stride=patch_size,
-            input_size=tuple(size),
+            input_size=size,
         )
         self.patch_resolution = tuple(self.patch_embed.init_out_size)
         self.cls_token = self._embedding(1) if with_cls_token else None
@@ -147,7 +163,6 @@ class AnchorFormer(BaseModule):
         self.pos_embed = self._embedding(self.num_extra_tokens + h * w)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
-        anchors = _one_each(num_anchors, self.num_layers)
         rates = np.linspace(0, drop_path_rate, self.num_layers).tolist()
         self.layers = nn.ModuleList(
             TransformerBlock(
@@ -184,9 +199,15 @@ class AnchorFormer(BaseModule):
         return nn.Parameter(nn.init.trunc_normal_(embedding, std=0.02))
 
     def forward(self, x: Tensor) -> tuple:
+        height, width = x.shape[-2:]
+        if height < self.patch_size or width < self.patch_size:
+            raise ValueError(
+                'images must be at least one patch high and wide '
+                f'(patch_size={self.patch_size}), got {height} x {width} px'
+            )
         x, hw = self.patch_embed(x)
         extra = [
-            token.expand(len(x), -1, -1)
+            token.expand(x.shape[0], -1, -1)
             for token in (self.cls_token, self.dist_token)
             if token is not None
         ]
@@ -278,72 +299,29 @@ class AnchorFormer(BaseModule):
                 return 0, num_depths
         return num_depths - 1, num_depths
 
+    def _class_positions(self) -> dict[str, Tensor]:
+        """Position embedding (1, 1, D) of each class token."""
+        names = [n for n in _CLASS_TOKENS if getattr(self, n) is not None]
+        extra = self._split_extra(self.pos_embed.detach())[0]
+        return {name: extra[:, i, None] for i, name in enumerate(names)}
+
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, *args
     ) -> None:
         """Bring a checkpoint's position embedding to this model's tokens."""
         name = f'{prefix}pos_embed'
         if name in state_dict:
-            state_dict[name] = self._fit_positions(
+            state_dict[name] = fit_position_embedding(
                 state_dict[name],
-                [
-                    key
-                    for key in ('cls_token', 'dist_token')
-                    if prefix + key in state_dict
-                ],
+                [key for key in _CLASS_TOKENS if prefix + key in state_dict],
+                self._class_positions(),
                 local_metadata.get('grid'),
+                self.patch_resolution,
+                mode=self.interpolate_mode,
             )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, *args
         )
-
-    def _fit_positions(
-        self, pos_embed: Tensor, extra: list[str], grid: Sequence[int] | None
-    ) -> Tensor:
-        """Position embedding of a checkpoint, resized to ours.
-
-        Class tokens that the checkpoint has and this model has not are
-        dropped; those that only this model has keep what they have.
-
-        Args:
-            pos_embed: The checkpoint's, shape (1, n, D).
-            extra: The class tokens it has.
-            grid: Height and width of its map, None if it does not tell:
-                then it must be a square.
-
-        Raises:
-            ValueError: It does not tell, and is no square.
-        """
-        tokens = pos_embed.shape[1] - len(extra)
-        if grid is None:
-            grid = (int(tokens**0.5),) * 2
-        if grid[0] * grid[1] != tokens:
-            raise ValueError(
-                f'pos_embed of the checkpoint has {pos_embed.shape[1]} '
-                f'tokens, {len(extra)} of them class tokens: the other '
-                f'{tokens} are not a grid of {grid[0]} x {grid[1]} patches. '
-                'Only square grids can be resized unless the checkpoint '
-                'tells its own; build the model with the img_size it was '
-                'trained at'
-            )
-        ours = [
-            key
-            for key in ('cls_token', 'dist_token')
-            if getattr(self, key) is not None
-        ]
-        slots = [
-            pos_embed[:, extra.index(key), None]
-            if key in extra
-            else self.pos_embed.detach()[:, i, None].to(pos_embed)
-            for i, key in enumerate(ours)
-        ]
-        patches = resize_position_embedding(
-            pos_embed[:, len(extra) :],
-            tuple(grid),
-            self.patch_resolution,
-            mode=self.interpolate_mode,
-        )
-        return torch.cat((*slots, patches), dim=1)
 
 
 def _save_grid(module, state_dict, prefix, local_metadata) -> None:
@@ -392,16 +370,3 @@ def _ascending(
             f'{num_layers - 1}], got {out_indices!r}'
         )
     return indices
-
-
-def _one_each(
-    num_anchors: int | Sequence[int], num_layers: int
-) -> tuple[int, ...]:
-    if isinstance(num_anchors, int):
-        return (num_anchors,) * num_layers
-    if len(num_anchors) != num_layers:
-        raise ValueError(
-            f'num_anchors must be one number or {num_layers}, one a layer, '
-            f'got {num_anchors!r}'
-        )
-    return tuple(num_anchors)

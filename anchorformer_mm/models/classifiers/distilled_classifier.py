@@ -1,8 +1,5 @@
 """A classifier that also learns from a larger, trained one."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,7 +15,7 @@ from torch import Tensor, nn
 
 from anchorformer_mm.models.heads import HardDistillation
 from anchorformer_mm.registry import MODELS
-from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
+from anchorformer_mm.utils.checkpoint import weights_only
 
 
 @MODELS.register_module()
@@ -262,7 +259,7 @@ def _own_weights(model: dict) -> str | None:
 def _load_weights(network: nn.Module, ckpt: str) -> None:
     """Fill a network with the weights of a file or URL; all must fit."""
     try:
-        with _weights_only():
+        with weights_only():
             load_checkpoint(
                 network,
                 ckpt,
@@ -275,20 +272,3 @@ def _load_weights(network: nn.Module, ckpt: str) -> None:
             f'teacher_ckpt={ckpt!r} cannot be loaded into the teacher that '
             f'teacher_config describes: {error}'
         ) from error
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """Refuse to run code from checkpoints: mmengine offers no argument."""
-    name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-    before = os.environ.get(name)
-    os.environ[name] = '1'
-    try:
-        yield
-    finally:
-        # The fork takes back what it admits, though we had admitted it.
-        admit_mmengine_checkpoints()
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

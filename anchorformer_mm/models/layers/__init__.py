@@ -9,6 +9,7 @@ from anchorformer_mm.models.layers.anchor_attention import (
 from anchorformer_mm.models.layers.attention import build_attention
 from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.models.layers.position_embedding import (
+    fit_position_embedding,
     resize_position_embedding,
 )
 from anchorformer_mm.models.layers.self_attention import SelfAttention
@@ -23,5 +24,6 @@ __all__ = [
     'TransformerBlock',
     'anchor_aggregate',
     'build_attention',
+    'fit_position_embedding',
     'resize_position_embedding',
 ]

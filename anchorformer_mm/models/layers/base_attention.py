@@ -1,6 +1,7 @@
 """What every attention layer of the house shares: sizes and projections."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ class BaseAttention(nn.Module, ABC):
         attn_drop: Dropout on the attention weights, in [0, 1).
         proj_drop: Dropout on the output, in [0, 1).
         dwc_v: Adds a depthwise 3x3 convolution of V to the output. Attention
-            averages, anchor attention with positive weights only; this is a
-            local path beside it, which its rivals have and the paper has
-            not. Tokens that are not of the map (class tokens) get none.
+            with softmax weights can only average values; this adds a local,
+            signed path, which the paper has not. Tokens that are not of the
+            map (class tokens) get none.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -127,3 +128,23 @@ def check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f'{name} must be an int >= 1, got {value!r}')
+
+
+def one_for_each(
+    name: str, value: int | Sequence[int], count: int
+) -> tuple[int, ...]:
+    """Spread an argument over ``count`` places unless it already is.
+
+    Raises:
+        ValueError: It is neither an int >= 1 nor ``count`` of them.
+    """
+    values = (value,) * count if isinstance(value, int) else value
+    if (
+        not isinstance(values, Sequence)
+        or len(values) != count
+        or not all(type(v) is int and v >= 1 for v in values)
+    ):
+        raise ValueError(
+            f'{name} must be an int >= 1 or {count} of them, got {value!r}'
+        )
+    return tuple(values)

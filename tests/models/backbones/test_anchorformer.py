@@ -175,6 +175,15 @@ def test_several_layers_are_returned_in_their_order():
     assert not torch.allclose(first, last)
 
 
+@pytest.mark.parametrize('size', [(8, 7), (7, 8), (1, 48), (0, 0)])
+def test_images_smaller_than_a_patch_are_refused(size):
+    model = small(out_type='featmap')
+    assert model(torch.rand(1, 3, 8, 8))[0].shape == (1, 24, 1, 1)
+    message = rf'one patch .*patch_size=8.*, got {size[0]} x {size[1]} px'
+    with pytest.raises(ValueError, match=message):
+        model(torch.rand(1, 3, *size))
+
+
 def test_without_class_token():
     model = small(with_cls_token=False, out_type='featmap')
     assert model.pos_embed.shape == (1, 24, 24)
@@ -360,8 +369,14 @@ def test_layer_depths():
         (dict(arch=dict(embed_dims=3)), 'arch dict must have exactly'),
         (dict(arch=SMALL | dict(num_heads=0)), r"arch\['num_heads'\].*got 0"),
         (dict(arch=SMALL | dict(num_heads=5)), 'embed_dims=24, num_heads=5'),
-        (dict(num_anchors=0), 'num_anchors must be an int >= 1, got 0'),
-        (dict(num_anchors=[3, 4]), 'num_anchors must be one number or 12'),
+        (dict(img_size=0), 'img_size must be an int >= 1 or 2 .* got 0'),
+        (dict(img_size=(64,)), r'img_size must be .* 2 of them, got \(64,\)'),
+        (dict(img_size=15), 'img_size .* below patch_size=16, got 15'),
+        (dict(img_size=[8, 64]), r'below patch_size=16, got \[8, 64\]'),
+        (dict(patch_size=0), 'patch_size must be an int >= 1, got 0'),
+        (dict(num_anchors=0), 'num_anchors must be an int >= 1 .* got 0'),
+        (dict(num_anchors=[3, 4]), r'num_anchors .* 12 of them, got \[3, 4\]'),
+        (dict(num_anchors=[3] * 11 + [0]), 'num_anchors must .*3, 0'),
         (dict(attention='sparse'), "attention must be one of.*'sparse'"),
         (dict(out_type='map'), "out_type must be one of.*'map'"),
         (dict(with_cls_token=False), 'needs with_cls_token=True'),
