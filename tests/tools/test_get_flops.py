@@ -1,0 +1,139 @@
+"""The command line; the counts themselves: see analysis/test_complexity.py."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/get_flops.py'
+BACKBONE = """dict(
+    type='anchorformer_mm.AnchorFormer',
+    arch=dict(embed_dims=8, num_layers=1, num_heads=2,
+              feedforward_channels=16),
+    img_size=32, patch_size=8, num_anchors=5, frozen_stages=0, {more})"""
+CLASSIFIER = f"""
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone={BACKBONE.format(more='')},
+    head=dict(type='VisionTransformerClsHead', num_classes=3, in_channels=8))
+"""
+HEAD = """dict(
+    type='FCNHead', in_channels=8, channels=4, num_convs=1, num_classes=3,
+    concat_input=False, norm_cfg=dict(type='SyncBN'))"""
+SEGMENTOR = f"""
+default_scope = 'mmseg'
+model = dict(
+    type='EncoderDecoder',
+    backbone={BACKBONE.format(more="out_type='featmap'")},
+    neck=dict(type='MultiLevelNeck', in_channels=[8], out_channels=8,
+              scales=[2]),
+    decode_head={HEAD},
+    auxiliary_head=[{HEAD}, {HEAD}],
+    test_cfg=dict(mode='whole'))
+"""
+# Of 800 x 400 patches.
+PATCHES = 320_000
+
+
+def backbone_macs(hidden):
+    """Patches, then for these and the class token the keys, values and
+    projection, three products with 5 anchors, and the MLP."""
+    layer = 3 * 8**2 + 3 * 5 * 8 + 2 * 8 * hidden
+    return PATCHES * 3 * 8**2 * 8 + (PATCHES + 1) * layer
+
+
+def giga(macs):
+    return f'{macs / 1e9:.3f}'
+
+
+@pytest.fixture
+def get_flops(tmp_path, monkeypatch, capfd):
+    """Run the tool beside the configs; gives status, lines, errors."""
+    for name, text in (('classify', CLASSIFIER), ('segment', SEGMENTOR)):
+        (tmp_path / f'{name}.py').write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), *args])
+        status = 0
+        try:
+            runpy.run_path(str(TOOL), run_name='__main__')
+        except SystemExit as end:
+            status = end.code
+        printed = capfd.readouterr()
+        return status, printed.out.splitlines(), printed.err.splitlines()
+
+    return call
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+@pytest.mark.smoke
+def test_models_of_several_libraries_are_in_one_table(get_flops):
+    status, lines, _ = get_flops(
+        *('classify.py', 'segment.py', '--shape', '6400', '3200'),
+        *('--cfg-options', 'model.backbone.arch.feedforward_channels=1600'),
+    )
+    assert status == 0
+    assert cells(lines[0]) == (
+        ['config', 'params (M)', 'trainable', 'auxiliary', 'MACs (G)']
+        + [f'{part} (M, G)' for part in ('backbone', 'neck', 'head')]
+    )
+    classify, segment = (cells(line) for line in lines[2:4])
+    backbone = backbone_macs(hidden=1600)
+    assert classify[0] == 'classify'
+    assert classify[4] == giga(backbone)
+    # 29,191, of which the patch embedding's 1,544 and positions are frozen.
+    assert classify[1:4] == ['0.029', '0.028', '0.000']
+    assert classify[5:] == [f'0.029, {giga(backbone)}', '-', '0.000, 0.000']
+    # On a map of twice the size; of the heads one runs.
+    neck = PATCHES * 8**2 + 4 * PATCHES * 9 * 8**2
+    head = 4 * PATCHES * (9 * 8 * 4 + 4 * 3)
+    assert segment[0] == 'segment'
+    assert segment[4] == giga(backbone + neck + head)
+    assert segment[5:] == [
+        f'0.029, {giga(backbone)}',
+        f'0.001, {giga(neck)}',
+        f'0.000, {giga(head)}',
+    ]
+    assert '6400 x 3200 px' in '\n'.join(lines)
+    assert 'FLOPs are twice as many' in '\n'.join(lines)
+
+
+@pytest.mark.parametrize('name', ['classify', 'segment'])
+def test_a_backbone_is_counted_alone(get_flops, name):
+    status, lines, _ = get_flops(
+        f'{name}.py', '--shape', '6400', '3200', '--backbone-only'
+    )
+    assert status == 0
+    assert cells(lines[0])[-1] == 'MACs (G)'
+    assert cells(lines[2])[-1] == giga(backbone_macs(hidden=16))
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ('no.py --shape 8 8', 'config not found: no.py'),
+        (
+            'classify.py --shape 8 0',
+            '--shape must be two numbers >= 1, got 8 0',
+        ),
+        (
+            'classify.py ./classify.py --shape 32 32',
+            'several configs are named classify',
+        ),
+        (
+            'classify.py --shape 4 4',
+            'ImageClassifier cannot be counted at 4 x 4 px: ',
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_message(get_flops, args, message):
+    status, lines, errors = get_flops(*args.split())
+    assert status == 2
+    assert errors[-1].startswith(f'error: {message}')
+    assert lines == []
