@@ -1,6 +1,6 @@
 """What speaks for a class, by Grad-CAM (arXiv 1610.02391), as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,21 +61,28 @@ def class_index(
     )
 
 
+def class_name(i: int, classes: Sequence[str]) -> str:
+    """Name of a class, or else its number."""
+    return classes[i] if i < len(classes) else f'class {i}'
+
+
 def default_target_layer(model: nn.Module) -> str:
     """Name of the layer whose map Grad-CAM looks at.
 
-    Of a plain transformer that is the first norm of the last block: what
+    Of a plain transformer that is the last block, if the model is a
+    segmentor. If it is a classifier, it is the first norm of that block: what
     follows the last attention reaches a class token from its own place only,
     so that the patches there have no gradient. Of a network with stages it
     is the last one, otherwise the last part of the backbone with weights.
 
     Args:
-        model: With a ``backbone``.
+        model: With a ``backbone``; segmentors have a ``decode_head`` too.
     """
     backbone = model.backbone
     layers = getattr(backbone, 'layers', None)
     if isinstance(layers, nn.ModuleList) and hasattr(layers[-1], 'ln1'):
-        return f'backbone.layers.{len(layers) - 1}.ln1'
+        last = f'backbone.layers.{len(layers) - 1}'
+        return last if hasattr(model, 'decode_head') else f'{last}.ln1'
     stages = getattr(backbone, 'stages', None)
     if isinstance(stages, (nn.ModuleList, nn.Sequential)):
         return f'backbone.stages.{len(stages) - 1}'
@@ -125,21 +132,11 @@ def grad_cam(
             :func:`default_target_layer`.
 
     Raises:
-        UsageError: There is no such class or layer, the layer gives no map,
-            or its map has no gradient.
+        UsageError: There is no such class or layer, the layer did not run or
+            gives no map, or its map has no gradient.
     """
     name = layer or default_target_layer(model)
-    part = find_layer(model, name)
-    size = tuple(inputs.shape[2:])
-    extra = getattr(model.backbone, 'num_extra_tokens', 0)
-
-    def lay_out(x: Tensor) -> Tensor:
-        try:
-            # A copy: what follows the layer may work in place.
-            return to_map(x, size, extra).clone()
-        except (AttributeError, ValueError) as error:
-            raise UsageError(f'layer {name} gives no map: {error}') from None
-
+    find_layer(model, name)
     with torch.no_grad():
         scores = model(inputs, mode='predict')[0].pred_score
     target = (
@@ -147,24 +144,80 @@ def grad_cam(
         if target is None
         else class_index(target, classes, len(scores))
     )
+    heat = heat_map(model, name, inputs, ClassifierOutputTarget(target))
+    return ClassEvidence(heat, target, scores.cpu().numpy(), name)
+
+
+def heat_map(
+    model: nn.Module,
+    layer: str,
+    inputs: Tensor,
+    target: Callable[[Tensor], Tensor],
+    *,
+    network: nn.Module | None = None,
+) -> np.ndarray:
+    """Grad-CAM at one layer.
+
+    The model's weights and their gradients are left as they were.
+
+    Args:
+        model: With a ``backbone``, in evaluation mode.
+        layer: Name of a part of it.
+        inputs: One image as the network takes it, (1, 3, H, W).
+        target: From what the network gives for this image to the number that
+            is explained.
+        network: What gives it for the inputs, if that is not the model.
+
+    Returns:
+        np.ndarray: From 0 to 1, shape (H, W); zero everywhere if nothing
+        speaks for the target.
+
+    Raises:
+        UsageError: There is no such layer, it did not run or gives no map, or
+            its map has no gradient.
+    """
+    size = tuple(inputs.shape[2:])
+    backbone = model.backbone
+    # As mmpretrain tells it, or mmseg.
+    with_cls_token = getattr(backbone, 'with_cls_token', False)
+    extra = getattr(backbone, 'num_extra_tokens', int(with_cls_token))
+
+    def lay_out(x: Tensor) -> Tensor:
+        try:
+            # A copy: what follows the layer may work in place.
+            return to_map(x, size, extra).clone()
+        except (AttributeError, ValueError) as error:
+            raise UsageError(f'layer {layer} gives no map: {error}') from None
+
     # Parameters may be frozen; the way from the image to the score is not.
     inputs = inputs.detach().clone().requires_grad_()
     gradients = {p: p.grad for p in model.parameters()}
-    cam = _CoveringGradCAM(model, [part], reshape_transform=lay_out)
+    cam = _CoveringGradCAM(
+        network or model,
+        [find_layer(model, layer)],
+        reshape_transform=lay_out,
+    )
     try:
-        heat = cam(inputs, [ClassifierOutputTarget(target)])[0]
+        heat = cam(inputs, [target])[0]
         reached = any(g.any() for g in cam.activations_and_grads.gradients)
+    except _DidNotRun:
+        raise UsageError(
+            f'layer {layer} did not run as a whole; take one of its parts'
+        ) from None
     finally:
         cam.activations_and_grads.release()
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
     if not reached:
         raise UsageError(
-            f'no gradient of the score reaches the map of layer {name}; take '
-            'an earlier one'
+            f'no gradient of the score reaches the map of layer {layer}; '
+            'take an earlier one'
         )
-    heat = heat[: size[0], : size[1]]
-    return ClassEvidence(heat, target, scores.cpu().numpy(), name)
+    return heat[: size[0], : size[1]]
+
+
+class _DidNotRun(Exception):
+    """The layer that was looked at took no part."""
 
 
 class _CoveringGradCAM(GradCAM):
@@ -180,8 +233,10 @@ class _CoveringGradCAM(GradCAM):
         )
 
     def get_target_width_height(self, input_tensor: Tensor):
-        grid = self.activations_and_grads.activations[0].shape[2:]
-        return covered_size(input_tensor.shape[2:], grid)[::-1]
+        maps = self.activations_and_grads.activations
+        if not maps:
+            raise _DidNotRun
+        return covered_size(input_tensor.shape[2:], maps[0].shape[2:])[::-1]
 
 
 def draw_grad_cam(
@@ -203,8 +258,7 @@ def draw_grad_cam(
     """
 
     def score(i: int) -> str:
-        name = classes[i] if i < len(classes) else f'class {i}'
-        return f'{name}, {evidence.scores[i]:.1%}'
+        return f'{class_name(i, classes)}, {evidence.scores[i]:.1%}'
 
     heat = evidence.heat[: image.shape[0], : image.shape[1]]
     overlay = show_cam_on_image(

@@ -2,7 +2,13 @@ import cv2
 import numpy as np
 import pytest
 
-from anchorformer_mm.analysis.panels import Panel, cell_size, draw_panels, fit
+from anchorformer_mm.analysis.panels import (
+    SWATCH,
+    Panel,
+    cell_size,
+    draw_panels,
+    fit,
+)
 
 
 def picture(h, w):
@@ -77,6 +83,60 @@ def test_frames_and_legends_have_their_colours(tmp_path):
     red = cv2.imread(str(tmp_path / 'framed.png'))[..., 2] > 200
     assert red[24 + 45, 160:180].any()
     assert not red[24 + 45, 180:300].any()
+
+
+def columns_of(sheet, colour):
+    """The first pixel column of each run of a colour (RGB), and the end."""
+    there = (sheet[..., ::-1] == colour).all(axis=2).any(axis=0)
+    return np.flatnonzero(np.diff(there.astype(int), prepend=0, append=0))
+
+
+@pytest.mark.parametrize(
+    ('name', 'columns'), [('i', 6), ('zero', 6), ('MWMWMWMW', 3)]
+)
+def test_labels_of_a_legend_do_not_meet(name, columns, tmp_path):
+    image = np.full((90, 400, 3), 255, np.uint8)
+    path = tmp_path / 'sheet.png'
+    draw_panels([[Panel(image, legend=[(name, (9, 99, 199))] * 6)]], path)
+    below = cv2.imread(str(path))[8 + 90 :]
+    starts = columns_of(below, (9, 99, 199))[::2]
+    assert len(starts) == columns
+    # White before every swatch and its border, on all lines.
+    for start in starts[1:]:
+        assert (below[:, start - 6 : start - 1] == 255).all()
+    # Nothing is written over the margin.
+    assert (below[:, -8:] == 255).all()
+
+
+def test_labels_that_are_too_long_are_cut(tmp_path):
+    image = np.full((90, 150, 3), 255, np.uint8)
+    path = tmp_path / 'sheet.png'
+    legend = [('the quick brown fox jumps over the dog', (9, 99, 199))]
+    draw_panels([[Panel(image, legend=legend), Panel(image)]], path)
+    below = cv2.imread(str(path))[8 + 90 :]
+    assert (below[:, 60:150] < 128).any()
+    assert (below[:, 8 + 150 :] == 255).all()
+
+
+def test_a_legend_of_the_sheet_stands_below_all_rows(tmp_path):
+    image = np.full((90, 150, 3), 255, np.uint8)
+    rows = [[Panel(image, 'a'), Panel(image, 'b')], [Panel(image, 'c')]]
+    heights = []
+    stripes = picture(SWATCH, SWATCH)
+    entries = [('white', (255, 255, 255)), ('some', stripes), ('more', None)]
+    for legend in ([], entries, [('a rather long name', (1, 2, 3))] * 3):
+        draw_panels(rows, tmp_path / 'sheet.png', legend=legend)
+        sheet = cv2.imread(str(tmp_path / 'sheet.png'))
+        heights.append(len(sheet))
+        if legend is entries:
+            assert contains(sheet[heights[0] :], stripes)
+            # Two swatches have a border, also the white one.
+            below = sheet[heights[0] - 8 :]
+            border = (below == 160).all(axis=2)
+            assert border.sum() >= 2 * 4 * (SWATCH + 1)
+            assert sheet.shape[1] == 8 + 2 * 158
+    # Three long names take two lines.
+    assert heights[1:] == [heights[0] + 24, heights[0] + 40]
 
 
 @pytest.mark.parametrize('shape', [(64, 64), (30, 90), (900, 400), (1, 500)])

@@ -12,6 +12,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
+from anchorformer_mm.datasets import (
+    SEGMENTATION_CLASSES,
+    SEGMENTATION_PALETTE,
+)
 from anchorformer_mm.utils import environment
 
 ROOT = Path(__file__).parents[2]
@@ -39,16 +43,23 @@ default_scope = 'mmseg'
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(type='SegDataPreProcessor', bgr_to_rgb=True,
-                           size_divisor=16),
-    backbone={BACKBONE.format(more="out_type='featmap', attention='query'")},
-    decode_head=dict(type='FCNHead', in_channels=16, channels=8, num_convs=1,
-                     num_classes=4, norm_cfg=dict(type='BN')),
+                           mean=[128.] * 3, std=[64.] * 3,
+                           size_divisor=16, test_cfg=dict(size_divisor=16)),
+    backbone={BACKBONE.format(more="out_type='featmap'")},
+    neck=dict(type='MultiLevelNeck', in_channels=[16], out_channels=8,
+              scales=[2, 1, 0.5, 0.25]),
+    decode_head=dict(type='FPNHead', in_channels=[8] * 4,
+                     in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32],
+                     channels=8, num_classes=11, norm_cfg=dict(type='BN')),
     test_cfg=dict(mode='whole'))
 test_dataloader = dict(dataset=dict(
-    type='ADE20KDataset',
-    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
-              dict(type='PackSegInputs')]))
+    type='BaseSegDataset', data_root='not/there',
+    pipeline=[dict(type='LoadImageFromFile'),
+              dict(type='Resize', scale_factor=1.0),
+              dict(type='LoadAnnotations'), dict(type='PackSegInputs')]))
 """
+# Height and width of the photos of a segmentor.
+SIZES = dict(photo=(40, 70), square=(192, 192), tall=(333, 205))
 
 
 def save(path, cfg, meta):
@@ -66,16 +77,26 @@ def folder(tmp_path_factory):
     """Configs, weights and images; nothing of it is written to."""
     folder = tmp_path_factory.mktemp('explain')
     torch.manual_seed(0)
+    metas = dict(
+        classify=dict(classes=['cat', 'dog', 'sea snake']),
+        segment=dict(
+            classes=SEGMENTATION_CLASSES, palette=SEGMENTATION_PALETTE
+        ),
+    )
     for name, text in (('classify', CLASSIFIER), ('segment', SEGMENTOR)):
         (folder / f'{name}.py').write_text(text)
-        classes = dict(classes=['cat', 'dog', 'sea snake'])
         save(
             folder / f'{name}.pth',
             Config.fromfile(folder / f'{name}.py'),
-            dict(dataset_meta=classes),
+            dict(dataset_meta=metas[name]),
         )
+    # The segmentor finds threes everywhere.
+    content = torch.load(folder / 'segment.pth', weights_only=True)
+    content['state_dict']['decode_head.conv_seg.bias'][4] += 100
+    torch.save(content, folder / 'segment.pth')
     generator = np.random.default_rng(0)
-    for name, shape in (('photo', (40, 70, 3)), ('grey', (33, 20))):
+    shapes = {name: (*size, 3) for name, size in SIZES.items()}
+    for name, shape in (*shapes.items(), ('grey', (33, 20))):
         image = generator.integers(0, 256, shape, np.uint8)
         cv2.imwrite(str(folder / f'{name}.png'), image)
     (folder / 'text.png').write_text('no image')
@@ -151,9 +172,34 @@ def test_layers_heads_and_anchors_are_chosen(explain, tmp_path):
 
 
 def test_anchors_of_a_segmentor(explain):
-    # 40 x 70 px are padded to 48 x 80, and drawn as they were.
-    status, lines, _ = explain('segment.py', 'segment.pth', 'photo.png')
-    assert status == 0
+    # They are padded to multiples of 16 px, and drawn as they were.
+    images = [f'{name}.png' for name in SIZES]
+    status, lines, errors = explain('segment.py', 'segment.pth', *images)
+    assert status == 0, errors[-5:]
+    for (h, w), maps, assignment in zip(
+        SIZES.values(), lines[-6::2], lines[-5::2], strict=True
+    ):
+        scale = 224 / max(h, w)
+        picture, slot = round(h * scale), round(w * scale)
+        # Input and five anchors of three layers, with two lines of title;
+        # with four above narrow ones.
+        rows = 32 if slot == 224 else 64
+        expected = (8 + 3 * (rows + picture + 8), 8 + 6 * (slot + 8))
+        assert shape(maps) == expected
+        assert shape(assignment)[1] == 8 + 4 * (slot + 8)
+
+
+def test_anchors_picked_among_the_queries_of_a_segmentor(
+    explain, folder, tmp_path
+):
+    cfg = Config.fromfile(folder / 'segment.py')
+    cfg.model.backbone.attention = 'query'
+    save(tmp_path / 'query.pth', cfg, {})
+    options = ['--cfg-options', 'model.backbone.attention=query']
+    status, lines, errors = explain(
+        'segment.py', tmp_path / 'query.pth', 'photo.png', *options
+    )
+    assert status == 0, errors[-5:]
     assert shape(lines[-2]) == (8 + 3 * (32 + 128 + 8), 8 + 6 * 232)
 
 
@@ -193,6 +239,43 @@ def test_grad_cam_of_a_classifier(explain, tmp_path):
     same = [np.array_equal(pictures[0], picture) for picture in pictures]
     assert same[:4] == [True, True, False, False]
     assert not np.array_equal(pictures[2], pictures[3])
+
+
+def test_grad_cam_of_a_segmentor(explain, tmp_path):
+    images = [f'{name}.png' for name in SIZES]
+    status, lines, errors = explain(
+        'segment.py', 'segment.pth', *images, '--method', 'grad-cam'
+    )
+    assert status == 0, errors[-5:]
+    names = [f'{name}_grad_cam.png' for name in SIZES]
+    assert lines[-3:] == [str(tmp_path / 'out' / name) for name in names]
+    for (h, w), path in zip(SIZES.values(), lines[-3:], strict=True):
+        scale = 336 / max(h, w)
+        h, w = round(h * scale), round(w * scale)
+        picture = cv2.imread(path)[..., ::-1]
+        # One line of title, and one of the legend.
+        assert picture.shape[:2] == (8 + 16 + h + 16 + 8, 8 + 3 * (w + 8))
+        middle = picture[24 : 24 + h, 16 + w : 16 + 2 * w]
+        assert (middle == SEGMENTATION_PALETTE[4]).all()
+
+
+def test_class_and_layer_of_a_segmentor_are_chosen(explain, tmp_path):
+    args = ('segment.py', 'segment.pth', 'square.png', '--method', 'grad-cam')
+    pictures = []
+    for i, more in enumerate(
+        [
+            ('--target', 'three'),
+            ('--target', 4),
+            (),
+            ('--target-layer', 'backbone.layers.2'),
+            ('--target-layer', 'backbone.layers.0'),
+        ]
+    ):
+        status, lines, errors = explain(*args, *more, out=tmp_path / str(i))
+        assert status == 0, errors[-5:]
+        pictures.append(cv2.imread(lines[-1]))
+    same = [np.array_equal(pictures[0], picture) for picture in pictures]
+    assert same == [True, True, True, True, False]
 
 
 def test_class_names_come_from_the_config_if_need_be(
@@ -263,9 +346,20 @@ def test_class_names_come_from_the_config_if_need_be(
             "'dgo'",
         ),
         (
-            'segment.py segment.pth photo.png --method grad-cam',
-            '--method grad-cam is for classifiers of mmpretrain; segment.py '
-            'is of mmseg',
+            'segment.py segment.pth photo.png --method grad-cam --target two',
+            'photo.png: two is found nowhere in the image, and Grad-CAM '
+            'explains pixels of a class that is: three',
+        ),
+        (
+            'segment.py segment.pth photo.png --method grad-cam '
+            '--target-layer neck',
+            'photo.png: layer neck gives no map: ',
+        ),
+        (
+            'segment.py segment.pth photo.png --method grad-cam '
+            '--cfg-options default_scope=mmdet',
+            '--method grad-cam is for classifiers of mmpretrain and '
+            'segmentors of mmseg; segment.py is of mmdet',
         ),
         (
             'classify.py classify.pth photo.png --device sofa',

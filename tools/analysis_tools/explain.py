@@ -69,13 +69,15 @@ def parse_args() -> argparse.Namespace:
     grad_cam.add_argument(
         '--target',
         metavar='CLASS',
-        help='name or number of a class (default: the predicted one)',
+        help='name or number of a class (default: the predicted one; of a '
+        'segmentor, the one with most pixels)',
     )
     grad_cam.add_argument(
         '--target-layer',
         metavar='NAME',
         help='layer whose map is weighted, such as backbone.layers.11.ln1 '
-        '(the default for AnchorFormer of 12 layers), or backbone.stages.2',
+        '(the default for a classifier with AnchorFormer of 12 layers), '
+        'backbone.layers.11 (for a segmentor with it), or backbone.stages.2',
     )
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
@@ -158,7 +160,7 @@ def explain_anchors(args: argparse.Namespace, cfg: 'Config') -> None:
 
 
 def explain_class(args: argparse.Namespace, cfg: 'Config') -> None:
-    """Draw Grad-CAM of every image."""
+    """Draw Grad-CAM of every image, for a classifier."""
     from anchorformer_mm.analysis.grad_cam import draw_grad_cam, grad_cam
     from anchorformer_mm.analysis.inference import load_model, prepare_image
 
@@ -178,6 +180,45 @@ def explain_class(args: argparse.Namespace, cfg: 'Config') -> None:
         print(picture)
 
 
+def explain_pixels(args: argparse.Namespace, cfg: 'Config') -> None:
+    """Draw Grad-CAM of every image, for a segmentor.
+
+    Raises:
+        UsageError: An image has no pixel of the class, among others.
+    """
+    from anchorformer_mm.analysis.grad_cam import class_name
+    from anchorformer_mm.analysis.inference import load_model, prepare_image
+    from anchorformer_mm.analysis.segmentation_grad_cam import (
+        draw_segmentation_grad_cam,
+        segmentation_grad_cam,
+    )
+    from anchorformer_mm.analysis.segmentations import palette_of
+
+    model = load_model(cfg, args.checkpoint, args.device)
+    names = model.dataset_meta.get('classes') or ()
+    classes = [class_name(i, names) for i in range(model.num_classes)]
+    palette = palette_of(model.dataset_meta, classes)
+    for path in args.images:
+        image = prepare_image(cfg, model, path)
+        try:
+            evidence = segmentation_grad_cam(
+                model,
+                image.inputs,
+                target=args.target,
+                classes=classes,
+                layer=args.target_layer,
+                image_size=image.pixels.shape[:2],
+            )
+        except UsageError as error:
+            # One image has the class, another has not.
+            raise UsageError(f'{path}: {error}') from error
+        picture = args.out / f'{path.stem}_grad_cam.png'
+        draw_segmentation_grad_cam(
+            image.pixels, evidence, picture, classes=classes, palette=palette
+        )
+        print(picture)
+
+
 def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
     args = parse_args()
@@ -192,13 +233,17 @@ def main() -> None:
     if args.method == 'anchors':
         explain_anchors(args, cfg)
         return
-    if cfg.get('default_scope') != 'mmpretrain':
+    scope = cfg.get('default_scope')
+    if scope not in ('mmpretrain', 'mmseg'):
         raise UsageError(
-            '--method grad-cam is for classifiers of mmpretrain; '
-            f'{args.config} is of {cfg.get("default_scope")}'
+            '--method grad-cam is for classifiers of mmpretrain and '
+            f'segmentors of mmseg; {args.config} is of {scope}'
         )
     check_environment(['pytorch_grad_cam'])
-    explain_class(args, cfg)
+    if scope == 'mmseg':
+        explain_pixels(args, cfg)
+    else:
+        explain_class(args, cfg)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anchorformer_mm.analysis.curve import draw_curve
+from anchorformer_mm.analysis.curve import draw_curve, in_words
 from anchorformer_mm.analysis.run_log import read_run
 from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError, run_command_line
@@ -43,14 +43,14 @@ def draw_predictions(
     """Draw what the model of a run finds in validation images.
 
     Raises:
-        UsageError: It is no detector and no classifier, or its library is
-            missing.
+        UsageError: It is no detector, classifier or segmentor, or its library
+            is missing.
     """
     scope = cfg.get('default_scope')
-    if scope not in ('mmdet', 'mmpretrain'):
+    if scope not in ('mmdet', 'mmpretrain', 'mmseg'):
         raise UsageError(
-            'predictions are drawn for detectors and classifiers; '
-            f'{cfg.filename} is of {scope}'
+            'predictions are drawn for detectors, classifiers and '
+            f'segmentors; {cfg.filename} is of {scope}'
         )
     check_environment([scope])
     # These libraries take seconds to import: after the cheap checks.
@@ -58,12 +58,16 @@ def draw_predictions(
         from anchorformer_mm.analysis.detections import draw_detections
 
         draw_detections(cfg, checkpoint, path, score_thr=score_thr)
-    else:
+    elif scope == 'mmpretrain':
         from anchorformer_mm.analysis.classifications import (
             draw_classifications,
         )
 
         draw_classifications(cfg, checkpoint, path)
+    else:
+        from anchorformer_mm.analysis.segmentations import draw_segmentations
+
+        draw_segmentations(cfg, checkpoint, path)
 
 
 def main() -> None:
@@ -85,7 +89,8 @@ def main() -> None:
     draw_predictions(cfg, checkpoint, predictions, args.score_thr)
     iterations, values = run.curve(run.metric)
     log = newest(args.work_dir, '*/*.log', 'log')
-    print(f'{run.metric}: {values[-1]:.3f} after {iterations[-1]} iterations')
+    figure = in_words(run.metric, values[-1])
+    print(f'{run.metric}: {figure} after {iterations[-1]} iterations')
     for path in (checkpoint, log, curve, predictions):
         print(path)
 
