@@ -15,6 +15,11 @@ from anchorformer_mm.utils.dataset_paths import require_datasets
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
 
+# Where each launcher says which of its processes this is.
+RANK_VARIABLES = dict(
+    pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK'
+)
+
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every OpenMMLab command line has."""
@@ -31,6 +36,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='job launcher',
+    )
+    parser.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='do not read the label maps of a segmentor before it starts',
     )
     # torchrun sets the environment, older launchers pass the flag.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -49,7 +59,7 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
 
     Raises:
         UsageError: The config or its data is not there, or a library is
-            missing, broken or too old.
+            missing, broken or too old; or label maps do not fit the model.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
@@ -66,6 +76,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     if scope in ('mmdet', 'mmseg', 'mmpretrain'):
         check_environment([scope])
     require_datasets(cfg, splits)
+    if scope == 'mmseg' and splits and not args.skip_data_check:
+        _check_label_maps_once(cfg, splits, args.launcher)
 
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -73,6 +85,23 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     return cfg
+
+
+def _check_label_maps_once(
+    cfg: Config, splits: Sequence[str], launcher: str
+) -> None:
+    """Check the label maps in the first process; the others go on.
+
+    They wait for it where the processes meet, and the launchers end them
+    when it leaves with an error.
+    """
+    variable = RANK_VARIABLES.get(launcher)
+    if variable is not None and os.environ.get(variable, '0') != '0':
+        return
+    # Needs mmseg, which other configs do without.
+    from anchorformer_mm.datasets.label_maps import check_label_maps
+
+    check_label_maps(cfg, splits)
 
 
 def enable_amp(cfg: Config) -> None:

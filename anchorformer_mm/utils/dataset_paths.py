@@ -8,6 +8,8 @@ from mmengine.config import ConfigDict
 from anchorformer_mm.utils.errors import UsageError
 
 LAYOUTS = {
+    'ade': 'http://data.csail.mit.edu/places/ADEchallenge/'
+    'ADEChallengeData2016.zip, unpacked in data/ade',
     'coco': 'COCO 2017 from https://cocodataset.org',
     'digits': 'python tools/dataset_converters/make_digits.py '
     '--out data/digits',
@@ -25,6 +27,20 @@ def _datasets(cfg: ConfigDict | Sequence) -> Iterator[ConfigDict]:
         yield from _datasets(cfg['datasets'])
     else:
         yield cfg
+
+
+def split_datasets(cfg: ConfigDict, split: str) -> list[ConfigDict]:
+    """Data sets that a split draws from, without what wraps them.
+
+    Args:
+        cfg: A whole config.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+
+    Returns:
+        list[ConfigDict]: Their configs, none if the config lacks the split.
+    """
+    loader = cfg.get(f'{split}_dataloader')
+    return list(_datasets(loader['dataset'])) if loader else []
 
 
 def dataset_paths(dataset: ConfigDict) -> list[Path]:
@@ -70,12 +86,12 @@ def require_datasets(cfg: ConfigDict, splits: Sequence[str]) -> None:
         UsageError: Something is missing. The one message names the
             expected tree, what of it is missing and where to get it.
     """
-    paths = []
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if loader:
-            for dataset in _datasets(loader['dataset']):
-                paths += dataset_paths(dataset)
+    paths = [
+        path
+        for split in splits
+        for dataset in split_datasets(cfg, split)
+        for path in dataset_paths(dataset)
+    ]
     paths = list(dict.fromkeys(paths))
     if all(path.exists() for path in paths):
         return

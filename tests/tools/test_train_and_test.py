@@ -17,6 +17,22 @@ from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'picodet_anchorformer_t_digits.py'
+SEGMENTOR = ROOT / 'configs' / 'semfpn_anchorformer_t_digits.py'
+# Of two views, one is larger.
+TTA_CONFIG = f"""
+_base_ = {str(SEGMENTOR)!r}
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale_factor=r) for r in (1.0, 1.5)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
+"""
 OPTIONS = (
     'train_dataloader.batch_size=4',
     'train_cfg.val_interval=1',
@@ -124,6 +140,54 @@ def test_evaluation_dumps_and_draws(folder):
 
 
 @pytest.mark.smoke
+def test_a_segmentor_trains_and_its_label_maps_are_written(folder):
+    config = folder / 'segmentor.py'
+    config.write_text(TTA_CONFIG)
+    options = ['train_cfg.max_iters=1', 'train_cfg.val_interval=1']
+    options += ['default_hooks.checkpoint.interval=1']
+    out = tool(
+        folder,
+        'train.py',
+        config,
+        *('--work-dir', 'maps', '--cfg-options'),
+        *('train_dataloader.batch_size=2', *options),
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    out = tool(
+        folder,
+        'test.py',
+        config,
+        'maps/iter_1.pth',
+        *('--work-dir', 'maps', '--tta'),
+        *('--out', 'maps/predicted', '--show-dir', 'maps/drawn'),
+        '--cfg-options',
+        'model.test_cfg.mode=slide',
+        'model.test_cfg.crop_size=[48,48]',
+        'model.test_cfg.stride=[32,32]',
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert 'mIoU: ' in out.stdout + out.stderr
+    written = [
+        cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        for path in (folder / 'maps' / 'predicted').iterdir()
+    ]
+    assert [m.shape for m in written] == [(64, 96)] * 3
+    assert max(m.max() for m in written) <= 10
+    drawn = folder / 'maps' / 'drawn' / 'vis_data' / 'vis_image'
+    assert len(list(drawn.iterdir())) == 3
+
+
+def test_label_maps_that_do_not_fit_are_told_before_training(folder):
+    head = 'model.decode_head.num_classes=9'
+    out = tool(folder, 'train.py', SEGMENTOR, '--cfg-options', head)
+    lines = last_line(out)
+    assert 'error: the data does not fit the model:' in lines
+    assert any('(num_classes=9, ignore_index=255)' in line for line in lines)
+    assert lines[-1] == 'To run all the same: --skip-data-check'
+    assert not (folder / 'work_dirs').exists()
+
+
+@pytest.mark.smoke
 def test_the_run_is_pictured(folder):
     out = tool(folder, 'analysis_tools/summarize_run.py', 'run')
     assert out.returncode == 0, out.stderr[-3000:]
@@ -191,7 +255,12 @@ def test_mixed_precision_on_a_cpu_is_refused(folder):
         ((CONFIG, 'a.pth'), 'error: checkpoint not found: a.pth'),
         (
             (CONFIG, 'run/epoch_2.pth', '--out', 'a.json'),
-            "error: --out must end with .pkl or .pickle, got 'a.json'",
+            'error: --out must end with .pkl or .pickle, or for a segmentor '
+            "name a folder, got 'a.json'",
+        ),
+        (
+            (CONFIG, 'run/epoch_2.pth', '--tta'),
+            'error: --tta needs tta_model and tta_pipeline in the config',
         ),
     ],
 )

@@ -56,6 +56,31 @@ def test_absent_coco_is_told_as_the_tree_that_mmdet_expects(
     assert 'https://cocodataset.org' in str(error.value)
 
 
+def test_absent_ade20k_is_told_as_the_tree_that_mmseg_expects(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cfg = dict()
+    for split, folder in (('train', 'training'), ('val', 'validation')):
+        dataset = dict(
+            data_root='data/ade/ADEChallengeData2016',
+            ann_file='',
+            data_prefix=dict(
+                img_path=f'images/{folder}',
+                seg_map_path=f'annotations/{folder}',
+            ),
+        )
+        cfg[f'{split}_dataloader'] = dict(dataset=dataset)
+    with pytest.raises(UsageError) as error:
+        require_datasets(Config(cfg), ('train', 'val'))
+    lines = [line.split() for line in str(error.value).splitlines()]
+    for kind in ('images', 'annotations'):
+        for folder in ('training', 'validation'):
+            path = f'data/ade/ADEChallengeData2016/{kind}/{folder}'
+            assert [path, 'missing'] in lines
+    assert 'ADEChallengeData2016.zip, unpacked in data/ade' in str(error.value)
+
+
 @pytest.mark.parametrize(
     ('dataset', 'expected'),
     [
