@@ -53,14 +53,59 @@ def test_backbones_build_without_mmdet(library):
     assert out.stdout.split()[-1] == 'ESNet'
 
 
-@pytest.mark.parametrize('name', ['PicoHead', 'PicoDet'])
-def test_what_needs_mmdet_says_so_in_one_sentence(name):
-    code = BUILD.format(library='mmseg', name=name)
-    out = run(code, hidden=('mmdet',))
+SEGMENT = """
+import sys, torch, mmseg
+from pathlib import Path
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+configs = Path(mmseg.__file__).parent / '.mim/configs'
+cfg = Config.fromfile(
+    configs / 'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
+)
+assert 'custom_imports' not in cfg
+init_default_scope(cfg.default_scope)
+cfg.model.backbone = dict(
+    type='anchorformer_mm.AnchorFormer',
+    arch=dict(
+        embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64
+    ),
+    img_size=64,
+    out_type='featmap',
+    out_indices=(0, 1, 2, 3),
+)
+cfg.model.decode_head.in_channels = [32] * 4
+model = MODELS.build(cfg.model).eval()
+with torch.no_grad():
+    print(*model(torch.zeros(1, 3, 64, 96), mode='tensor').shape)
+assert not any(n.startswith(('mmdet', 'mmpretrain')) for n in sys.modules)
+"""
+
+
+@pytest.mark.smoke
+def test_a_config_of_mmseg_takes_our_backbone_and_needs_nothing_else():
+    out = run(SEGMENT, hidden=('mmdet', 'mmpretrain'))
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.splitlines()[-1] == '1 150 4 6'
+
+
+@pytest.mark.parametrize(
+    ('name', 'library', 'package', 'user'),
+    [
+        ('PicoHead', 'mmdet', '(onedl-mmdetection|mmdet)', 'mmseg'),
+        ('PicoDet', 'mmdet', '(onedl-mmdetection|mmdet)', 'mmseg'),
+        ('TokenPyramid', 'mmseg', '(onedl-)?mmsegmentation', 'mmengine'),
+    ],
+)
+def test_what_needs_a_library_says_so_in_one_sentence(
+    name, library, package, user
+):
+    code = BUILD.format(library=user, name=name)
+    out = run(code, hidden=(library,))
     assert out.returncode == 1
     assert re.fullmatch(
-        f"ImportError: 'anchorformer_mm.{name}' needs mmdet, which is not "
-        r'installed: pip install (onedl-mmdetection|mmdet)==[0-9.]+',
+        f"ImportError: 'anchorformer_mm.{name}' needs {library}, which is not "
+        f'installed: pip install {package}==[0-9.]+',
         out.stderr.splitlines()[-1],
     )
 

@@ -18,6 +18,7 @@ from anchorformer_mm.models.backbones.anchor_levit_layers import (
     MapAnchorAttention,
     MapMLP,
 )
+from anchorformer_mm.models.layers.base_attention import one_for_each
 from anchorformer_mm.registry import MODELS
 
 STEM_STRIDE = 16
@@ -107,8 +108,8 @@ class AnchorLeViT(BaseModule):
             raise ValueError(
                 f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}'
             )
-        img_size = _one_for_each('img_size', img_size, 2)
-        num_anchors = _one_for_each('num_anchors', num_anchors, num_stages)
+        img_size = one_for_each('img_size', img_size, 2)
+        num_anchors = one_for_each('num_anchors', num_anchors, num_stages)
         act_cfg = act_cfg or dict(type='HSwish')
         self.out_indices = _checked_indices(out_indices, num_stages)
 
@@ -190,7 +191,7 @@ def _checked_arch(arch: str | dict) -> dict[str, Sequence[int]]:
     is_list = isinstance(embed_dims, Sequence) and embed_dims
     num_stages = len(embed_dims) if is_list else 1
     arch = {
-        key: _one_for_each(f'arch[{key!r}]', arch[key], num_stages)
+        key: one_for_each(f'arch[{key!r}]', arch[key], num_stages)
         for key in ARCH_KEYS
     }
     # The stem starts with an eighth of the first width; a stage is entered
@@ -217,17 +218,6 @@ def _checked_indices(
             f'[{-num_stages}, {num_stages - 1}], got {out_indices!r}'
         )
     return tuple(index % num_stages for index in indices)
-
-
-def _one_for_each(
-    name: str, value: int | Sequence[int], count: int
-) -> tuple[int, ...]:
-    values = (value,) * count if isinstance(value, int) else value
-    if not is_seq_of(values, int) or len(values) != count or min(values) < 1:
-        raise ValueError(
-            f'{name} must be an int >= 1 or {count} of them, got {value!r}'
-        )
-    return tuple(values)
 
 
 def _ceil_div(size: Sequence[int], divisor: int) -> tuple[int, ...]:

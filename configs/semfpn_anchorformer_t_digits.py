@@ -1,0 +1,83 @@
+"""Semantic-FPN with a small AnchorFormer on the embedded digits.
+
+As on ADE20K, the backbone comes from classification: train
+`anchorformer_t_digits.py` first, which takes minutes. All of its layers are
+equally deep, so that the head takes the pyramid as it is, without an FPN.
+"""
+
+_base_ = [
+    './_base_/models/semfpn_anchorformer.py',
+    './_base_/datasets/digits_seg_192.py',
+    './_base_/seg_runtime.py',
+]
+
+max_iters = 3600
+
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(
+        arch=dict(
+            _delete_=True,
+            embed_dims=96,
+            num_layers=4,
+            num_heads=3,
+            feedforward_channels=192,
+        ),
+        img_size=128,
+        patch_size=8,
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=0.0,
+        attn_cfg=dict(dwc_v=True),
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='work_dirs/anchorformer_t_digits/epoch_60.pth',
+            prefix='backbone.',
+        ),
+    ),
+    neck=dict(
+        _delete_=True,
+        type='anchorformer_mm.TokenPyramid',
+        embed_dims=96,
+        in_stride=8,
+    ),
+    decode_head=dict(
+        in_channels=[96] * 4,
+        num_classes=11,
+        dropout_ratio=0.0,
+        # Nine pixels of ten are background.
+        loss_decode=dict(class_weight=[0.5] + [1.0] * 10),
+    ),
+)
+
+train_cfg = dict(
+    type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1200
+)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        custom_keys={
+            '.anchors': dict(decay_mult=0.0),
+            '.cls_token': dict(decay_mult=0.0),
+            '.pos_embed': dict(decay_mult=0.0),
+        },
+    ),
+)
+auto_scale_lr = dict(enable=False, base_batch_size=4)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_iters,
+        eta_min=1e-5,
+        by_epoch=False,
+        end=max_iters,
+    ),
+]
+randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(interval=1200))
