@@ -1,4 +1,7 @@
-"""Semantic-FPN with AnchorFormer B on ADE20K."""
+"""Semantic-FPN with AnchorFormer B on ADE20K.
+
+91.23 M, 483.6 GMAC at 512 x 2048 with 150 classes.
+"""
 
 _base_ = './semfpn_anchorformer_s_ade20k.py'
 

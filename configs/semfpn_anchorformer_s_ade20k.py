@@ -1,4 +1,7 @@
-"""Semantic-FPN with AnchorFormer S on ADE20K, crops of 512x512, 80k steps."""
+"""Semantic-FPN with AnchorFormer S on ADE20K, crops of 512x512, 80k steps.
+
+26.39 M, 189.4 GMAC at 512 x 2048 with 150 classes.
+"""
 
 _base_ = [
     './_base_/models/semfpn_anchorformer.py',

@@ -1,4 +1,7 @@
-"""Semantic-FPN with AnchorFormer T on ADE20K."""
+"""Semantic-FPN with AnchorFormer T on ADE20K.
+
+9.90 M, 113.0 GMAC at 512 x 2048 with 150 classes.
+"""
 
 _base_ = './semfpn_anchorformer_s_ade20k.py'
 

@@ -1,4 +1,7 @@
-"""UperNet with AnchorFormer B on ADE20K."""
+"""UperNet with AnchorFormer B on ADE20K.
+
+113.49 M, 1198.4 GMAC at 512 x 2048 with 150 classes.
+"""
 
 _base_ = './upernet_anchorformer_s_ade20k.py'
 

@@ -1,4 +1,7 @@
-"""UperNet with AnchorFormer S on ADE20K, crops of 512x512, 160k steps."""
+"""UperNet with AnchorFormer S on ADE20K, crops of 512x512, 160k steps.
+
+50.33 M, 937.5 GMAC at 512 x 2048 with 150 classes.
+"""
 
 _base_ = [
     './_base_/models/upernet_anchorformer.py',

@@ -1,4 +1,7 @@
-"""UperNet with AnchorFormer T on ADE20K."""
+"""UperNet with AnchorFormer T on ADE20K.
+
+33.35 M, 866.9 GMAC at 512 x 2048 with 150 classes.
+"""
 
 _base_ = './upernet_anchorformer_s_ade20k.py'
 

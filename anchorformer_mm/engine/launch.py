@@ -14,6 +14,9 @@ from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 from anchorformer_mm.utils.dataset_paths import require_datasets
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.pretrained_weights import (
+    require_pretrained_weights,
+)
 
 # Where each launcher says which of its processes this is.
 RANK_VARIABLES = dict(
@@ -76,6 +79,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     if scope in ('mmdet', 'mmseg', 'mmpretrain'):
         check_environment([scope])
     require_datasets(cfg, splits)
+    if 'train' in splits:
+        require_pretrained_weights(cfg)
     if scope == 'mmseg' and splits and not args.skip_data_check:
         _check_label_maps_once(cfg, splits, args.launcher)
 

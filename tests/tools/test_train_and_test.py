@@ -178,12 +178,21 @@ def test_a_segmentor_trains_and_its_label_maps_are_written(folder):
 
 
 def test_label_maps_that_do_not_fit_are_told_before_training(folder):
-    head = 'model.decode_head.num_classes=9'
-    out = tool(folder, 'train.py', SEGMENTOR, '--cfg-options', head)
+    options = (
+        'model.decode_head.num_classes=9',
+        'model.backbone.init_cfg=None',
+    )
+    out = tool(folder, 'train.py', SEGMENTOR, '--cfg-options', *options)
     lines = last_line(out)
     assert 'error: the data does not fit the model:' in lines
     assert any('(num_classes=9, ignore_index=255)' in line for line in lines)
     assert lines[-1] == 'To run all the same: --skip-data-check'
+    assert not (folder / 'work_dirs').exists()
+
+
+def test_missing_pretrained_weights_are_told_before_training(folder):
+    lines = last_line(tool(folder, 'train.py', SEGMENTOR))
+    assert 'model.backbone.init_cfg.checkpoint=' in lines[-1]
     assert not (folder / 'work_dirs').exists()
 
 
