@@ -18,9 +18,10 @@ from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'picodet_anchorformer_t_digits.py'
 SEGMENTOR = ROOT / 'configs' / 'semfpn_anchorformer_t_digits.py'
-# Of two views, one is larger.
+# From scratch; of two views, one is larger.
 TTA_CONFIG = f"""
 _base_ = {str(SEGMENTOR)!r}
+model = dict(backbone=dict(init_cfg=None))
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
