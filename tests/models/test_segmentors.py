@@ -225,7 +225,6 @@ def test_layers_can_differ_in_their_anchors():
     model = segmentor(num_anchors=(30, 30, 64, 64)).train()
     train_step(model, batch((64, 64)))
     anchors = [layer.attn.anchors for layer in model.backbone.layers]
-    assert [a.shape for a in anchors] == [a.grad.shape for a in anchors]
     assert [a.shape[-2] for a in anchors] == [30, 30, 64, 64]
 
 
@@ -302,9 +301,8 @@ def test_onnxruntime_computes_the_same(tmp_path):
     )
 
 
-@pytest.mark.parametrize('kind', ['fpn', 'uper'])
-def test_the_network_compiles(kind):
-    network = Network(segmentor(kind)).eval()
+def test_the_network_compiles():
+    network = Network(segmentor()).eval()
     compiled = torch.compile(network, backend='aot_eager')
     x = torch.rand(1, 3, 65, 79)
     torch.testing.assert_close(compiled(x), network(x))
