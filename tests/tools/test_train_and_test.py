@@ -18,10 +18,15 @@ from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'picodet_anchorformer_t_digits.py'
 SEGMENTOR = ROOT / 'configs' / 'semfpn_anchorformer_t_digits.py'
-# From scratch; of two views, one is larger.
+# From scratch, and without weights of the classes: these scenes are smaller
+# than the crops, and mmseg 1.2.2 cannot weigh pixels that it ignores. Of two
+# views, one is larger.
 TTA_CONFIG = f"""
 _base_ = {str(SEGMENTOR)!r}
-model = dict(backbone=dict(init_cfg=None))
+model = dict(
+    backbone=dict(init_cfg=None),
+    decode_head=dict(loss_decode=dict(class_weight=None)),
+)
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
