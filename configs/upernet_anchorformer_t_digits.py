@@ -1,7 +1,7 @@
 """UperNet on the digits; the rest is as for Semantic-FPN.
 
 With mmseg's 0.01 for the last layer's weights and no weights of the classes,
-both heads made the same predictions for 750 steps; with both changed they
+both heads had the same accuracy for 750 steps; with both changed they
 learn. Which of the two does it was not tried.
 """
 

@@ -4,27 +4,10 @@ Four layers give a map each; transposed convolutions and pooling bring them
 to strides 4 to 32.
 """
 
+_base_ = './segmentor_anchorformer.py'
+
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
-    backbone=dict(
-        type='anchorformer_mm.AnchorFormer',
-        arch='small',
-        img_size=512,
-        num_anchors=30,
-        out_type='featmap',
-        out_indices=(2, 5, 8, 11),
-        drop_path_rate=0.1,
-    ),
     neck=[
         dict(
             type='anchorformer_mm.TokenPyramid',
@@ -47,6 +30,4 @@ model = dict(
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
         ),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )

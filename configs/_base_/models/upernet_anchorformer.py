@@ -4,6 +4,8 @@ Four layers give a map each, resized to strides 4 to 32; the head convolves
 every level by itself.
 """
 
+_base_ = './segmentor_anchorformer.py'
+
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 head = dict(
     dropout_ratio=0.1,
@@ -12,25 +14,6 @@ head = dict(
     align_corners=False,
 )
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
-    backbone=dict(
-        type='anchorformer_mm.AnchorFormer',
-        arch='small',
-        img_size=512,
-        num_anchors=30,
-        out_type='featmap',
-        out_indices=(2, 5, 8, 11),
-        drop_path_rate=0.1,
-    ),
     neck=dict(
         type='anchorformer_mm.TokenPyramid',
         embed_dims=384,
@@ -59,6 +42,4 @@ model = dict(
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4
         ),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )

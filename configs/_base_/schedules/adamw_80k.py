@@ -1,6 +1,6 @@
 """80,000 steps of AdamW with a learning rate by layer, as for Semantic-FPN.
 
-Rate, weight decay and polynomial are what mmseg's PoolFormer has there,
+Weight decay and polynomial are what mmseg's PoolFormer has there; its rate is
 halved for half its batch.
 """
 
