@@ -12,6 +12,10 @@ from anchorformer_mm.analysis.complexity import (
     build_from_config,
     count_complexity,
 )
+from anchorformer_mm.datasets.digits import (
+    SEGMENTATION_CLASSES,
+    SEGMENTATION_PALETTE,
+)
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SEGMENTORS = sorted(
@@ -203,3 +207,10 @@ def test_heads_are_those_of_mmseg(ours, theirs, heads):
     assert ours.data_preprocessor == preprocessor
     if 'auxiliary_head' in heads:
         assert ours.auxiliary_head.loss_decode.loss_weight == 0.4
+
+
+def test_the_digits_have_the_classes_and_colours_of_their_maker():
+    # A text config cannot import them.
+    cfg = Config.fromfile(CONFIGS / '_base_/datasets/digits_seg_192.py')
+    assert tuple(cfg.metainfo.classes) == SEGMENTATION_CLASSES
+    assert tuple(map(tuple, cfg.metainfo.palette)) == SEGMENTATION_PALETTE
