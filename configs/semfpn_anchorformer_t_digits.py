@@ -11,7 +11,7 @@ _base_ = [
     './_base_/seg_runtime.py',
 ]
 
-max_iters = 4000
+max_iters = 3400
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
@@ -52,13 +52,13 @@ model = dict(
 )
 
 train_cfg = dict(
-    type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1000
+    type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1700
 )
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
@@ -82,4 +82,4 @@ param_scheduler = [
     ),
 ]
 randomness = dict(seed=0)
-default_hooks = dict(checkpoint=dict(interval=1000))
+default_hooks = dict(checkpoint=dict(interval=1700))

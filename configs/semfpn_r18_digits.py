@@ -1,0 +1,27 @@
+"""mmseg's smallest Semantic-FPN on the digits, for comparison: ResNet-18.
+
+The budget is the AnchorFormer's; the backbone starts from nothing, which a
+convolutional one can afford on this data.
+"""
+
+_base_ = './semfpn_anchorformer_t_digits.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ResNetV1c',
+        depth=18,
+        num_stages=4,
+        out_indices=(0, 1, 2, 3),
+        strides=(1, 2, 2, 2),
+        dilations=(1, 1, 1, 1),
+        norm_cfg=dict(type='BN'),
+    ),
+    neck=dict(
+        _delete_=True,
+        type='FPN',
+        in_channels=[64, 128, 256, 512],
+        out_channels=96,
+        num_outs=4,
+    ),
+)
