@@ -1,10 +1,13 @@
 """mmseg's smallest Semantic-FPN on the digits, for comparison: ResNet-18.
 
-The budget is the AnchorFormer's; the backbone starts from nothing, which a
-convolutional one can afford on this data.
+A step takes four times as long as the AnchorFormer's, so that in the same
+minutes it has a quarter of the steps. Its backbone starts from nothing, which
+a convolutional one can afford on this data.
 """
 
 _base_ = './semfpn_anchorformer_t_digits.py'
+
+max_iters = 850
 
 model = dict(
     backbone=dict(
@@ -25,3 +28,8 @@ model = dict(
         num_outs=4,
     ),
 )
+
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(T_max=max_iters, end=max_iters)
+default_hooks = dict(checkpoint=dict(interval=max_iters))
