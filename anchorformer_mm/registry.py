@@ -9,12 +9,15 @@ these registries import the module that holds the class when it is asked for.
 from importlib import import_module
 from importlib.util import find_spec
 
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
 )
+from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
@@ -70,10 +73,12 @@ class PluginRegistry(Registry):
 MODELS = PluginRegistry(
     'model',
     parent=MMENGINE_MODELS,
-    locations=[f'{SCOPE}.models'],
+    locations=[f'{SCOPE}.models', f'{SCOPE}.engine.averaging'],
     optional=dict(
         PicoHead=('mmdet', f'{SCOPE}.models.dense_heads'),
+        PicoHeadV2=('mmdet', f'{SCOPE}.models.dense_heads'),
         PicoDet=('mmdet', f'{SCOPE}.models.detectors'),
+        ActivatedVarifocalLoss=('mmdet', f'{SCOPE}.models.losses'),
         AnchorLeViT=('mmpretrain', f'{SCOPE}.models.backbones.anchor_levit'),
         DistilledImageClassifier=(
             'mmpretrain',
@@ -89,7 +94,32 @@ TASK_UTILS = PluginRegistry(
     parent=MMENGINE_TASK_UTILS,
     optional=dict(
         PicoSimOTAAssigner=('mmdet', f'{SCOPE}.models.task_modules'),
+        PicoATSSAssigner=('mmdet', f'{SCOPE}.models.task_modules'),
+        PicoTaskAlignedAssigner=('mmdet', f'{SCOPE}.models.task_modules'),
     ),
+)
+TRANSFORMS = PluginRegistry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    optional=dict(
+        MaxIoURandomCrop=('mmdet', f'{SCOPE}.datasets.transforms'),
+        MultiplicativeColorDistortion=(
+            'mmdet',
+            f'{SCOPE}.datasets.transforms',
+        ),
+    ),
+)
+FUNCTIONS = PluginRegistry(
+    'function',
+    parent=MMENGINE_FUNCTIONS,
+    optional=dict(
+        random_square_collate=('mmdet', f'{SCOPE}.datasets.transforms'),
+    ),
+)
+PARAM_SCHEDULERS = PluginRegistry(
+    'parameter scheduler',
+    parent=MMENGINE_PARAM_SCHEDULERS,
+    locations=[f'{SCOPE}.engine.schedulers'],
 )
 HOOKS = PluginRegistry(
     'hook', parent=MMENGINE_HOOKS, locations=[f'{SCOPE}.engine.hooks']

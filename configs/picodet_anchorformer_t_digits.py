@@ -14,7 +14,6 @@ _base_ = [
 max_epochs = 8
 
 model = dict(
-    data_preprocessor=dict(batch_augments=None),
     backbone=dict(type='anchorformer_mm.AnchorESNet'),
     bbox_head=dict(num_classes=10),
 )

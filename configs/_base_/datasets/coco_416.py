@@ -1,8 +1,7 @@
-"""COCO 2017 in mmdet's layout, at an exact 416 x 416, as PicoDet has it.
+"""COCO 2017 in mmdet's layout, at 416 x 416, by the data laws of PicoDet.
 
-Stands in for the original's data pipeline with what mmdet has:
-MinIoURandomCrop bounds the least overlap where the original bounds the
-largest, and PhotoMetricDistortion adds brightness where it multiplies.
+A child for another resolution overrides `train_dataloader.collate_fn.sizes`
+(five squares, 32 px apart, around its own) and the test pipeline's scale.
 """
 
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
@@ -12,14 +11,9 @@ img_scale = (416, 416)
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='MinIoURandomCrop',
-        min_ious=(0.1, 0.3, 0.5, 0.7, 0.9),
-        min_crop_size=0.3,
-    ),
+    dict(type='anchorformer_mm.MaxIoURandomCrop'),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='Resize', scale=img_scale, keep_ratio=False),
+    dict(type='anchorformer_mm.MultiplicativeColorDistortion'),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -39,6 +33,11 @@ train_dataloader = dict(
     num_workers=8,
     drop_last=True,
     batch_sampler=None,
+    # One size and one interpolation for a batch, drawn in the workers.
+    collate_fn=dict(
+        type='anchorformer_mm.random_square_collate',
+        sizes=[352, 384, 416, 448, 480],
+    ),
     dataset=dict(
         filter_cfg=dict(filter_empty_gt=True, min_size=0),
         pipeline=train_pipeline,

@@ -48,6 +48,8 @@ test_pipeline = [
 loading = dict(batch_size=8, num_workers=0, persistent_workers=False)
 train_dataloader = dict(
     **loading,
+    # The pipeline has resized every scene alike.
+    collate_fn=dict(_delete_=True, type='pseudo_collate'),
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,

@@ -8,16 +8,6 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_size_divisor=32,
-        # One random square size for the whole batch, bilinear. The original
-        # also draws the interpolation at random, on the CPU.
-        batch_augments=[
-            dict(
-                type='BatchSyncRandomResize',
-                random_size_range=(352, 480),
-                size_divisor=32,
-                interval=1,
-            )
-        ],
     ),
     backbone=dict(type='anchorformer_mm.ESNet', arch='0.75x'),
     neck=dict(
