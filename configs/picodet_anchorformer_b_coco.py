@@ -1,4 +1,7 @@
-"""PicoDet L whose last stage is AnchorFormer (B): MACS"""
+"""PicoDet L whose last stage is AnchorFormer (B): 8.44 M, 2.75 GMAC.
+
+Its rate of 0.3 is for 4 GPUs x 48 images.
+"""
 
 _base_ = './picodet_l_coco.py'
 

@@ -1,4 +1,7 @@
-"""PicoDet S whose last stage is AnchorFormer (T): MACS"""
+"""PicoDet S whose last stage is AnchorFormer (T): 2.92 M, 0.94 GMAC.
+
+Its rate of 0.4 is for 4 GPUs x 80 images.
+"""
 
 _base_ = './picodet_s_coco.py'
 
