@@ -1,6 +1,11 @@
 """Models that need mmengine and mmcv only; the rest loads on demand."""
 
-from anchorformer_mm.models.backbones import AnchorESNet, AnchorFormer, ESNet
-from anchorformer_mm.models.necks import CSPPAN
+from anchorformer_mm.models.backbones import (
+    AnchorESNet,
+    AnchorFormer,
+    ESNet,
+    LCNet,
+)
+from anchorformer_mm.models.necks import CSPPAN, LCPAN
 
-__all__ = ['CSPPAN', 'AnchorESNet', 'AnchorFormer', 'ESNet']
+__all__ = ['CSPPAN', 'LCPAN', 'AnchorESNet', 'AnchorFormer', 'ESNet', 'LCNet']

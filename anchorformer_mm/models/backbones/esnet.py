@@ -3,42 +3,16 @@
 Facts of the layers follow PaddleDetection's ``esnet.py``.
 """
 
-from collections.abc import Sequence
-
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
+from anchorformer_mm.models.backbones.staged_backbone import (
+    StagedBackbone,
+    make_divisible,
+)
+from anchorformer_mm.models.layers import SqueezeExcite
 from anchorformer_mm.registry import MODELS
-
-
-def make_divisible(value: float, divisor: int) -> int:
-    """Round to the nearest multiple, never below 90 % of ``value``."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-class SqueezeExcite(nn.Sequential):
-    """Channel attention: a gate in [0, 1] from the map's mean.
-
-    Shape:
-        - Input: (B, C, H, W); output: (B, C, H, W).
-    """
-
-    def __init__(self, channels: int, ratio: int = 4) -> None:
-        super().__init__(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, channels // ratio, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels // ratio, channels, 1),
-            nn.Hardsigmoid(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * super().forward(x)
 
 
 class ESBlock(nn.Module):
@@ -147,7 +121,7 @@ class ESDownBlock(nn.Module):
 
 
 @MODELS.register_module()
-class ESNet(BaseModule):
+class ESNet(StagedBackbone):
     """ESNet: a stem at stride 4 and three stages at strides 8, 16 and 32.
 
     Args:
@@ -156,14 +130,9 @@ class ESNet(BaseModule):
             the three stages (each divisible by 16), and ``ratios``, for
             every block of each stage the width inside it over the stage's.
         in_channels: Channels of the image.
-        out_indices: Stages to return, of 0, 1, 2, in rising order.
-        frozen_stages: Stages that do not train: -1 none, 0 the stem, k the
-            stem and the first k stages.
-        norm_eval: Whether batch statistics stay fixed in training.
-        with_cp: Trade compute for memory in training.
-        norm_cfg: Normalisation.
-        act_cfg: Activation.
-        init_cfg: Initialisation; by default Kaiming normal over fan-in.
+        **kwargs: As for :class:`StagedBackbone`: ``out_indices``,
+            ``frozen_stages``, ``norm_eval``, ``with_cp``, ``norm_cfg``,
+            ``act_cfg`` and ``init_cfg``.
 
     Raises:
         ValueError: An argument is not among the allowed values.
@@ -198,53 +167,13 @@ class ESNet(BaseModule):
         '1.25x': dict(widths=(160, 320, 640), ratios=_ratios_ml),
     }
     stem_channels = 24  # not scaled with the width
-    out_strides = (8, 16, 32)
 
     def __init__(
-        self,
-        arch: str | dict = '1.0x',
-        *,
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2),
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        norm_cfg: dict | None = None,
-        act_cfg: dict | None = None,
-        init_cfg: dict | list | None = None,
+        self, arch: str | dict = '1.0x', *, in_channels: int = 3, **kwargs
     ) -> None:
-        super().__init__(
-            init_cfg
-            or [
-                dict(
-                    type='Kaiming',
-                    layer='Conv2d',
-                    mode='fan_in',
-                    nonlinearity='relu',
-                ),
-                dict(type='Constant', layer='_BatchNorm', val=1),
-            ]
-        )
+        super().__init__(**kwargs)
         self.widths, self.ratios = self._parse_arch(arch)
-        self.out_indices = tuple(out_indices)
-        if not self.out_indices or self.out_indices != tuple(
-            sorted(set(self.out_indices) & {0, 1, 2})
-        ):
-            raise ValueError(
-                'out_indices must name stages of (0, 1, 2) in rising order, '
-                f'got {out_indices!r}'
-            )
-        if frozen_stages not in range(-1, 4):
-            raise ValueError(
-                f'frozen_stages must be in -1..3, got {frozen_stages!r}'
-            )
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
-        self.with_cp = with_cp
-        self.norm_cfg = norm_cfg or dict(type='BN')
-        self.act_cfg = act_cfg or dict(type='HSwish')
-
-        self.stem = nn.Sequential(
+        stem = nn.Sequential(
             ConvModule(
                 in_channels,
                 self.stem_channels,
@@ -256,8 +185,7 @@ class ESNet(BaseModule):
             ),
             nn.MaxPool2d(3, stride=2, padding=1),
         )
-        self.stages = nn.ModuleList(self.build_stage(i) for i in range(3))
-        self._freeze_stages()
+        self.assemble(stem, (self.build_stage(i) for i in range(3)))
 
     @classmethod
     def _parse_arch(cls, arch: str | dict) -> tuple[tuple, tuple]:
@@ -314,30 +242,3 @@ class ESNet(BaseModule):
 
     def _mid_channels(self, index: int, ratio: float) -> int:
         return make_divisible(int(self.widths[index] * ratio), 8)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.stem(x)
-        outs = []
-        for i, stage in enumerate(self.stages):
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(stage, x, use_reentrant=False)
-            else:
-                x = stage(x)
-            if i in self.out_indices:
-                outs.append(x)
-        return tuple(outs)
-
-    def _freeze_stages(self) -> None:
-        for module in (self.stem, *self.stages)[: self.frozen_stages + 1]:
-            module.eval()
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> 'ESNet':
-        """Set the mode; frozen stages and fixed norms stay in eval."""
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self

@@ -1,199 +1,46 @@
 """The head of PicoDet (v1)."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
-import torch
-from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
-from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.dense_heads.gfl_head import Integral
-from mmdet.models.task_modules import (
-    DistancePointBBoxCoder,
-    MlvlPointGenerator,
-)
-from mmdet.utils import (
-    InstanceList,
-    OptConfigType,
-    OptMultiConfig,
-)
-from mmengine.config import ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
+from anchorformer_mm.models.dense_heads.base_pico_head import BasePicoHead
 from anchorformer_mm.models.dense_heads.pico_loss import PicoLossMixin
-from anchorformer_mm.registry import MODELS, TASK_UTILS
+from anchorformer_mm.registry import MODELS
 
 
 @MODELS.register_module()
-class PicoHead(PicoLossMixin, BaseDenseHead):
+class PicoHead(PicoLossMixin, BasePicoHead):
     """Anchor-free head of PicoDet (v1).
 
     `PP-PicoDet: A Better Real-Time Object Detector on Mobile Devices
-    <https://arxiv.org/abs/2111.00902>`_. Every level has its own tower of
-    ``stacked_convs`` depthwise separable convolutions, shared by
-    classification and regression. Two 1x1 convolutions predict, for every
-    cell, the class logits and, for each of the four sides, a distribution
-    over the distances ``0..reg_max`` in strides.
+    <https://arxiv.org/abs/2111.00902>`_. The classes and the distances are
+    predicted from the tower of each level as it is.
 
     The original has one 1x1 convolution for both. Two compute the same, and
-    a checkpoint for other classes keeps its distance weights. Likewise the
-    distance biases start at zero, not at the class biases' value: softmax
-    does not see a shift.
+    a checkpoint for other classes keeps its distance weights.
 
-    Args:
-        num_classes: Number of classes, without the background.
-        in_channels: Channels of every input level.
-        feat_channels: Channels of the towers.
-        stacked_convs: Blocks per tower.
-        strides: Stride of every level in pixels, rising.
-        kernel_size: Kernel of the (depthwise) convolutions of the towers.
-        reg_max: Largest distance in strides; there are ``reg_max + 1`` bins.
-        use_depthwise: Depthwise separable convolutions; plain ones if False.
-        norm_cfg: Normalisation of the towers. ``None`` is BN.
-        act_cfg: Activation of the towers. ``None`` is the hard swish.
-        prior_prob: Initial probability of every class.
-        loss_cls: ``None`` is ``VarifocalLoss``, alpha 0.75, gamma 2.
-        loss_bbox: ``None`` is ``GIoULoss``, weight 2. Boxes are in strides.
-        loss_dfl: ``None`` is ``DistributionFocalLoss``, weight 0.25.
-        train_cfg: ``assigner``. ``None`` is ``PicoSimOTAAssigner``.
-        test_cfg: ``nms_pre`` (pairs of cell and class kept per level),
-            ``score_thr``, ``nms``, ``max_per_img``. ``None`` is 1000,
-            0.025, NMS at IoU 0.6, and 100.
-        init_cfg: ``None`` is normal weights of deviation 0.01, and class
-            biases at ``prior_prob``.
-
-    Raises:
-        ValueError: An argument is out of its range.
+    The arguments and errors are those of :class:`BasePicoHead`. The losses
+    are by default ``VarifocalLoss`` (alpha 0.75, gamma 2), ``GIoULoss``
+    (weight 2) and ``DistributionFocalLoss`` (weight 0.25); the assigner is
+    ``PicoSimOTAAssigner``.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int,
-        feat_channels: int = 96,
-        stacked_convs: int = 2,
-        strides: Sequence[int] = (8, 16, 32, 64),
-        kernel_size: int = 5,
-        reg_max: int = 7,
-        use_depthwise: bool = True,
-        norm_cfg: OptConfigType = None,
-        act_cfg: OptConfigType = None,
-        prior_prob: float = 0.01,
-        loss_cls: OptConfigType = None,
-        loss_bbox: OptConfigType = None,
-        loss_dfl: OptConfigType = None,
-        train_cfg: OptConfigType = None,
-        test_cfg: OptConfigType = None,
-        init_cfg: OptMultiConfig = None,
-    ) -> None:
-        for name, value in (
-            ('num_classes', num_classes),
-            ('in_channels', in_channels),
-            ('feat_channels', feat_channels),
-            ('stacked_convs', stacked_convs),
-            ('reg_max', reg_max),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f'{name} must be an integer >= 1, got {value!r}'
-                )
-        if not strides or any(a >= b for a, b in pairwise((0, *strides))):
-            raise ValueError(
-                f'strides must be one or more rising numbers > 0, got '
-                f'{strides!r}'
-            )
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f'kernel_size must be odd and >= 1, got {kernel_size!r}'
-            )
-        if not 0 < prior_prob < 1:
-            raise ValueError(
-                f'prior_prob must be > 0 and < 1, got {prior_prob!r}'
-            )
-        super().__init__(
-            init_cfg
-            or dict(
-                type='Normal',
-                layer='Conv2d',
-                std=0.01,
-                override=dict(
-                    type='Normal',
-                    name='conv_cls',
-                    std=0.01,
-                    bias_prob=prior_prob,
-                ),
-            )
-        )
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.strides = tuple(strides)
-        self.reg_max = reg_max
-        # The base class reads these, and `test_cfg`, by name.
-        self.cls_out_channels = num_classes
-        self.use_sigmoid_cls = True
-        self.bbox_coder = DistancePointBBoxCoder()
-        self.prior_generator = MlvlPointGenerator(self.strides, offset=0.5)
-
-        block = DepthwiseSeparableConvModule if use_depthwise else ConvModule
-
-        # The containers of torch, not of mmengine: through those each
-        # ConvModule would initialise itself after `init_cfg`, and undo it.
-        def tower() -> nn.Sequential:
-            widths = [in_channels] + stacked_convs * [feat_channels]
-            return nn.Sequential(
-                *(
-                    block(
-                        *pair,
-                        kernel_size,
-                        padding=kernel_size // 2,
-                        norm_cfg=norm_cfg or dict(type='BN'),
-                        act_cfg=act_cfg or dict(type='HSwish'),
-                    )
-                    for pair in pairwise(widths)
-                )
-            )
-
-        def predictor(channels: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                nn.Conv2d(feat_channels, channels, 1) for _ in self.strides
-            )
-
-        self.towers = nn.ModuleList(tower() for _ in self.strides)
-        self.conv_cls = predictor(num_classes)
-        self.conv_reg = predictor(4 * (reg_max + 1))
-        self.integral = Integral(reg_max)
-
-        self.loss_cls = MODELS.build(
-            loss_cls
-            or dict(
-                type='mmdet.VarifocalLoss',
-                use_sigmoid=True,
-                alpha=0.75,
-                gamma=2.0,
-                iou_weighted=True,
-                loss_weight=1.0,
-            )
-        )
-        self.loss_bbox = MODELS.build(
-            loss_bbox or dict(type='mmdet.GIoULoss', loss_weight=2.0)
-        )
-        self.loss_dfl = MODELS.build(
-            loss_dfl
-            or dict(type='mmdet.DistributionFocalLoss', loss_weight=0.25)
-        )
-        self.train_cfg = ConfigDict(
-            train_cfg
-            or dict(assigner=dict(type='anchorformer_mm.PicoSimOTAAssigner'))
-        )
-        self.assigner = TASK_UTILS.build(self.train_cfg.assigner)
-        self.test_cfg = ConfigDict(
-            test_cfg
-            or dict(
-                nms_pre=1000,
-                score_thr=0.025,
-                nms=dict(type='nms', iou_threshold=0.6),
-                max_per_img=100,
-            )
-        )
+    default_loss_cls = dict(
+        type='mmdet.VarifocalLoss',
+        use_sigmoid=True,
+        alpha=0.75,
+        gamma=2.0,
+        iou_weighted=True,
+        loss_weight=1.0,
+    )
+    default_loss_bbox = dict(type='mmdet.GIoULoss', loss_weight=2.0)
+    default_loss_dfl = dict(
+        type='mmdet.DistributionFocalLoss', loss_weight=0.25
+    )
+    default_train_cfg = dict(
+        assigner=dict(type='anchorformer_mm.PicoSimOTAAssigner')
+    )
 
     def forward(
         self, x: Sequence[Tensor]
@@ -211,13 +58,7 @@ class PicoHead(PicoLossMixin, BaseDenseHead):
         Raises:
             ValueError: There are not as many levels as strides.
         """
-        if len(x) != len(self.strides):
-            raise ValueError(
-                f'{len(self.strides)} feature maps expected, got {len(x)}'
-            )
-        feats = [
-            tower(feat) for tower, feat in zip(self.towers, x, strict=True)
-        ]
+        feats = self.extract(x)
         cls_scores = [
             conv(feat) for conv, feat in zip(self.conv_cls, feats, strict=True)
         ]
@@ -225,42 +66,3 @@ class PicoHead(PicoLossMixin, BaseDenseHead):
             conv(feat) for conv, feat in zip(self.conv_reg, feats, strict=True)
         ]
         return cls_scores, bbox_preds
-
-    def predict_by_feat(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        *args,
-        **kwargs,
-    ) -> InstanceList:
-        """Turn the outputs of :meth:`forward` into detections.
-
-        Per level the ``nms_pre`` best pairs of cell and class above
-        ``score_thr`` are kept, boxes are clipped to the image, and NMS runs
-        per class over all levels. Computed in fp32, also within autocast.
-
-        Args:
-            cls_scores: As returned by :meth:`forward`.
-            bbox_preds: As returned by :meth:`forward`.
-            *args: As of mmdet's ``BaseDenseHead.predict_by_feat``.
-            **kwargs: As of mmdet's ``BaseDenseHead.predict_by_feat``.
-
-        Returns:
-            One per image: ``bboxes`` ``(n, 4)``, ``xyxy`` in pixels,
-            ``scores`` ``(n,)`` and ``labels`` ``(n,)``.
-        """
-        with torch.autocast(cls_scores[0].device.type, enabled=False):
-            distances = [
-                self._distances(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-                * stride
-                for x, stride in zip(bbox_preds, self.strides, strict=True)
-            ]
-            cls_scores = [x.float() for x in cls_scores]
-            return super().predict_by_feat(
-                cls_scores, distances, *args, **kwargs
-            )
-
-    def _distances(self, distributions: Tensor) -> Tensor:
-        """``(..., 4 * (reg_max + 1))`` logits to ``(..., 4)`` strides."""
-        distances = self.integral(distributions.float())
-        return distances.reshape(*distributions.shape[:-1], 4)

@@ -6,6 +6,8 @@ from mmdet.utils import InstanceList, OptInstanceList, reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from anchorformer_mm.models.task_modules.batch_matching import GroundTruth
+
 
 class PicoLossMixin:
     """What ``PicoHead`` does in training.
@@ -54,26 +56,35 @@ class PicoLossMixin:
             )
             priors = torch.cat(priors)
             logits, distributions = map(_flatten, (cls_scores, bbox_preds))
-            positives, labels, gt_boxes, num_pos = self._assign(
+            gts = GroundTruth.of_batch(batch_gt_instances)
+            positives, matched = self._assign(
                 logits.detach(),
                 distributions.detach(),
                 priors,
+                gts,
                 batch_gt_instances,
                 batch_gt_instances_ignore or [None] * len(logits),
             )
+            counts = torch.bincount(
+                positives // len(priors), minlength=len(logits)
+            )
+            has_boxes = counts.new_tensor(
+                [len(gt) > 0 for gt in batch_gt_instances]
+            )
+            num_pos = (counts.clamp(min=1) * has_boxes).sum()
             logits = logits.flatten(0, 1)
             sides = distributions.flatten(0, 1)[positives]
             centres, strides = priors[positives % len(priors)].split(2, dim=1)
             points = centres / strides
-            targets = gt_boxes / strides.repeat(1, 2)
+            targets = gts.boxes[matched] / strides.repeat(1, 2)
             boxes = self.bbox_coder.decode(points, self._distances(sides))
 
             quality = torch.zeros_like(logits)
-            quality[positives, labels] = bbox_overlaps(
+            quality[positives, gts.labels[matched]] = bbox_overlaps(
                 boxes.detach(), targets, is_aligned=True
             )
             weights = logits.detach()[positives].sigmoid().amax(dim=1)
-            cls_factor = reduce_mean(logits.new_tensor(float(num_pos)))
+            cls_factor = reduce_mean(num_pos.float())
             bbox_factor = reduce_mean(weights.sum()).clamp(min=1)
             return dict(
                 loss_cls=self.loss_cls(
@@ -98,42 +109,53 @@ class PicoLossMixin:
         logits: Tensor,
         distributions: Tensor,
         priors: Tensor,
+        gts: GroundTruth,
         batch_gt_instances: InstanceList,
         batch_gt_instances_ignore: list[InstanceData | None],
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
+    ) -> tuple[Tensor, Tensor]:
         """Assign the ``n`` priors of each of ``B`` images.
+
+        An assigner without ``assign_batch``, such as mmdet's, is given the
+        images one by one.
 
         Args:
             logits: ``(B, n, num_classes)``.
             distributions: ``(B, n, 4 * (reg_max + 1))``.
             priors: ``(n, 4)``.
+            gts: The boxes of all images.
             batch_gt_instances: As of :meth:`loss_by_feat`.
             batch_gt_instances_ignore: As of :meth:`loss_by_feat`.
 
         Returns:
             Of the ``p`` positives of the batch the index into ``B * n``
-            ``(p,)``, the class ``(p,)`` and the box ``(p, 4)`` in pixels;
-            and their number, where an image with boxes counts at least 1.
+            ``(p,)``, and the index of the box into ``gts`` ``(p,)``.
         """
         scores = logits.sigmoid()
         offsets = self._distances(distributions) * priors[:, 2:].repeat(1, 2)
         points = priors[:, :2].expand(len(logits), -1, 2)
         boxes = self.bbox_coder.decode(points, offsets)
+        if hasattr(self.assigner, 'assign_batch'):
+            matches = self.assigner.assign_batch(scores, boxes, priors, gts)
+            return matches.cells, matches.boxes
 
-        indices, labels, gt_boxes, num_pos = [], [], [], 0
-        for i, gt in enumerate(batch_gt_instances):
-            assigned = self.assigner.assign(
-                InstanceData(scores=scores[i], bboxes=boxes[i], priors=priors),
-                gt,
-                batch_gt_instances_ignore[i],
-            )
-            positives = (assigned.gt_inds > 0).nonzero().squeeze(1)
-            indices.append(positives + i * len(priors))
-            labels.append(assigned.labels[positives])
-            gt_boxes.append(gt.bboxes[assigned.gt_inds[positives] - 1])
-            num_pos += max(len(positives), 1) if len(gt) else 0
-        gt_boxes = torch.cat(gt_boxes).float()
-        return torch.cat(indices), torch.cat(labels), gt_boxes, num_pos
+        gt_inds = torch.stack(
+            [
+                self.assigner.assign(
+                    InstanceData(scores=s, bboxes=b, priors=priors), gt, ignore
+                ).gt_inds
+                for s, b, gt, ignore in zip(
+                    scores,
+                    boxes,
+                    batch_gt_instances,
+                    batch_gt_instances_ignore,
+                    strict=True,
+                )
+            ]
+        )
+        images = torch.arange(len(gt_inds), device=gt_inds.device)
+        first = torch.searchsorted(gts.images, images)[:, None]
+        positives = (gt_inds > 0).flatten().nonzero().squeeze(1)
+        return positives, (first + gt_inds - 1).flatten()[positives]
 
 
 def _flatten(maps: list[Tensor]) -> Tensor:

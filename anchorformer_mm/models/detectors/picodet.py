@@ -11,8 +11,9 @@ class PicoDet(SingleStageDetector):
 
     `PP-PicoDet: A Better Real-Time Object Detector on Mobile Devices
     <https://arxiv.org/abs/2111.00902>`_. A single-stage detector in every
-    respect; the parts that make it PicoDet are its backbone (``ESNet`` or
-    ``AnchorESNet``), its neck (``CSPPAN``) and its head (``PicoHead``).
+    respect; the parts that make it PicoDet are its backbone (``ESNet``,
+    ``AnchorESNet`` or ``LCNet``), its neck and its head (``CSPPAN`` and
+    ``PicoHead`` in v1, ``LCPAN`` and ``PicoHeadV2`` in v2).
 
     The arguments, the inputs ``(B, 3, H, W)`` and the outputs are those of
     mmdet's ``SingleStageDetector``. ``train_cfg`` and ``test_cfg`` may be

@@ -13,6 +13,7 @@ from anchorformer_mm.models.layers.position_embedding import (
     resize_position_embedding,
 )
 from anchorformer_mm.models.layers.self_attention import SelfAttention
+from anchorformer_mm.models.layers.squeeze_excite import SqueezeExcite
 from anchorformer_mm.models.layers.transformer_block import TransformerBlock
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     'BaseAttention',
     'QueryAnchorAttention',
     'SelfAttention',
+    'SqueezeExcite',
     'TransformerBlock',
     'anchor_aggregate',
     'build_attention',

@@ -1,12 +1,17 @@
 """SimOTA with PicoDet's cost: varifocal and GIoU."""
 
 import torch
-import torch.nn.functional as F
 from mmdet.models.task_modules import AssignResult, BaseAssigner
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from anchorformer_mm.models.task_modules.batch_matching import (
+    GroundTruth,
+    Matches,
+    inside,
+    settle,
+)
 from anchorformer_mm.registry import TASK_UTILS
 
 # Added to the cost of a pair whose prior is not both inside the box and
@@ -16,41 +21,50 @@ _PENALTY = 1e8
 
 def varifocal_cost(
     scores: Tensor,
-    gt_labels: Tensor,
+    candidates: Tensor,
+    gts: GroundTruth,
     ious: Tensor,
     alpha: float = 0.75,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Varifocal loss of every (prior, box) pair, summed over the classes.
+    """Varifocal loss of every (box, prior) pair, summed over the classes.
 
     The target of a pair is its IoU at the box's class and zero elsewhere.
     Only that one class depends on the box, so the sum is a background term
-    of the prior plus a correction: no ``(n, g, num_classes)`` tensor.
+    of the prior plus a correction: no ``(g, n, num_classes)`` tensor.
 
     Args:
-        scores: Class probabilities, ``(n, num_classes)``.
-        gt_labels: Class of each box, ``(g,)``.
-        ious: Overlaps, ``(n, g)``.
+        scores: Class probabilities, ``(B, n, num_classes)``.
+        candidates: ``(B, n)``, the priors to compute.
+        gts: The ``g`` boxes of the batch.
+        ious: Overlaps of these with the predictions, ``(g, n)``.
         alpha: Weight of the background term.
         gamma: Exponent of the background term.
 
     Returns:
-        The cost, ``(n, g)``.
+        The cost, ``(g, n)``, without meaning where the prior is no candidate.
     """
-    background = (
-        alpha
-        * scores.pow(gamma)
-        * F.binary_cross_entropy(
-            scores, torch.zeros_like(scores), reduction='none'
-        )
-    )
-    foreground = ious * F.binary_cross_entropy(
-        scores[:, gt_labels], ious, reduction='none'
-    )
-    correction = torch.where(
-        ious > 0, foreground - background[:, gt_labels], 0.0
-    )
-    return background.sum(dim=1, keepdim=True) + correction
+
+    def background(p: Tensor) -> Tensor:
+        return -alpha * p.pow(gamma) * _log1p(-p)
+
+    cells = candidates.flatten().nonzero().squeeze(1)
+    sums = scores.new_zeros(candidates.numel())
+    sums[cells] = background(scores.flatten(0, 1)[cells]).sum(dim=1)
+    sums = sums.view_as(candidates)[gts.images]
+
+    p = scores[gts.images, :, gts.labels]
+    foreground = -ious * (ious * _log1p(p - 1) + (1 - ious) * _log1p(-p))
+    return sums + (foreground - background(p)).where(ious > 0, 0.0)
+
+
+def _log1p(x: Tensor) -> Tensor:
+    """``log(1 + x)``, bounded as in torch's binary cross entropy.
+
+    That function itself takes several times as long on a CPU, and one
+    probability that is not a number ends a process on a GPU.
+    """
+    return x.log1p().clamp(min=-100)
 
 
 @TASK_UTILS.register_module()
@@ -67,11 +81,14 @@ class PicoSimOTAAssigner(BaseAssigner):
     where VFL is :func:`varifocal_cost`. Each box takes its ``k`` cheapest
     candidates, with ``k`` the integer part, at least 1, of the sum of its
     ``candidate_topk`` largest IoUs. A prior taken by several boxes goes to
-    the one that is cheapest for it among all boxes.
+    the one that is cheapest for it among all boxes of the image.
 
     The result is deterministic: of equally cheap candidates the one with
     the lower index is taken. fp16 and bf16 inputs are computed in fp32, also
     within autocast, and nothing is differentiated.
+
+    :meth:`assign` is mmdet's protocol, for one image;
+    :meth:`assign_batch` takes all images of a batch at once.
 
     Args:
         center_radius: Half the side of the centre box, in strides.
@@ -116,7 +133,6 @@ class PicoSimOTAAssigner(BaseAssigner):
         self.alpha = alpha
         self.gamma = gamma
 
-    @torch.no_grad()
     def assign(
         self,
         pred_instances: InstanceData,
@@ -142,110 +158,133 @@ class PicoSimOTAAssigner(BaseAssigner):
             of the box. ``labels`` ``(n,)``: its class, or -1.
             ``max_overlaps`` ``(n,)``: the IoU with it, or 0.
         """
+        gt_labels = gt_instances.labels
+        cells, columns, ious = self.assign_batch(
+            pred_instances.scores[None],
+            pred_instances.bboxes[None],
+            pred_instances.priors,
+            GroundTruth(
+                gt_instances.bboxes,
+                gt_labels,
+                torch.zeros_like(gt_labels, dtype=torch.long),
+            ),
+        )
+        gt_inds = cells.new_zeros(len(pred_instances.priors))
+        gt_inds[cells] = columns + 1
+        labels = torch.full_like(gt_inds, -1)
+        labels[cells] = gt_labels[columns].long()
+        overlaps = ious.new_zeros(len(gt_inds))
+        overlaps[cells] = ious
+        return AssignResult(len(gt_labels), gt_inds, overlaps, labels=labels)
+
+    @torch.no_grad()
+    def assign_batch(
+        self,
+        scores: Tensor,
+        boxes: Tensor,
+        priors: Tensor,
+        gts: GroundTruth,
+    ) -> Matches:
+        """Assign the ``n`` priors of each of ``B`` images.
+
+        Args:
+            scores: ``(B, n, num_classes)``, probabilities.
+            boxes: ``(B, n, 4)``, decoded, ``xyxy`` in pixels.
+            priors: ``(n, 4)``, centre and strides, as in :meth:`assign`.
+            gts: The boxes of all images; some or all may have none.
+
+        Returns:
+            The positives of the batch, their IoUs as ``scores``.
+        """
         scores, boxes, priors, gt_boxes = (
             x.to(torch.promote_types(x.dtype, torch.float32))
-            for x in (
-                pred_instances.scores,
-                pred_instances.bboxes,
-                pred_instances.priors,
-                gt_instances.bboxes,
-            )
+            for x in (scores, boxes, priors, gts.boxes)
         )
-        gt_labels = gt_instances.labels
-        gt_inds = gt_labels.new_zeros(len(priors), dtype=torch.long)
-        labels = torch.full_like(gt_inds, -1)
-        overlaps = boxes.new_zeros(len(priors))
+        gts = gts._replace(boxes=gt_boxes)
+        if not len(priors) or not len(gt_boxes):
+            none = torch.zeros_like(gts.images[:0])
+            return Matches(none, none, boxes.new_zeros(0))
 
-        in_box, in_centre = self._locate(priors, gt_boxes)
-        candidates = (in_box | in_centre).any(dim=1).nonzero().squeeze(1)
-        if len(candidates):
-            preferred = (in_box & in_centre)[candidates]
-            with torch.autocast(boxes.device.type, enabled=False):
-                ious, cost = self._cost(
-                    scores[candidates],
-                    boxes[candidates],
-                    gt_boxes,
-                    gt_labels,
-                    preferred,
-                )
-                rows, columns = self._match(ious, cost)
-            positives = candidates[rows]
-            gt_inds[positives] = columns + 1
-            labels[positives] = gt_labels[columns].long()
-            overlaps[positives] = ious[rows, columns]
-        return AssignResult(len(gt_boxes), gt_inds, overlaps, labels=labels)
+        in_box = inside(priors[:, :2], gt_boxes)
+        in_centre = self._near_centre(priors, gt_boxes)
+        counts = torch.zeros_like(boxes[..., 0], dtype=torch.int32)
+        counts.index_add_(0, gts.images, (in_box | in_centre).int())
+        with torch.autocast(boxes.device.type, enabled=False):
+            ious, cost = self._cost(
+                scores, boxes, gts, counts > 0, in_box & in_centre
+            )
+            rows, columns = self._cheapest(ious, cost)
+            # It prefers the larger.
+            cells, matched = settle(rows, columns, 1 / (1 + cost), gts.images)
+        return Matches(cells, matched, ious[matched, cells % len(priors)])
 
-    def _locate(
-        self, priors: Tensor, gt_boxes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Which priors lie inside which boxes, and near which centres.
+    def _near_centre(self, priors: Tensor, gt_boxes: Tensor) -> Tensor:
+        """Which priors lie near the centres of which boxes.
 
         Args:
             priors: ``(n, 4)``, centre and strides.
             gt_boxes: ``(g, 4)``, ``xyxy``.
 
         Returns:
-            Two masks, ``(n, g)``: inside the box, near its centre.
+            ``(g, n)``.
         """
-        points, strides = priors[:, None, :2], priors[:, None, 2:]
-        top_left, bottom_right = gt_boxes[:, :2], gt_boxes[:, 2:]
-        in_box = ((points > top_left) & (points < bottom_right)).all(dim=-1)
-        offsets = (points - (top_left + bottom_right) / 2).abs()
-        in_centre = (offsets < self.center_radius * strides).all(dim=-1)
-        return in_box, in_centre
+        centres = (gt_boxes[:, None, :2] + gt_boxes[:, None, 2:]) / 2
+        offsets = (priors[:, :2] - centres).abs()
+        return (offsets < self.center_radius * priors[:, 2:]).all(dim=-1)
 
     def _cost(
         self,
         scores: Tensor,
         boxes: Tensor,
-        gt_boxes: Tensor,
-        gt_labels: Tensor,
+        gts: GroundTruth,
+        candidates: Tensor,
         preferred: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """IoU and cost of ``m`` candidates and ``g`` boxes.
+        """IoU and cost of ``g`` boxes and the ``n`` priors of their images.
 
         Args:
-            scores: ``(m, num_classes)``, probabilities.
-            boxes: ``(m, 4)``, ``xyxy``.
-            gt_boxes: ``(g, 4)``, ``xyxy``.
-            gt_labels: ``(g,)``.
-            preferred: ``(m, g)``, pairs that are free of the penalty.
+            scores: ``(B, n, num_classes)``, probabilities.
+            boxes: ``(B, n, 4)``, ``xyxy``.
+            gts: The ``g`` boxes of the batch.
+            candidates: ``(B, n)``, the priors that boxes may take.
+            preferred: ``(g, n)``, pairs that are free of the penalty.
 
         Returns:
-            IoU ``(m, g)``, and cost ``(m, g)`` in float64: next to the
-            penalty float32 would round the rest of the cost to eights.
+            IoU ``(g, n)``, and cost ``(g, n)`` in float64: next to the
+            penalty float32 would round the rest of the cost to eights. For
+            a prior that is no candidate they are zero and infinite.
         """
-        ious = bbox_overlaps(boxes, gt_boxes)
-        gious = bbox_overlaps(boxes, gt_boxes, mode='giou')
-        vfl = varifocal_cost(scores, gt_labels, ious, self.alpha, self.gamma)
-        cost = self.vfl_weight * vfl + self.iou_weight * (1 - gious)
-        return ious, cost.double() + _PENALTY * ~preferred
-
-    def _match(self, ious: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
-        """Dynamic-k matching.
-
-        Args:
-            ious: ``(m, g)``.
-            cost: ``(m, g)``.
-
-        Returns:
-            The matched pairs, as two index vectors of equal length: rows
-            (each at most once) and columns.
-        """
-        top_ious = ious.topk(min(self.candidate_topk, len(ious)), dim=0)
-        dynamic_k = top_ious.values.sum(dim=0).long().clamp(min=1)
-        # A stable sort, since topk may break ties differently per device.
-        # No k exceeds candidate_topk: an IoU is at most 1.
-        cheapest = cost.argsort(dim=0, stable=True)[: self.candidate_topk]
-        rank = torch.arange(len(cheapest), device=cost.device)[:, None]
-        taken = torch.zeros_like(cost, dtype=torch.bool)
-        taken.scatter_(0, cheapest, rank < dynamic_k)
-
-        rows = taken.any(dim=1).nonzero().squeeze(1)
-        contested = taken[rows].sum(dim=1) > 1
-        columns = torch.where(
-            contested,
-            cost[rows].argmin(dim=1),
-            taken[rows].long().argmax(dim=1),
+        pairs = gts.boxes[:, None], boxes[gts.images]
+        ious = bbox_overlaps(*pairs).squeeze(1)
+        gious = bbox_overlaps(*pairs, mode='giou').squeeze(1)
+        vfl = varifocal_cost(
+            scores, candidates, gts, ious, self.alpha, self.gamma
         )
-        return rows, columns
+        cost = self.vfl_weight * vfl + self.iou_weight * (1 - gious)
+        cost = cost.double() + _PENALTY * ~preferred
+        eligible = candidates[gts.images]
+        return ious.where(eligible, 0.0), cost.where(eligible, torch.inf)
+
+    def _cheapest(self, ious: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+        """The dynamic ``k`` cheapest priors of each box.
+
+        Args:
+            ious: ``(g, n)``.
+            cost: ``(g, n)``, infinite for what cannot be taken.
+
+        Returns:
+            Pairs of a box and a prior, as two index vectors.
+        """
+        most = min(self.candidate_topk, ious.shape[1])
+        # In float64, lest rounding decide what the integer part is.
+        sums = ious.topk(most, dim=1).values.sum(dim=1, dtype=torch.float64)
+        k = sums.long().clamp(1, most)[:, None]
+        # The k-th least cost. Of the pairs with just this cost, of which topk
+        # takes others on every device, the first ones fill what is left.
+        cheapest = cost.topk(most, dim=1, largest=False).values
+        limit = cheapest.gather(1, k - 1)
+        below, tied = cost < limit, cost == limit
+        left = k - below.sum(dim=1, keepdim=True)
+        taken = below | tied & (tied.cumsum(dim=1) <= left)
+        taken &= cost.isfinite()
+        return taken.nonzero().unbind(dim=1)

@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorformer_mm.models.task_modules import PicoSimOTAAssigner
+from anchorformer_mm.models.task_modules.batch_matching import GroundTruth
 from anchorformer_mm.models.task_modules.sim_ota_assigner import (
     varifocal_cost,
 )
@@ -138,6 +139,64 @@ def test_agrees_with_a_slow_reference(seed, num_gts, num_classes):
         assert overlap == pytest.approx(expected, abs=1e-9)
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+)
+def test_a_batch_is_assigned_as_its_images_are(seed, counts):
+    cases = [random_case(seed + i, g, 3) for i, g in enumerate(counts)]
+    scores, boxes, priors, gt_boxes, gt_labels = map(
+        torch.as_tensor,
+        (
+            np.stack([case[0] for case in cases]),
+            np.stack([case[1] for case in cases]),
+            cases[0][2],
+            np.concatenate([case[3] for case in cases]),
+            np.concatenate([case[4] for case in cases]),
+        ),
+    )
+    images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    matches = PicoSimOTAAssigner().assign_batch(
+        scores, boxes, priors, GroundTruth(gt_boxes, gt_labels, images)
+    )
+    results = [assign(*case) for case in cases]
+    gt_inds = torch.stack([result.gt_inds for result in results])
+    positives = (gt_inds > 0).flatten().nonzero().squeeze(1)
+    assert torch.equal(matches.cells, positives)
+    first = torch.tensor([0, *counts]).cumsum(0)[:-1, None]
+    boxes = (gt_inds - 1 + first).flatten()[positives]
+    assert torch.equal(matches.boxes, boxes)
+    overlaps = torch.cat([result.max_overlaps for result in results])
+    assert torch.equal(matches.scores, overlaps[positives])
+
+
+def test_a_batch_costs_as_many_operations_as_an_image():
+    def operations(counts):
+        cases = [random_case(i, g, 3) for i, g in enumerate(counts)]
+        scores, boxes = (
+            torch.as_tensor(np.stack([case[i] for case in cases]))
+            for i in (0, 1)
+        )
+        instances = [
+            InstanceData(
+                bboxes=torch.as_tensor(case[3]),
+                labels=torch.as_tensor(case[4]),
+            )
+            for case in cases
+        ]
+        with Operations() as operations:
+            PicoSimOTAAssigner().assign_batch(
+                scores,
+                boxes,
+                torch.as_tensor(cases[0][2]),
+                GroundTruth.of_batch(instances),
+            )
+        return operations.count
+
+    assert operations([4] * 16) <= operations([9]) + 5
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), num_gts=st.integers(1, 9))
 def test_order_of_the_priors_does_not_matter(seed, num_gts):
@@ -146,6 +205,13 @@ def test_order_of_the_priors_does_not_matter(seed, num_gts):
     expected = assign(scores, boxes, priors, *gt).gt_inds[order]
     shuffled = assign(scores[order], boxes[order], priors[order], *gt)
     assert torch.equal(shuffled.gt_inds, expected)
+
+
+def vfl_cost(scores, labels, ious):
+    """Of one image, all of whose priors matter: ``(n, g)``."""
+    candidates = torch.ones(1, len(scores), dtype=torch.bool)
+    gts = GroundTruth(None, labels, torch.zeros_like(labels))
+    return varifocal_cost(scores[None], candidates, gts, ious.T).T
 
 
 @pytest.mark.parametrize('num_classes', [1, 3, 80])
@@ -164,9 +230,9 @@ def test_varifocal_cost_equals_the_naive_tensor(num_classes):
     entropy = F.binary_cross_entropy(p, target, reduction='none')
     naive = (weight * entropy).sum(-1)
 
-    result = varifocal_cost(scores, labels, ious)
+    result = vfl_cost(scores, labels, ious)
     torch.testing.assert_close(result, naive, rtol=1e-12, atol=1e-12)
-    single = varifocal_cost(scores.float(), labels, ious.float())
+    single = vfl_cost(scores.float(), labels, ious.float())
     torch.testing.assert_close(single.double(), naive, rtol=1e-4, atol=1e-4)
 
 
@@ -200,19 +266,20 @@ def test_a_case_by_hand():
 def test_hand_costs_of_the_hand_case():
     scores = torch.tensor([[0.5, 0.9], [0.5, 0.5]], dtype=torch.float64)
     ious = torch.tensor([[0.5], [1.0]], dtype=torch.float64)
-    cost = varifocal_cost(scores, torch.tensor([1]), ious)
+    cost = vfl_cost(scores, torch.tensor([1]), ious)
     expected = torch.tensor([[0.13 + 0.602], [0.13 + 0.693]])
     torch.testing.assert_close(cost.float(), expected, rtol=0, atol=1e-3)
 
 
-def test_contested_prior_goes_to_the_cheapest_of_all_boxes():
+def test_contested_prior_goes_to_the_cheapest_of_all_boxes(monkeypatch):
     # Boxes 0 and 1 take prior 0, box 2 takes prior 1; prior 0 is cheapest
     # for box 2, which did not take it.
-    cost = torch.tensor([[3.0, 4.0, 2.0], [9.0, 9.0, 1.0]])
-    ious = torch.full((2, 3), 0.1)
-    rows, columns = PicoSimOTAAssigner()._match(ious, cost)
-    assert rows.tolist() == [0, 1]
-    assert columns.tolist() == [2, 2]
+    cost = torch.tensor([[3.0, 9.0], [4.0, 9.0], [2.0, 1.0]]).double()
+    ious = torch.full((3, 2), 0.1)
+    monkeypatch.setattr(PicoSimOTAAssigner, '_cost', lambda *_: (ious, cost))
+    case = random_case(0, 3, 1)
+    result = assign(*(x[:2] for x in case[:3]), *case[3:])
+    assert result.gt_inds.tolist() == [3, 3]
 
 
 def test_equal_costs_take_the_lower_index():
@@ -281,14 +348,17 @@ def test_more_boxes_than_priors():
     assert result.gt_inds.tolist() == slow_assign(*few, *case[3:])
 
 
-class LargestTensor(TorchDispatchMode):
-    numel = 0
+class Operations(TorchDispatchMode):
+    """How many there are, and the elements of the largest result."""
+
+    count = largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.count += 1
         for x in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(x, torch.Tensor):
-                self.numel = max(self.numel, x.numel())
+                self.largest = max(self.largest, x.numel())
         return out
 
 
@@ -305,10 +375,11 @@ def test_300_boxes_stay_small():
             np.concatenate([corners, corners + 36], axis=1),
         )
     ]
-    with LargestTensor() as largest:
+    with Operations() as operations:
         result = assign(*case, rng.integers(80, size=300))
     assert len(result.gt_inds.unique()) > 200
-    assert largest.numel <= 2 * n * 300  # the naive tensor: 80 * n * 300
+    # The predicted box of every pair; the naive tensor has 80 classes.
+    assert operations.largest <= 4 * n * 300
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -321,6 +392,16 @@ def test_half_precision_is_computed_in_single(dtype):
     assert torch.equal(result.gt_inds, expected.gt_inds)
     assert torch.equal(result.max_overlaps, expected.max_overlaps)
     assert result.max_overlaps.dtype == torch.float32
+
+
+def test_what_is_not_a_number_is_never_taken():
+    scores, boxes, priors, gt_boxes, gt_labels = random_case(1, 5, 3)
+    taken = assign(scores, boxes, priors, gt_boxes, gt_labels).gt_inds > 0
+    some = taken.nonzero()[::2, 0]
+    scores[some] = np.nan
+    result = assign(scores, boxes, priors, gt_boxes, gt_labels)
+    assert not result.gt_inds[some].any()
+    assert len(result.gt_inds.unique()) == 6
 
 
 def test_nothing_is_differentiated():

@@ -1,0 +1,180 @@
+"""PP-LCNet, the backbone of PP-PicoDet v2 (arXiv 2109.15099).
+
+Facts of the layers follow PaddleDetection's ``lcnet.py``.
+"""
+
+import re
+from collections.abc import Iterable
+from math import inf
+
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from torch import Tensor, nn
+
+from anchorformer_mm.models.backbones.staged_backbone import (
+    StagedBackbone,
+    make_divisible,
+)
+from anchorformer_mm.models.layers import SqueezeExcite
+from anchorformer_mm.registry import MODELS
+
+
+class LCBlock(DepthwiseSeparableConvModule):
+    """Depthwise separable convolution, gated in between, without residual.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Of the depthwise convolution, odd.
+        stride: Of the depthwise convolution.
+        use_se: Whether squeeze-and-excitation follows it.
+        norm_cfg: Normalisation.
+        act_cfg: Activation.
+
+    Shape:
+        - Input: (B, in_channels, H, W).
+        - Output: (B, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int,
+        use_se: bool,
+        norm_cfg: dict,
+        act_cfg: dict,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            norm_cfg=norm_cfg,
+            act_cfg=act_cfg,
+        )
+        self.se = SqueezeExcite(in_channels) if use_se else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise_conv(self.se(self.depthwise_conv(x)))
+
+
+@MODELS.register_module()
+class LCNet(StagedBackbone):
+    """LCNet: a stem at stride 4 and three stages at strides 8, 16 and 32.
+
+    Args:
+        arch: The width of every layer over that of 1.0x, a number > 0, or
+            the same as a string such as ``'0.75x'``. PicoDet v2 XS, S, M and
+            L have ``'0.35x'``, ``'0.75x'``, ``'1.5x'`` and ``'2.0x'``.
+        in_channels: Channels of the image.
+        **kwargs: As for :class:`StagedBackbone`: ``out_indices``,
+            ``frozen_stages``, ``norm_eval``, ``with_cp``, ``norm_cfg``,
+            ``act_cfg`` and ``init_cfg``.
+
+    Raises:
+        ValueError: An argument is not among the allowed values.
+
+    Shape:
+        - Input: (B, in_channels, H, W), any H and W.
+        - Output: tuple of (B, widths[i], ceil(H / s_i), ceil(W / s_i)) with
+          s = 8, 16, 32, for i in ``out_indices``.
+
+    Example:
+        >>> for c in LCNet('0.75x').eval()(torch.rand(1, 3, 416, 416)):
+        ...     print(tuple(c.shape))
+        (1, 96, 52, 52)
+        (1, 192, 26, 26)
+        (1, 384, 13, 13)
+    """
+
+    # Kernel, channels at 1.0x and stride of every block.
+    stem_blocks = ((3, 32, 1), (3, 64, 2), (3, 64, 1))
+    stage_blocks = (
+        ((3, 128, 2), (3, 128, 1)),
+        ((3, 256, 2), *5 * ((5, 256, 1),)),
+        ((5, 512, 2), (5, 512, 1)),
+    )
+    stem_channels = 16
+    se_stages = (2,)  # the stages whose blocks have squeeze-and-excitation
+
+    def __init__(
+        self,
+        arch: str | float = '1.0x',
+        *,
+        in_channels: int = 3,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.scale = self._parse_arch(arch)
+        self.widths = tuple(
+            self._width(blocks[-1][1]) for blocks in self.stage_blocks
+        )
+        stem = nn.Sequential(
+            ConvModule(
+                in_channels,
+                self._width(self.stem_channels),
+                3,
+                stride=2,
+                padding=1,
+                norm_cfg=self.norm_cfg,
+                act_cfg=self.act_cfg,
+            ),
+            *self._build_blocks(self.stem_channels, self.stem_blocks),
+        )
+        entries = (self.stem_blocks, *self.stage_blocks)
+        self.assemble(
+            stem,
+            (
+                nn.Sequential(
+                    *self._build_blocks(
+                        entries[i][-1][1], blocks, use_se=i in self.se_stages
+                    )
+                )
+                for i, blocks in enumerate(self.stage_blocks)
+            ),
+        )
+
+    @staticmethod
+    def _parse_arch(arch: str | float) -> float:
+        scale = arch
+        if isinstance(arch, str) and re.fullmatch(r'\d+(\.\d+)?x', arch):
+            scale = float(arch[:-1])
+        if (
+            isinstance(scale, bool)
+            or not isinstance(scale, int | float)
+            or not 0 < scale < inf
+        ):
+            raise ValueError(
+                "arch must be a number > 0, or one as a string such as '0.75x'"
+                f', got {arch!r}'
+            )
+        return scale
+
+    def _width(self, channels: int) -> int:
+        return make_divisible(channels * self.scale, 8)
+
+    def _build_blocks(
+        self,
+        channels: int,
+        settings: Iterable[tuple[int, int, int]],
+        use_se: bool = False,
+    ) -> list[LCBlock]:
+        """Blocks in a row; the first has ``channels`` (at 1.0x) as input."""
+        blocks = []
+        for kernel_size, out_channels, stride in settings:
+            blocks.append(
+                LCBlock(
+                    self._width(channels),
+                    self._width(out_channels),
+                    kernel_size,
+                    stride=stride,
+                    use_se=use_se,
+                    norm_cfg=self.norm_cfg,
+                    act_cfg=self.act_cfg,
+                )
+            )
+            channels = out_channels
+        return blocks

@@ -1,0 +1,115 @@
+"""What the convolutional backbones of PicoDet share."""
+
+from collections.abc import Iterable, Sequence
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def make_divisible(value: float, divisor: int) -> int:
+    """Round to the nearest multiple, never below 90 % of ``value``."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+class StagedBackbone(BaseModule):
+    """A stem at stride 4 and three stages at strides 8, 16 and 32.
+
+    A subclass hands both to :meth:`assemble` in its constructor.
+
+    Args:
+        out_indices: Stages to return, of 0, 1, 2, in rising order.
+        frozen_stages: Stages that do not train: -1 none, 0 the stem, k the
+            stem and the first k stages.
+        norm_eval: Whether batch statistics stay fixed in training.
+        with_cp: Trade compute for memory in training.
+        norm_cfg: Normalisation; batch norm by default.
+        act_cfg: Activation; the hard swish by default.
+        init_cfg: Initialisation; by default Kaiming normal over fan-in.
+
+    Raises:
+        ValueError: An argument is not among the allowed values.
+
+    Shape:
+        - Input: (B, in_channels, H, W), any H and W.
+        - Output: tuple of (B, C_i, ceil(H / s_i), ceil(W / s_i)) with
+          s = 8, 16, 32, for i in ``out_indices``.
+    """
+
+    out_strides = (8, 16, 32)
+
+    def __init__(
+        self,
+        *,
+        out_indices: Sequence[int] = (0, 1, 2),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(
+            init_cfg
+            or [
+                dict(
+                    type='Kaiming',
+                    layer='Conv2d',
+                    mode='fan_in',
+                    nonlinearity='relu',
+                ),
+                dict(type='Constant', layer='_BatchNorm', val=1),
+            ]
+        )
+        self.out_indices = tuple(out_indices)
+        if not self.out_indices or self.out_indices != tuple(
+            sorted(set(self.out_indices) & {0, 1, 2})
+        ):
+            raise ValueError(
+                'out_indices must name stages of (0, 1, 2) in rising order, '
+                f'got {out_indices!r}'
+            )
+        if frozen_stages not in range(-1, 4):
+            raise ValueError(
+                f'frozen_stages must be in -1..3, got {frozen_stages!r}'
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.norm_cfg = norm_cfg or dict(type='BN')
+        self.act_cfg = act_cfg or dict(type='HSwish')
+
+    def assemble(self, stem: nn.Module, stages: Iterable[nn.Module]) -> None:
+        """Take the parts, and freeze those that do not train."""
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self._freeze_stages()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            if self.with_cp and x.requires_grad:
+                x = checkpoint(stage, x, use_reentrant=False)
+            else:
+                x = stage(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def _freeze_stages(self) -> None:
+        for module in (self.stem, *self.stages)[: self.frozen_stages + 1]:
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'StagedBackbone':
+        """Set the mode; frozen stages and fixed norms stay in eval."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self

@@ -1,0 +1,126 @@
+"""The graph that the necks of PicoDet v1 and v2 share."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+
+class PathAggregation(BaseModule):
+    """Top-down and bottom-up paths, and one coarser level on top.
+
+    Where two maps meet they are concatenated, the resampled one first, and
+    a fusing block takes the 2 C channels to C.
+
+    Args:
+        in_channels: Channels of the backbone's levels, fine to coarse.
+        out_channels: Channels C of every output.
+        fusion: Makes a fusing block; called with ``norm_cfg`` and
+            ``act_cfg``.
+        kernel_size: Of the depthwise convolutions, odd.
+        extra_level: Whether a level at twice the coarsest stride is added.
+        norm_cfg: Normalisation; batch norm by default.
+        act_cfg: Activation; the hard swish by default.
+        init_cfg: Initialisation; by default Kaiming uniform over fan-in.
+
+    Raises:
+        ValueError: An argument is not among the allowed values.
+
+    Shape:
+        - Input: sequence of (B, in_channels[i], H_i, W_i); each level is
+          half of the one before, rounded up.
+        - Output: tuple of (B, C, H_i, W_i), and with ``extra_level`` one of
+          (B, C, ceil(H / 2), ceil(W / 2)) of the coarsest.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        fusion: Callable[..., nn.Module],
+        *,
+        kernel_size: int = 5,
+        extra_level: bool = True,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(
+            init_cfg
+            or dict(
+                type='Kaiming',
+                layer='Conv2d',
+                mode='fan_in',
+                nonlinearity='relu',
+                distribution='uniform',
+            )
+        )
+        if len(in_channels) < 2:
+            raise ValueError(
+                f'in_channels must name at least 2 levels, got {in_channels!r}'
+            )
+        if out_channels < 1:
+            raise ValueError(
+                f'out_channels must be >= 1, got {out_channels!r}'
+            )
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f'kernel_size must be odd and >= 1, got {kernel_size!r}'
+            )
+        self.in_channels = tuple(in_channels)
+        self.out_channels = out_channels
+        steps = len(in_channels) - 1
+        cfg = dict(
+            norm_cfg=norm_cfg or dict(type='BN'),
+            act_cfg=act_cfg or dict(type='HSwish'),
+        )
+
+        def downsample() -> DepthwiseSeparableConvModule:
+            return DepthwiseSeparableConvModule(
+                out_channels,
+                out_channels,
+                kernel_size,
+                stride=2,
+                padding=kernel_size // 2,
+                **cfg,
+            )
+
+        # Both paths are listed in the order in which they run.
+        self.laterals = nn.ModuleList(
+            ConvModule(c, out_channels, 1, **cfg) for c in in_channels
+        )
+        self.top_down = nn.ModuleList(fusion(**cfg) for _ in range(steps))
+        self.downsamples = nn.ModuleList(downsample() for _ in range(steps))
+        self.bottom_up = nn.ModuleList(fusion(**cfg) for _ in range(steps))
+        self.extra_lateral = downsample() if extra_level else None
+        self.extra_top = downsample() if extra_level else None
+
+    def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if len(feats) != len(self.in_channels):
+            raise ValueError(
+                f'{len(self.in_channels)} feature maps expected, got '
+                f'{len(feats)}'
+            )
+        laterals = [f(x) for f, x in zip(self.laterals, feats, strict=True)]
+
+        # Top down, to the exact size of the finer map: sizes are rounded up.
+        inner = [laterals[-1]]
+        for fuse, fine in zip(
+            self.top_down, reversed(laterals[:-1]), strict=True
+        ):
+            up = F.interpolate(inner[0], size=fine.shape[-2:], mode='nearest')
+            inner.insert(0, fuse(torch.cat([up, fine], dim=1)))
+
+        outs = [inner[0]]
+        for down, fuse, coarse in zip(
+            self.downsamples, self.bottom_up, inner[1:], strict=True
+        ):
+            outs.append(fuse(torch.cat([down(outs[-1]), coarse], dim=1)))
+
+        if self.extra_top is not None:
+            top = self.extra_lateral(laterals[-1]) + self.extra_top(outs[-1])
+            outs.append(top)
+        return tuple(outs)

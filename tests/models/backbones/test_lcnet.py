@@ -1,0 +1,166 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from anchorformer_mm.models import LCNet
+
+# Scale, channels of the outputs, parameters: PicoDet v2 XS, S, M and L.
+SIZES = {
+    '0.35x': ((48, 88, 176), 136_810),
+    '0.75x': ((96, 192, 384), 584_488),
+    '1.5x': ((192, 384, 768), 2_235_792),
+    '2.0x': ((256, 512, 1024), 3_929_792),
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('arch', SIZES)
+def test_widths_and_parameters(arch):
+    net = LCNet(arch)
+    widths, parameters = SIZES[arch]
+    assert net.widths == widths
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def test_kernels_strides_and_gates_are_the_published_ones():
+    net = LCNet(1)
+    blocks = [*net.stem[1:], *(b for stage in net.stages for b in stage)]
+    convs = [b.depthwise_conv.conv for b in blocks]
+    assert [c.kernel_size[0] for c in convs] == 6 * [3] + 7 * [5]
+    assert [c.stride[0] for c in convs] == [1, 2, 1, 2, 1, 2, *5 * [1], 2, 1]
+    assert [len(list(b.se.children())) > 0 for b in blocks] == (
+        11 * [False] + 2 * [True]
+    )
+    assert [b.pointwise_conv.out_channels for b in blocks] == (
+        [32, 64, 64, 128, 128, *6 * [256], 512, 512]
+    )
+    assert net.stem[0].out_channels == 16
+    assert all(c.bias is None for c in convs)
+
+
+def conv(x, module, **kwargs):
+    """A convolution with its normalisation, from the weights alone."""
+    bn = module.bn
+    x = F.conv2d(x, module.conv.weight, **kwargs)
+    scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+    shift = bn.bias - bn.running_mean * scale
+    return hswish(x * scale[:, None, None] + shift[:, None, None])
+
+
+def hswish(x):
+    return x * (x + 3).clamp(0, 6) / 6
+
+
+@pytest.mark.parametrize(('stage', 'gated'), [(1, False), (2, True)])
+def test_block_follows_its_description(stage, gated):
+    block = LCNet(0.25).double().eval().stages[stage][0]
+    for p in block.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    channels = block.depthwise_conv.in_channels
+    k = block.depthwise_conv.conv.kernel_size[0]
+    x = torch.randn(2, channels, 7, 6, dtype=torch.float64)
+    out = conv(
+        x, block.depthwise_conv, padding=k // 2, stride=2, groups=channels
+    )
+    if gated:
+        hidden = out.mean((2, 3), keepdim=True)
+        se = block.se
+        hidden = F.conv2d(hidden, se[1].weight, se[1].bias).clamp(min=0)
+        hidden = F.conv2d(hidden, se[3].weight, se[3].bias)
+        out = out * (hidden + 3).clamp(0, 6) / 6
+    out = conv(out, block.pointwise_conv)
+    assert out.shape[2:] == (4, 3)
+    torch.testing.assert_close(block(x), out)
+
+
+@pytest.mark.parametrize(
+    ('arch', 'same'), [('0.5x', 0.5), ('2x', 2), ('1.0x', 1.0)]
+)
+def test_scale_is_a_string_or_a_number(arch, same):
+    assert LCNet(arch).scale == LCNet(same).scale == same
+
+
+@pytest.mark.parametrize('scale', [0.01, 0.1, 0.33])
+def test_any_scale_runs(scale):
+    net = LCNet(scale).eval()
+    outs = net(torch.rand(1, 3, 33, 64))
+    assert tuple(o.shape[1] for o in outs) == net.widths
+    assert all(w >= 8 and w % 8 == 0 for w in net.widths)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (97, 33), (1, 1)])
+def test_any_input_size_gives_rounded_up_strides(size):
+    h, w = size
+    net = LCNet(0.1, in_channels=4).eval()
+    outs = net(torch.rand(2, 4, h, w))
+    for out, width, stride in zip(
+        outs, net.widths, LCNet.out_strides, strict=True
+    ):
+        assert out.shape == (2, width, -(-h // stride), -(-w // stride))
+
+
+def test_out_indices_choose_the_levels():
+    net = LCNet(0.25, out_indices=(0, 2)).eval()
+    outs = net(torch.rand(1, 3, 32, 32))
+    assert [o.shape[1] for o in outs] == [net.widths[0], net.widths[2]]
+
+
+def test_frozen_stages_keep_weights_and_statistics():
+    net = LCNet(0.1, frozen_stages=2).train()
+    trains = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert trains == {
+        n for n, _ in net.named_parameters() if n.startswith('stages.2.')
+    }
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    net(torch.rand(2, 3, 64, 64))
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffer, before[name]) != (
+            name.startswith('stages.2.')
+        )
+
+
+def test_norm_eval_fixes_all_statistics():
+    net = LCNet(0.1, norm_eval=True).train()
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    net(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(b, before[n]) for n, b in net.named_buffers())
+
+
+def test_checkpointing_gives_the_same_gradients():
+    net = LCNet(0.1, norm_eval=True).train()
+    x = torch.rand(2, 3, 64, 64)
+    grads = []
+    for net.with_cp in (False, True):
+        net.zero_grad()
+        sum(o.sum() for o in net(x)).backward()
+        grads.append([p.grad.clone() for p in net.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+def test_initial_weights_keep_the_variance():
+    net = LCNet(1)
+    net.init_weights()
+    conv = net.stages[2][1].pointwise_conv.conv
+    std = (2 / conv.in_channels) ** 0.5
+    assert conv.weight.std().item() == pytest.approx(std, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    'arch', ['x', '0.5', '-1x', '0x', 0, -1.5, None, True]
+)
+def test_bad_scales_are_named(arch):
+    with pytest.raises(ValueError, match='^arch must be .* got ') as error:
+        LCNet(arch)
+    assert str(error.value).endswith(repr(arch))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(out_indices=(1, 0)), r'out_indices.*got \(1, 0\)'),
+        (dict(frozen_stages=-2), r'frozen_stages must be in -1..3, got -2'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LCNet(0.1, **kwargs)

@@ -1,0 +1,272 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.logging import MessageHub
+from mmengine.structures import InstanceData
+
+from anchorformer_mm.models.dense_heads import PicoHead, PicoHeadV2
+from anchorformer_mm.models.dense_heads.pico_head_v2 import joint_score
+from anchorformer_mm.registry import MODELS
+
+
+@pytest.fixture(autouse=True)
+def _no_runner():
+    MessageHub._instance_dict.clear()
+
+
+def tiny_head(**cfg):
+    cfg = dict(num_classes=3, in_channels=8, feat_channels=8) | cfg
+    head = PicoHeadV2(**cfg)
+    head.init_weights()
+    return head
+
+
+ALL_SIZES = ((16, 20), (8, 10), (4, 5), (2, 3))  # of an image 128 x 160
+
+
+def features(sizes=ALL_SIZES, batch=2, channels=8):
+    return [torch.randn(batch, channels, *size) for size in sizes]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ('channels', 'stacked_convs', 'parameters'),
+    [(96, 2, 223_956), (128, 4, 524_756), (160, 4, 778_708)],
+)
+def test_parameters_are_the_published_ones(
+    channels, stacked_convs, parameters
+):
+    head = PicoHeadV2(
+        80, channels, feat_channels=channels, stacked_convs=stacked_convs
+    )
+    assert sum(p.numel() for p in head.parameters()) == parameters
+
+
+def hswish(x):
+    return x * (x + 3).clamp(0, 6) / 6
+
+
+def test_the_head_follows_its_description():
+    head = tiny_head(in_channels=6).double().eval()
+    for p in head.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    feats = [x.double() for x in features(channels=6)]
+    cls_scores, bbox_preds = head(feats)
+    for i, x in enumerate(feats):
+        feat = head.towers[i](x)
+        se, (first, last) = head.se[i], head.align[i].layers
+        gate = F.conv2d(
+            feat.mean((2, 3), keepdim=True), se.fc.weight, se.fc.bias
+        ).sigmoid()
+        mixed = hswish(se.norm(F.conv2d(feat * gate, se.conv.weight)))
+        agreement = F.conv2d(feat, first.conv.weight, padding=2)
+        agreement = hswish(first.bn(agreement))
+        agreement = last.bn(F.conv2d(agreement, last.conv.weight))
+        torch.testing.assert_close(bbox_preds[i], head.conv_reg[i](mixed))
+        p = head.conv_cls[i](mixed).sigmoid() * agreement.sigmoid()
+        torch.testing.assert_close(
+            cls_scores[i], (p + 1e-9).sqrt(), check_dtype=False
+        )
+
+
+@pytest.mark.parametrize(
+    'sizes', [((52, 52), (26, 26), (13, 13), (7, 7)), ALL_SIZES]
+)
+def test_forward_shapes(sizes):
+    head = tiny_head(reg_max=4)
+    cls_scores, bbox_preds = head(features(sizes))
+    assert [x.shape for x in cls_scores] == [(2, 3, *s) for s in sizes]
+    assert [x.shape for x in bbox_preds] == [(2, 20, *s) for s in sizes]
+
+
+def test_initial_weights():
+    head = tiny_head(feat_channels=64, in_channels=64)
+    for conv_cls, conv_reg, se, align in zip(
+        head.conv_cls, head.conv_reg, head.se, head.align, strict=True
+    ):
+        torch.testing.assert_close(
+            conv_cls.bias.sigmoid(), torch.full((3,), 0.01)
+        )
+        assert not conv_reg.bias.any()
+        assert not se.fc.bias.any()
+        assert se.fc.weight.std().item() == pytest.approx(0.001, rel=0.1)
+        for weight in (se.conv.weight, conv_reg.weight):
+            assert weight.std().item() == pytest.approx(0.01, rel=0.1)
+        bound = (6 / (64 * 5 * 5)) ** 0.5
+        weight = align.layers[0].conv.weight
+        assert 0.95 * bound < weight.abs().max() <= bound
+    tower = head.towers[0][0].pointwise_conv.conv.weight
+    assert tower.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_pretrained_weights_are_kept(tmp_path):
+    source = tiny_head()
+    for p in source.parameters():
+        torch.nn.init.normal_(p)
+    torch.save(source.state_dict(), tmp_path / 'head.pth')
+    checkpoint = str(tmp_path / 'head.pth')
+    head = tiny_head(init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+    for name, value in source.state_dict().items():
+        assert torch.equal(head.state_dict()[name], value), name
+
+
+def test_the_score_of_opposite_extremes():
+    logits = torch.tensor([-200.0, -30, 0, 30, 200])
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        cls = logits.to(dtype)[:, None].repeat(1, 5).requires_grad_()
+        align = logits.to(dtype)[None].repeat(5, 1).requires_grad_()
+        score = joint_score(cls, align)
+        assert score.dtype == torch.float32
+        assert ((score > 0) & (score <= 1)).all()
+        assert score[0, 4].item() == pytest.approx(1e-9**0.5)
+        assert score[2, 2].item() == pytest.approx(0.5)
+        assert score[4, 4] == 1
+        score.sum().backward()
+        assert cls.grad.isfinite().all()
+        assert align.grad.isfinite().all()
+
+
+def instances(boxes=(), labels=()):
+    return InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.long),
+    )
+
+
+@pytest.mark.parametrize('level', [-100.0, 100.0])
+def test_gradients_of_saturated_scores_are_finite(level):
+    """Every class of every cell certain, and certain to be wrong or right."""
+    head = tiny_head()
+    feats = [x.requires_grad_() for x in features()]
+    logits = [
+        torch.full((2, n, *s), level).requires_grad_()
+        for s in ALL_SIZES
+        for n in (3, 1)
+    ]
+    scores = [
+        joint_score(*pair)
+        for pair in zip(logits[::2], logits[1::2], strict=True)
+    ]
+    _, bbox_preds = head(feats)
+    gts = [instances([[10, 20, 90, 100], [3, 3, 40, 49]], [0, 2])] * 2
+    losses = head.loss_by_feat(scores, bbox_preds, gts, [{}] * 2)
+    sum(losses.values()).backward()
+    assert all(v.isfinite() for v in losses.values())
+    assert all(x.grad.isfinite().all() for x in logits + feats)
+
+
+@pytest.mark.parametrize('epoch', [0, 100])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_computes_losses_and_boxes_in_single_precision(dtype, epoch):
+    MessageHub.get_instance('training').update_info('epoch', epoch)
+    head = tiny_head()
+    gts = [instances([[10, 20, 90, 100], [3, 3, 40, 49]], [0, 2]), instances()]
+    metas = [dict(img_shape=(128, 160))] * 2
+    cfg = dict(nms_pre=50, score_thr=0)
+    with torch.autocast('cpu', dtype=dtype):
+        outputs = head(features())
+        assert outputs[0][0].dtype == torch.float32
+        assert outputs[1][0].dtype == dtype
+        losses = head.loss_by_feat(*outputs, gts, metas)
+        found = head.predict_by_feat(
+            *outputs, batch_img_metas=metas, cfg=cfg, with_nms=False
+        )
+    sum(losses.values()).backward()
+    for name, p in head.named_parameters():
+        assert p.grad.isfinite().all(), name
+
+    single = [[x.detach().float() for x in maps] for maps in outputs]
+    for name, value in head.loss_by_feat(*single, gts, metas).items():
+        assert torch.equal(losses[name], value), name
+    expected = head.predict_by_feat(
+        *single, batch_img_metas=metas, cfg=cfg, with_nms=False
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.bboxes, b.bboxes)
+        assert torch.equal(a.scores, b.scores)
+
+
+def test_predicted_scores_are_those_of_the_forward_pass():
+    head = tiny_head(strides=(8,))
+    values = torch.tensor([3.2e-5, 0.03, 0.5, 0.9, 1 - 1e-6, 1.0])
+    scores = torch.zeros(1, 3, 2, 3)
+    scores[0, 1] = values.reshape(2, 3)
+    (result,) = head.predict_by_feat(
+        [scores],
+        [torch.zeros(1, 32, 2, 3)],
+        batch_img_metas=[dict(img_shape=(16, 24))],
+        cfg=dict(nms_pre=100, score_thr=1e-5),
+        with_nms=False,
+    )
+    assert (result.labels == 1).all()
+    torch.testing.assert_close(
+        result.scores.sort().values, values, rtol=2e-6, atol=0
+    )
+
+
+def test_only_what_is_new_in_v2_has_other_names():
+    cfg = dict(num_classes=3, in_channels=8, feat_channels=8)
+    v1, v2 = PicoHead(**cfg).state_dict(), PicoHeadV2(**cfg).state_dict()
+    assert v1.keys() <= v2.keys()
+    new = {name.split('.')[0] for name in v2.keys() - v1.keys()}
+    assert new == {'se', 'align'}
+
+
+def test_builds_from_its_own_registry():
+    head = MODELS.build(
+        dict(
+            type='anchorformer_mm.PicoHeadV2',
+            num_classes=4,
+            in_channels=8,
+            train_cfg=dict(
+                initial_epoch=7,
+                initial_assigner=dict(type='PicoATSSAssigner', topk=5),
+                assigner=dict(type='PicoTaskAlignedAssigner', beta=4.0),
+            ),
+            loss_cls=dict(type='ActivatedVarifocalLoss', gamma=1.0),
+            loss_bbox=dict(type='mmdet.DIoULoss', loss_weight=1.5),
+        )
+    )
+    assert head.initial_epoch == 7
+    assert head.initial_assigner.topk == 5
+    assert head.assigner.beta == 4
+    assert head.loss_cls.gamma == 1
+    assert head.test_cfg.nms.iou_threshold == 0.6
+
+
+@pytest.mark.parametrize('value', [-1, 1.5, None])
+def test_bad_initial_epochs_are_named(value):
+    cfg = PicoHeadV2.default_train_cfg | dict(initial_epoch=value)
+    with pytest.raises(ValueError, match='^initial_epoch must be .* got '):
+        tiny_head(train_cfg=cfg)
+
+
+def test_a_missing_assigner_is_named():
+    cfg = dict(assigner=dict(type='PicoTaskAlignedAssigner'))
+    with pytest.raises(
+        ValueError, match=r"the keys initial_epoch, .* got \['assigner'\]"
+    ):
+        tiny_head(train_cfg=cfg)
+
+
+@pytest.mark.parametrize('name', ['initial_assigner', 'assigner'])
+def test_an_assigner_of_single_images_is_named(name):
+    assigner = dict(type='mmdet.ATSSAssigner', topk=9)
+    cfg = PicoHeadV2.default_train_cfg | {name: assigner}
+    with pytest.raises(ValueError, match=f'^{name} must .* got ATSSAssigner'):
+        tiny_head(train_cfg=cfg)
+
+
+@pytest.mark.parametrize(
+    'cfg', [dict(num_classes=0), dict(kernel_size=4), dict(strides=(8, 8))]
+)
+def test_bad_arguments(cfg):
+    ((name, value),) = cfg.items()
+    with pytest.raises(ValueError, match=f'^{name} must be .* got ') as error:
+        tiny_head(**cfg)
+    assert str(error.value).endswith(repr(value))
+
+
+def test_wrong_number_of_levels():
+    with pytest.raises(ValueError, match='4 feature maps expected, got 3'):
+        tiny_head()(features(ALL_SIZES[:3]))
