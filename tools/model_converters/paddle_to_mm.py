@@ -1,0 +1,165 @@
+"""Turn PaddleDetection's weights of a PicoDet or its backbone into ours."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anchorformer_mm.utils.environment import check_environment
+from anchorformer_mm.utils.errors import UsageError, run_command_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import nn
+
+    from anchorformer_mm.conversion.paddle_weights import PaddleConversion
+
+
+def parse_args() -> argparse.Namespace:
+    # Imports what was just checked.
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'weights', type=Path, help='.pdparams file of PaddleDetection'
+    )
+    parser.add_argument(
+        '--config', required=True, help='config of the same model'
+    )
+    parser.add_argument(
+        '--out', required=True, type=Path, help='checkpoint to write'
+    )
+    parser.add_argument(
+        '--backbone-only',
+        action='store_true',
+        help='leave neck and head; this also reads an ESNet or LCNet that was '
+        'trained on ImageNet',
+    )
+    parser.add_argument(
+        '--keys',
+        action='store_true',
+        help='list every key of the file, not only those that are left',
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace OUT if it is there'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='overrides of the config, as key=value pairs, such as '
+        'model.bbox_head.num_classes=20',
+    )
+    # What the other command lines ask for and this one does not.
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser.parse_args()
+
+
+def build_parts(cfg: 'Config', names: list[str]) -> 'nn.ModuleDict':
+    """Build the parts of a config's model; nothing is initialised."""
+    from mmengine.registry import MODELS, init_default_scope
+    from torch import nn
+
+    init_default_scope(cfg.get('default_scope') or 'anchorformer_mm')
+    model = cfg.get('model') or {}
+    parts = nn.ModuleDict()
+    for name in names:
+        if not model.get(name):
+            raise UsageError(f'{cfg.filename} has no model.{name}')
+        try:
+            parts[name] = MODELS.build(model[name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f'model.{name} of the config: {error}') from None
+    return parts
+
+
+def dataset_meta(cfg: 'Config', num_classes: int) -> dict:
+    """Names and colours of the classes, as far as the config tells.
+
+    Raises:
+        UsageError: It names another number of classes than the head has.
+    """
+    from mmengine.registry import DATASETS
+
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(str(dataset.get('type')))
+    info = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    if 'classes' not in info:
+        return {}
+    if len(info['classes']) != num_classes:
+        raise UsageError(
+            f'the head of the config has num_classes={num_classes}, but '
+            f'test_dataloader.dataset has {len(info["classes"])} classes; '
+            'its metainfo.classes names them'
+        )
+    # A palette of the data set's own classes does not fit others.
+    names = ('classes', 'palette')
+    return {
+        name: tuple(info[name])
+        for name in names
+        if len(info.get(name, ())) == num_classes
+    }
+
+
+def print_report(conversion: 'PaddleConversion', every_key: bool) -> None:
+    """What became of the keys of the file, and what it had nothing for."""
+    from anchorformer_mm.conversion.paddle_report import key_table
+
+    for key in conversion.keys:
+        if every_key or not key.targets:
+            print(key)
+    print(key_table(conversion.keys))
+    print(f'{len(conversion.counters)} counters of batch norms: zero')
+    if conversion.as_drawn:
+        print(
+            f'{len(conversion.as_drawn)} weights, for which the file has '
+            f'nothing, are not written: {", ".join(conversion.as_drawn)}'
+        )
+
+
+def main() -> None:
+    check_environment(['torch', 'mmengine', 'mmcv'])
+    args = parse_args()
+    if not args.weights.is_file():
+        raise UsageError(f'file not found: {args.weights}')
+    if args.out.is_dir():
+        raise UsageError(f'--out is a folder: {args.out}')
+    if args.out.exists() and not args.overwrite:
+        raise UsageError(f'{args.out} is there; --overwrite replaces it')
+    # Import what was just checked.
+    import torch
+
+    from anchorformer_mm.conversion.paddle_file import read_paddle
+    from anchorformer_mm.conversion.paddle_names import PARTS
+    from anchorformer_mm.conversion.paddle_report import key_counts
+    from anchorformer_mm.conversion.paddle_weights import convert_paddle
+    from anchorformer_mm.engine import launch
+    from anchorformer_mm.utils.files import replacing
+
+    source = read_paddle(args.weights)
+    cfg = launch.load_config(args, splits=())
+    names = ['backbone'] if args.backbone_only else [*PARTS.values()]
+    model = build_parts(cfg, names)
+    conversion = convert_paddle(source.arrays, model, args.backbone_only)
+    meta = dict(
+        paddle=dict(
+            file=args.weights.name,
+            sha256=source.sha256,
+            config=Path(args.config).name,
+            keys=key_counts(conversion.keys),
+        )
+    )
+    if not args.backbone_only:
+        classes = dataset_meta(cfg, model['bbox_head'].num_classes)
+        if classes:
+            meta['dataset_meta'] = classes
+    print_report(conversion, args.keys)
+    with replacing(args.out) as temporary:
+        torch.save(
+            dict(state_dict=conversion.state_dict, meta=meta), temporary
+        )
+    print(f'{args.out}: written')
+
+
+if __name__ == '__main__':
+    run_command_line(main)
