@@ -17,9 +17,9 @@ SIZES = {
     'picodet_s_coco': (0.9927, 0.5935, 0.001, 0.01),
     'picodet_m_coco': (2.1526, 1.2113, 0.001, 0.01),
     'picodet_l_coco': (3.3050, 1.8336, 0.001, 0.01),
-    'picodet_anchorformer_t_coco': (2.92, 0.93, 0.02, 0.02),
-    'picodet_anchorformer_s_coco': (5.43, 1.78, 0.02, 0.02),
-    'picodet_anchorformer_b_coco': (8.43, 2.72, 0.02, 0.02),
+    'picodet_anchorformer_t_coco': (2.9200, 0.9356, 0.001, 0.001),
+    'picodet_anchorformer_s_coco': (5.4390, 1.8017, 0.001, 0.001),
+    'picodet_anchorformer_b_coco': (8.4350, 2.7510, 0.001, 0.001),
 }
 DETECTORS = sorted(CONFIGS.glob('picodet_*.py'))
 
