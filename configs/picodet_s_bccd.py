@@ -1,9 +1,10 @@
-"""PicoDet S on BCCD: the same budget as its AnchorFormer neighbour."""
+"""PicoDet S on BCCD at 320 px, 30 epochs in batches of 8."""
 
-_base_ = './picodet_anchorformer_s_bccd.py'
+_base_ = [
+    './_base_/models/picodet.py',
+    './_base_/datasets/bccd_320.py',
+    './_base_/schedules/picodet_small_data.py',
+    './_base_/det_runtime.py',
+]
 
-model = dict(
-    backbone=dict(_delete_=True, type='anchorformer_mm.ESNet', arch='0.75x'),
-    neck=dict(in_channels=[96, 192, 384], out_channels=96),
-    bbox_head=dict(in_channels=96, feat_channels=96, stacked_convs=2),
-)
+model = dict(bbox_head=dict(num_classes=3))
