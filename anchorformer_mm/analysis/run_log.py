@@ -7,7 +7,7 @@ from pathlib import Path
 from anchorformer_mm.utils.errors import UsageError
 
 # The one figure of each task, in the order of preference.
-METRICS = ('coco/bbox_mAP', 'mIoU', 'accuracy/top1')
+METRICS = ('coco/bbox_mAP', 'pascal_voc/mAP', 'mIoU', 'accuracy/top1')
 
 
 @dataclass

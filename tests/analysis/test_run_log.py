@@ -69,6 +69,12 @@ def test_evaluations_stand_where_the_log_says_that_they_were_made(
     assert run.curve(run.metric) == (iterations, [0.5] * len(iterations))
 
 
+@pytest.mark.parametrize('name', ['pascal_voc/mAP', 'mIoU', 'accuracy/top1'])
+def test_the_figure_of_every_task_is_known(tmp_path, name):
+    write_log(tmp_path, 'a', [train(1, 1.0), {name: 0.5, 'step': 1}])
+    assert read_run(tmp_path).metric == name
+
+
 def test_evaluations_of_the_parts_of_a_run_are_joined(resumed):
     run = read_run(resumed)
     assert run.curve(run.metric) == ([20, 40], [0.1, 0.4])

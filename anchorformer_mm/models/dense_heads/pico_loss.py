@@ -6,6 +6,7 @@ from mmdet.utils import InstanceList, OptInstanceList, reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from anchorformer_mm.models.dense_heads.base_pico_head import flatten_levels
 from anchorformer_mm.models.task_modules.batch_matching import GroundTruth
 
 
@@ -13,8 +14,8 @@ class PicoLossMixin:
     """What ``PicoHead`` does in training.
 
     It uses the ``assigner``, ``bbox_coder``, ``prior_generator``,
-    ``reg_max``, ``loss_cls``, ``loss_bbox``, ``loss_dfl`` and ``_distances``
-    of the head.
+    ``reg_max``, ``loss_cls``, ``loss_bbox``, ``loss_dfl``, ``_distances``
+    and ``_decode`` of the head.
     """
 
     def loss_by_feat(
@@ -55,7 +56,9 @@ class PicoLossMixin:
                 with_stride=True,
             )
             priors = torch.cat(priors)
-            logits, distributions = map(_flatten, (cls_scores, bbox_preds))
+            logits, distributions = map(
+                flatten_levels, (cls_scores, bbox_preds)
+            )
             gts = GroundTruth.of_batch(batch_gt_instances)
             positives, matched = self._assign(
                 logits.detach(),
@@ -131,9 +134,7 @@ class PicoLossMixin:
             ``(p,)``, and the index of the box into ``gts`` ``(p,)``.
         """
         scores = logits.sigmoid()
-        offsets = self._distances(distributions) * priors[:, 2:].repeat(1, 2)
-        points = priors[:, :2].expand(len(logits), -1, 2)
-        boxes = self.bbox_coder.decode(points, offsets)
+        boxes = self._decode(distributions, priors)
         if hasattr(self.assigner, 'assign_batch'):
             matches = self.assigner.assign_batch(scores, boxes, priors, gts)
             return matches.cells, matches.boxes
@@ -156,10 +157,3 @@ class PicoLossMixin:
         first = torch.searchsorted(gts.images, images)[:, None]
         positives = (gt_inds > 0).flatten().nonzero().squeeze(1)
         return positives, (first + gt_inds - 1).flatten()[positives]
-
-
-def _flatten(maps: list[Tensor]) -> Tensor:
-    """Maps ``(B, C, H, W)`` of all levels to fp32 ``(B, n, C)``."""
-    return torch.cat(
-        [x.flatten(2).transpose(1, 2).float() for x in maps], dim=1
-    )
