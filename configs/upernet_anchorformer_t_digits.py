@@ -42,7 +42,7 @@ model = dict(
     ),
 )
 
-train_cfg = dict(max_iters=max_iters, val_interval=1600)
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(T_max=max_iters, end=max_iters)
 default_hooks = dict(checkpoint=dict(interval=1600))
