@@ -1,8 +1,7 @@
 """mmseg's smallest Semantic-FPN on the digits, for comparison: ResNet-18.
 
 A step takes four times as long as the AnchorFormer's, so that in the same
-minutes it has a quarter of the steps. Its backbone starts from nothing, which
-a convolutional one can afford on this data.
+minutes it has a quarter of the steps. Its backbone starts from nothing.
 """
 
 _base_ = './semfpn_anchorformer_t_digits.py'
