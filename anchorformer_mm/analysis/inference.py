@@ -66,12 +66,16 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f'device {device!r}: {error}') from error
     meta = loaded.get('meta') or {}
-    model.dataset_meta = meta.get('dataset_meta') or _dataset_meta(cfg)
+    model.dataset_meta = meta.get('dataset_meta') or dataset_meta(cfg)
     return model.eval()
 
 
-def _dataset_meta(cfg: Config) -> dict:
-    """Such as the names of the classes, as far as the config tells."""
+def dataset_meta(cfg: Config) -> dict:
+    """Such as the names of the classes, as far as the config tells.
+
+    Args:
+        cfg: Config whose ``test_dataloader`` names the data set.
+    """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     with DATASETS.switch_scope_and_registry(None) as datasets:
         kind = datasets.get(str(dataset.get('type')))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.listing import listing
 
 TOKENS = ('cls_token', 'dist_token')
 
@@ -159,19 +160,19 @@ def _check(weights: Mapping[str, Tensor], first: Sequence[str]) -> None:
     if absent:
         raise UsageError(
             'the checkpoint is of no ViT that mmpretrain, timm or DeiT '
-            f'writes: it has no {_listing(absent)}. Its first keys: '
-            f'{_listing(first) or "none"}'
+            f'writes: it has no {listing(absent)}. Its first keys: '
+            f'{listing(first) or "none"}'
         )
     required, optional = _shapes(weights)
     missing = sorted(set(required) - set(weights))
     if missing:
-        raise UsageError(f'the checkpoint lacks {_listing(missing)}')
+        raise UsageError(f'the checkpoint lacks {listing(missing)}')
     shapes = required | optional
     foreign = [name for name in weights if name not in shapes]
     if foreign:
         raise UsageError(
             'the checkpoint is of another kind of ViT; an AnchorFormer has '
-            f'no place for its {_listing(foreign)}'
+            f'no place for its {listing(foreign)}'
         )
     for name, value in weights.items():
         if value.shape != torch.Size(shapes[name]):
@@ -218,8 +219,3 @@ def _shapes(weights: Mapping[str, Tensor]) -> tuple[dict, dict]:
             required[f'{layer}{name}.weight'] = shape
             required[f'{layer}{name}.bias'] = shape[:1]
     return required, optional
-
-
-def _listing(names: Sequence[str], limit: int = 5) -> str:
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(map(str, names[:limit])) + more

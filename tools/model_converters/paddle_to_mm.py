@@ -72,18 +72,15 @@ def build_parts(cfg: 'Config', names: list[str]) -> 'nn.ModuleDict':
     return parts
 
 
-def dataset_meta(cfg: 'Config', num_classes: int) -> dict:
+def class_names(cfg: 'Config', num_classes: int) -> dict:
     """Names and colours of the classes, as far as the config tells.
 
     Raises:
         UsageError: It names another number of classes than the head has.
     """
-    from mmengine.registry import DATASETS
+    from anchorformer_mm.analysis.inference import dataset_meta
 
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(str(dataset.get('type')))
-    info = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    info = dataset_meta(cfg)
     if 'classes' not in info:
         return {}
     if len(info['classes']) != num_classes:
@@ -150,7 +147,7 @@ def main() -> None:
         )
     )
     if not args.backbone_only:
-        classes = dataset_meta(cfg, model['bbox_head'].num_classes)
+        classes = class_names(cfg, model['bbox_head'].num_classes)
         if classes:
             meta['dataset_meta'] = classes
     print_report(conversion, args.keys)

@@ -1,10 +1,10 @@
 """PicoDet's data laws as transforms of mmcv and a collate function."""
 
+from anchorformer_mm.datasets.transforms.color_distortion import (
+    MultiplicativeColorDistortion,
+)
 from anchorformer_mm.datasets.transforms.max_iou_random_crop import (
     MaxIoURandomCrop,
-)
-from anchorformer_mm.datasets.transforms.multiplicative_color_distortion import (  # noqa: E501
-    MultiplicativeColorDistortion,
 )
 from anchorformer_mm.datasets.transforms.random_square_collate import (
     random_square_collate,

@@ -5,6 +5,7 @@ and a matrix has one row per box and one column per prior of its own image:
 nothing is padded, and no loop runs over images or boxes.
 """
 
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -91,23 +92,23 @@ def inside(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def settle(
-    rows: Tensor, columns: Tensor, overlaps: Tensor, images: Tensor
+    rows: Tensor, columns: Tensor, affinity: Tensor, images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Give every prior that boxes claim to one of them.
 
-    A prior that several boxes claim goes to the box of its image that it
-    overlaps most. As in the original this need not be one that claims it.
+    A prior that several boxes claim goes to the box of its image with the
+    largest affinity. As in the original this need not be one that claims it.
 
     Args:
         rows: ``(q,)``, the boxes of the claims.
         columns: ``(q,)``, the priors of the claims.
-        overlaps: ``(g, n)``.
+        affinity: ``(g, n)``, of any sign.
         images: ``(g,)``, the image of each box.
 
     Returns:
         ``cells`` and ``boxes`` of :class:`Matches`.
     """
-    n = overlaps.shape[1]
+    n = affinity.shape[1]
     cells, claims, counts = (images[rows] * n + columns).unique(
         return_inverse=True, return_counts=True
     )
@@ -115,6 +116,6 @@ def settle(
     contested = (counts > 1).nonzero().squeeze(1)
     if len(contested):
         image, column = cells[contested] // n, cells[contested] % n
-        rivals = overlaps[:, column].where(images[:, None] == image, -1.0)
+        rivals = affinity[:, column].where(images[:, None] == image, -inf)
         boxes[contested] = rivals.argmax(dim=0)
     return cells, boxes

@@ -214,8 +214,7 @@ class PicoSimOTAAssigner(BaseAssigner):
                 scores, boxes, gts, counts > 0, in_box & in_centre
             )
             rows, columns = self._cheapest(ious, cost)
-            # It prefers the larger.
-            cells, matched = settle(rows, columns, 1 / (1 + cost), gts.images)
+            cells, matched = settle(rows, columns, -cost, gts.images)
         return Matches(cells, matched, ious[matched, cells % len(priors)])
 
     def _near_centre(self, priors: Tensor, gt_boxes: Tensor) -> Tensor:
