@@ -10,6 +10,11 @@ from anchorformer_mm.utils.errors import UsageError
 LAYOUTS = {
     'ade': 'http://data.csail.mit.edu/places/ADEchallenge/'
     'ADEChallengeData2016.zip, unpacked in data/ade',
+    'bccd': 'git clone https://github.com/Shenggan/BCCD_Dataset '
+    'data/BCCD_Dataset && '
+    'python tools/dataset_converters/voc_to_coco.py data/BCCD_Dataset/BCCD '
+    '--out data/bccd --classes RBC WBC Platelets --first-pixel 0 && '
+    'cp -r data/BCCD_Dataset/BCCD/JPEGImages data/bccd/images',
     'coco': 'COCO 2017 from https://cocodataset.org',
     'digits': 'python tools/dataset_converters/make_digits.py '
     '--out data/digits',

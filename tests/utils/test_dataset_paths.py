@@ -56,6 +56,25 @@ def test_absent_coco_is_told_as_the_tree_that_mmdet_expects(
     assert 'https://cocodataset.org' in str(error.value)
 
 
+def test_absent_bccd_is_told_with_the_commands_that_make_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(CONFIGS / 'picodet_s_bccd.py')
+    with pytest.raises(UsageError) as error:
+        require_datasets(cfg, ('train', 'val', 'test'))
+    for path in ('train.json', 'val.json', 'test.json', 'images'):
+        assert f'data/bccd/{path}' in str(error.value)
+    hint = next(
+        line
+        for line in str(error.value).splitlines()
+        if line.startswith('Get it: ')
+    )
+    assert 'github.com/Shenggan/BCCD_Dataset' in hint
+    assert 'python tools/dataset_converters/voc_to_coco.py' in hint
+    assert 'cocodataset.org' not in hint
+
+
 def test_absent_ade20k_is_told_as_the_tree_that_mmseg_expects(
     tmp_path, monkeypatch
 ):
