@@ -3,9 +3,18 @@
 from anchorformer_mm.models.backbones import (
     AnchorESNet,
     AnchorFormer,
+    ClusTR,
     ESNet,
     LCNet,
 )
 from anchorformer_mm.models.necks import CSPPAN, LCPAN
 
-__all__ = ['CSPPAN', 'LCPAN', 'AnchorESNet', 'AnchorFormer', 'ESNet', 'LCNet']
+__all__ = [
+    'CSPPAN',
+    'LCPAN',
+    'AnchorESNet',
+    'AnchorFormer',
+    'ClusTR',
+    'ESNet',
+    'LCNet',
+]

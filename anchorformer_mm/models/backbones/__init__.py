@@ -2,7 +2,8 @@
 
 from anchorformer_mm.models.backbones.anchor_esnet import AnchorESNet
 from anchorformer_mm.models.backbones.anchorformer import AnchorFormer
+from anchorformer_mm.models.backbones.clustr import ClusTR
 from anchorformer_mm.models.backbones.esnet import ESNet
 from anchorformer_mm.models.backbones.lcnet import LCNet
 
-__all__ = ['AnchorESNet', 'AnchorFormer', 'ESNet', 'LCNet']
+__all__ = ['AnchorESNet', 'AnchorFormer', 'ClusTR', 'ESNet', 'LCNet']

@@ -1,4 +1,4 @@
-"""What the convolutional backbones of PicoDet share."""
+"""What the backbones made of stages share."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,12 +15,14 @@ def make_divisible(value: float, divisor: int) -> int:
 
 
 class StagedBackbone(BaseModule):
-    """A stem at stride 4 and three stages at strides 8, 16 and 32.
+    """A stem and stages, which are those of PicoDet unless overridden.
 
-    A subclass hands both to :meth:`assemble` in its constructor.
+    A subclass hands both to :meth:`assemble` in its constructor, and says in
+    ``out_strides`` how many stages there are and what they do.
 
     Args:
-        out_indices: Stages to return, of 0, 1, 2, in rising order.
+        out_indices: Stages to return, counted from 0, in rising order; all by
+            default.
         frozen_stages: Stages that do not train: -1 none, 0 the stem, k the
             stem and the first k stages.
         norm_eval: Whether batch statistics stay fixed in training.
@@ -35,7 +37,7 @@ class StagedBackbone(BaseModule):
     Shape:
         - Input: (B, in_channels, H, W), any H and W.
         - Output: tuple of (B, C_i, ceil(H / s_i), ceil(W / s_i)) with
-          s = 8, 16, 32, for i in ``out_indices``.
+          s = ``out_strides``, for i in ``out_indices``.
     """
 
     out_strides = (8, 16, 32)
@@ -43,7 +45,7 @@ class StagedBackbone(BaseModule):
     def __init__(
         self,
         *,
-        out_indices: Sequence[int] = (0, 1, 2),
+        out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -63,18 +65,19 @@ class StagedBackbone(BaseModule):
                 dict(type='Constant', layer='_BatchNorm', val=1),
             ]
         )
-        self.out_indices = tuple(out_indices)
-        if not self.out_indices or self.out_indices != tuple(
-            sorted(set(self.out_indices) & {0, 1, 2})
-        ):
+        stages = tuple(range(len(self.out_strides)))
+        given = stages if out_indices is None else tuple(out_indices)
+        if not given or given != tuple(sorted(set(given) & set(stages))):
             raise ValueError(
-                'out_indices must name stages of (0, 1, 2) in rising order, '
+                f'out_indices must name stages of {stages} in rising order, '
                 f'got {out_indices!r}'
             )
-        if frozen_stages not in range(-1, 4):
+        if frozen_stages not in range(-1, len(stages) + 1):
             raise ValueError(
-                f'frozen_stages must be in -1..3, got {frozen_stages!r}'
+                f'frozen_stages must be in -1..{len(stages)}, got '
+                f'{frozen_stages!r}'
             )
+        self.out_indices = given
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -82,9 +85,15 @@ class StagedBackbone(BaseModule):
         self.act_cfg = act_cfg or dict(type='HSwish')
 
     def assemble(self, stem: nn.Module, stages: Iterable[nn.Module]) -> None:
-        """Take the parts, and freeze those that do not train."""
+        """Take the parts, and freeze those that do not train.
+
+        The parts of mmengine's ``ModuleList`` are asked for their own
+        initialisation, those of other iterables are not.
+        """
         self.stem = stem
-        self.stages = nn.ModuleList(stages)
+        if not isinstance(stages, nn.ModuleList):
+            stages = nn.ModuleList(stages)
+        self.stages = stages
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -6,6 +6,8 @@ from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from anchorformer_mm.models.layers.conv_ffn import ConvFFN
+
 
 class TransformerBlock(BaseModule):
     """Pre-norm transformer block: ``x + attn(ln1(x))``, ``x + ffn(ln2(x))``.
@@ -14,6 +16,8 @@ class TransformerBlock(BaseModule):
         attn: Token mixer, (B, n, D) and the map's size to (B, n, D); its
             ``embed_dims`` is the block's.
         mlp_ratio: Hidden channels of the feed-forward network over D.
+        mlp_dwconv: Whether there is a depthwise convolution between these
+            (:class:`ConvFFN`); the map's size is then needed.
         drop_rate: Dropout in the feed-forward network.
         drop_path_rate: Probability to skip a branch for an image.
         norm_cfg: Normalisation, applied to the last dimension.
@@ -32,6 +36,7 @@ class TransformerBlock(BaseModule):
         attn: nn.Module,
         *,
         mlp_ratio: float = 4.0,
+        mlp_dwconv: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_cfg: dict | None = None,
@@ -47,13 +52,25 @@ class TransformerBlock(BaseModule):
         self.attn = attn
         self.drop_path = DropPath(drop_path_rate)
         self.ln2 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.ffn = FFN(
-            embed_dims=embed_dims,
-            feedforward_channels=round(embed_dims * mlp_ratio),
-            act_cfg=act_cfg or dict(type='GELU'),
-            ffn_drop=drop_rate,
-            dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
-        )
+        channels = round(embed_dims * mlp_ratio)
+        act_cfg = act_cfg or dict(type='GELU')
+        self.mlp_dwconv = mlp_dwconv
+        if mlp_dwconv:
+            self.ffn = ConvFFN(
+                embed_dims,
+                channels,
+                act_cfg=act_cfg,
+                ffn_drop=drop_rate,
+                drop_path_rate=drop_path_rate,
+            )
+        else:
+            self.ffn = FFN(
+                embed_dims=embed_dims,
+                feedforward_channels=channels,
+                act_cfg=act_cfg,
+                ffn_drop=drop_rate,
+                dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
+            )
 
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int] | None = None
@@ -62,10 +79,13 @@ class TransformerBlock(BaseModule):
 
         Args:
             x: Tokens, shape (B, n, D).
-            hw_shape: Height and width of the map in ``x``, for the attention.
+            hw_shape: Height and width of the map in ``x``, for the attention
+                and the convolution.
 
         Returns:
             Tensor: Shape (B, n, D).
         """
         x = x + self.drop_path(self.attn(self.ln1(x), hw_shape))
+        if self.mlp_dwconv:
+            return self.ffn(self.ln2(x), hw_shape, x)
         return self.ffn(self.ln2(x), identity=x)
