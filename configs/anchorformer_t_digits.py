@@ -7,7 +7,11 @@ ends, so that weights and anchors start larger here, and `dwc_v` adds a local
 path.
 """
 
-_base_ = ['./_base_/datasets/digits_cls_48.py', './_base_/cls_runtime.py']
+_base_ = [
+    './_base_/datasets/digits_cls_48.py',
+    './_base_/schedules/adamw_small_data.py',
+    './_base_/cls_runtime.py',
+]
 
 max_epochs = 60
 
@@ -40,20 +44,6 @@ model = dict(
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=10)
 val_cfg = dict()
 test_cfg = dict()
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        custom_keys={
-            '.anchors': dict(decay_mult=0.0),
-            '.cls_token': dict(decay_mult=0.0),
-            '.pos_embed': dict(decay_mult=0.0),
-        },
-    ),
-)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=400),

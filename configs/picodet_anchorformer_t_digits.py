@@ -8,6 +8,7 @@ how long; nothing else depends on it.
 _base_ = [
     './_base_/models/picodet.py',
     './_base_/datasets/digits_192.py',
+    './_base_/schedules/adamw_small_data.py',
     './_base_/det_runtime.py',
 ]
 
@@ -23,16 +24,7 @@ train_cfg = dict(
 )
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.05),
-    clip_grad=dict(max_norm=10),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        custom_keys={'anchors': dict(decay_mult=0.0)},
-    ),
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-2), clip_grad=dict(max_norm=10))
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=50),

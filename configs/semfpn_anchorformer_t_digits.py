@@ -8,6 +8,7 @@ equally deep, so that the head takes the pyramid as it is, without an FPN.
 _base_ = [
     './_base_/models/semfpn_anchorformer.py',
     './_base_/datasets/digits_seg_192.py',
+    './_base_/schedules/adamw_small_data.py',
     './_base_/seg_runtime.py',
 ]
 
@@ -56,20 +57,7 @@ train_cfg = dict(
 )
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        custom_keys={
-            '.anchors': dict(decay_mult=0.0),
-            '.cls_token': dict(decay_mult=0.0),
-            '.pos_embed': dict(decay_mult=0.0),
-        },
-    ),
-)
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
 auto_scale_lr = dict(enable=False, base_batch_size=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),

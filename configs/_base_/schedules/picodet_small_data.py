@@ -5,25 +5,14 @@ epochs. Whoever trains longer sets `train_cfg.max_epochs` alone: the cosine
 ends where training does.
 """
 
+_base_ = './adamw_small_data.py'
+
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=30, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 # The rate is for 1 GPU, or CPU, x 8 images.
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=4e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=10),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        custom_keys={
-            'anchors': dict(decay_mult=0.0),
-            'cls_token': dict(decay_mult=0.0),
-            'pos_embed': dict(decay_mult=0.0),
-        },
-    ),
-)
+optim_wrapper = dict(optimizer=dict(lr=4e-3), clip_grad=dict(max_norm=10))
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 
 warmup_iters = 50
