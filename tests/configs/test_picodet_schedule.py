@@ -1,4 +1,4 @@
-"""PicoDet's published settings, config by config."""
+"""The published settings of PicoDet and PicoDet v2, config by config."""
 
 import ast
 import re
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import DATASETS, METRICS, MODELS
-from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import HOOKS
 
 from anchorformer_mm.analysis.complexity import count_complexity
 
@@ -31,6 +30,19 @@ PUBLISHED = {
     'picodet_anchorformer_t_coco': (416, 80, 0.4, 300),
     'picodet_anchorformer_s_coco': (416, 80, 0.4, 300),
     'picodet_anchorformer_b_coco': (416, 48, 0.3, 250),
+    'picodet_v2_xs_320_coco': (320, 64, 0.32, 300),
+    'picodet_v2_s_320_coco': (320, 64, 0.32, 300),
+    'picodet_v2_m_320_coco': (320, 48, 0.24, 300),
+    'picodet_v2_l_320_coco': (320, 24, 0.12, 250),
+    'picodet_v2_xs_coco': (416, 56, 0.28, 300),
+    'picodet_v2_s_coco': (416, 48, 0.24, 300),
+    'picodet_v2_m_coco': (416, 48, 0.24, 250),
+    'picodet_v2_l_coco': (416, 24, 0.12, 250),
+    'picodet_v2_l_640_coco': (640, 12, 0.06, 200),
+    # Again those of the same size.
+    'picodet_v2_anchorformer_t_coco': (416, 48, 0.24, 300),
+    'picodet_v2_anchorformer_s_coco': (416, 48, 0.24, 250),
+    'picodet_v2_anchorformer_b_coco': (416, 24, 0.12, 250),
 }
 # Two stand for all: what a size costs follows from the map's area.
 GMACS = {
@@ -39,16 +51,15 @@ GMACS = {
 }
 
 
-def load(name):
-    cfg = Config.fromfile(CONFIGS / f'{name}.py')
-    init_default_scope(cfg.default_scope)
-    return cfg
+def test_no_config_is_left_out():
+    found = {path.stem for path in CONFIGS.glob('picodet_*_coco.py')}
+    assert found == {name for name in PUBLISHED if name.endswith('_coco')}
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_rate_batch_and_epochs_are_the_published_ones(name):
+def test_rate_batch_and_epochs_are_the_published_ones(name, load_config):
     _, batch_size, rate, epochs = PUBLISHED[name]
-    cfg = load(name)
+    cfg = load_config(name)
     assert cfg.train_dataloader.batch_size == batch_size
     assert cfg.auto_scale_lr.base_batch_size == 4 * batch_size
     assert cfg.optim_wrapper.optimizer.lr == rate
@@ -68,9 +79,11 @@ def test_every_config_states_the_batch_that_its_rate_is_for(name):
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_training_draws_from_five_sizes_around_that_of_evaluation(name):
+def test_training_draws_from_five_sizes_around_that_of_evaluation(
+    name, load_config
+):
     size = PUBLISHED[name][0]
-    cfg = load(name)
+    cfg = load_config(name)
     assert list(cfg.train_dataloader.collate_fn.sizes) == [
         size + step for step in (-64, -32, 0, 32, 64)
     ]
@@ -81,24 +94,23 @@ def test_training_draws_from_five_sizes_around_that_of_evaluation(name):
 
 
 @pytest.mark.parametrize('name', GMACS)
-def test_the_cost_of_another_image_size_is_the_derived_one(name):
+def test_the_cost_of_another_image_size_is_the_derived_one(name, load_config):
     size = PUBLISHED[name][0]
-    cost = count_complexity(MODELS.build(load(name).model), (size, size))
+    cost = count_complexity(
+        MODELS.build(load_config(name).model), (size, size)
+    )
     assert cost.macs == pytest.approx(GMACS[name] * 1e9, rel=0.01)
 
 
 @pytest.mark.parametrize(
     'name', ['picodet_s_coco', 'picodet_anchorformer_s_coco']
 )
-def test_what_decays_are_convolutions_biases_and_norms_of_the_neck(name):
-    cfg = load(name)
+def test_what_decays_are_convolutions_biases_and_norms_of_the_neck(
+    name, load_config, weight_decays
+):
+    cfg = load_config(name)
     model = MODELS.build(cfg.model)
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    decays = {
-        id(p): group['weight_decay']
-        for group in wrapper.optimizer.param_groups
-        for p in group['params']
-    }
+    decays = weight_decays(model, cfg.optim_wrapper)
     norms = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
     free = {
         id(p)
@@ -113,11 +125,10 @@ def test_what_decays_are_convolutions_biases_and_norms_of_the_neck(name):
     }
     for n, p in model.named_parameters():
         assert decays[id(p)] == (0 if id(p) in free else 4e-5), n
-    assert len(decays) == len(list(model.parameters()))
 
 
-def test_the_optimiser_is_plain_sgd_in_single_precision():
-    cfg = load('picodet_s_coco')
+def test_the_optimiser_is_plain_sgd_in_single_precision(load_config):
+    cfg = load_config('picodet_s_coco')
     wrapper = build_optim_wrapper(torch.nn.Linear(1, 1), cfg.optim_wrapper)
     assert type(wrapper) is OptimWrapper
     assert wrapper.clip_grad_kwargs is None
@@ -127,8 +138,8 @@ def test_the_optimiser_is_plain_sgd_in_single_precision():
         assert not group['nesterov'] and group['dampening'] == 0
 
 
-def test_the_average_starts_anew_every_40_epochs():
-    (cfg,) = load('picodet_s_coco').custom_hooks
+def test_the_average_starts_anew_every_40_epochs(load_config):
+    (cfg,) = load_config('picodet_s_coco').custom_hooks
     assert cfg.pop('priority') == 49
     hook = HOOKS.build(cfg)
     assert hook.cycle_epochs == 40
@@ -155,10 +166,10 @@ def write_voc(root, year, names):
         xml.write_text(BOX.format(name=name))
 
 
-def test_voc_trains_on_both_years_and_evaluates_on_2007(tmp_path):
+def test_voc_trains_on_both_years_and_evaluates_on_2007(tmp_path, load_config):
     write_voc(tmp_path, 2007, {'000001': 'person', '000002': 'dog'})
     write_voc(tmp_path, 2012, {'2008_000001': 'cat'})
-    cfg = load('picodet_s_voc')
+    cfg = load_config('picodet_s_voc')
     train, val = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
     for part in (*train.datasets, val):
         part.data_root = str(tmp_path)

@@ -1,0 +1,107 @@
+"""What CSP-PAN and LC-PAN share: the paths, and how they are refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from anchorformer_mm.models import CSPPAN, LCPAN
+
+both_necks = pytest.mark.parametrize('neck_class', [CSPPAN, LCPAN])
+channels_of_levels = pytest.mark.parametrize('channels', [(4, 6), (4, 6, 8)])
+
+
+def tiny_feats(channels, size, batch=1):
+    """Maps of so many channels, the first of ``size``."""
+    h, w = size
+    feats = []
+    for c in channels:
+        feats.append(torch.randn(batch, c, h, w))
+        h, w = -(-h // 2), -(-w // 2)
+    return feats
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ('neck_class', 'in_channels', 'out_channels', 'parameters'),
+    [
+        (CSPPAN, (96, 192, 384), 96, 249_600),
+        (CSPPAN, (128, 256, 512), 128, 435_200),
+        (CSPPAN, (160, 320, 640), 160, 672_000),
+        (LCPAN, (48, 88, 176), 96, 343_488),
+        (LCPAN, (96, 192, 384), 96, 378_048),
+        (LCPAN, (192, 384, 768), 128, 704_768),
+        (LCPAN, (256, 512, 1024), 160, 1_096_000),
+    ],
+)
+def test_parameters_are_the_published_ones(
+    neck_class, in_channels, out_channels, parameters
+):
+    neck = neck_class(in_channels, out_channels)
+    assert sum(p.numel() for p in neck.parameters()) == parameters
+
+
+@both_necks
+def test_the_paths_follow_their_description(neck_class):
+    neck = neck_class((4, 6, 8), 10).eval()
+    feats = tiny_feats((4, 6, 8), (16, 16))
+    l3, l4, l5 = (f(x) for f, x in zip(neck.laterals, feats, strict=True))
+
+    def up(x):
+        return F.interpolate(x, scale_factor=2, mode='nearest')
+
+    t4 = neck.top_down[0](torch.cat([up(l5), l4], 1))
+    p3 = neck.top_down[1](torch.cat([up(t4), l3], 1))
+    p4 = neck.bottom_up[0](torch.cat([neck.downsamples[0](p3), t4], 1))
+    p5 = neck.bottom_up[1](torch.cat([neck.downsamples[1](p4), l5], 1))
+    p6 = neck.extra_lateral(l5) + neck.extra_top(p5)
+    torch.testing.assert_close(neck(feats), (p3, p4, p5, p6))
+
+
+@pytest.mark.parametrize('size', [(52, 52), (53, 42), (1, 3), (7, 1)])
+@pytest.mark.parametrize(
+    ('neck_class', 'out_channels'), [(CSPPAN, 8), (LCPAN, 5)]
+)
+def test_sizes_are_rounded_up_at_every_level(neck_class, out_channels, size):
+    feats = tiny_feats((4, 6, 8), size, batch=2)
+    outs = neck_class((4, 6, 8), out_channels).eval()(feats)
+    h, w = feats[-1].shape[2:]
+    expected = [*(x.shape[2:] for x in feats), (-(-h // 2), -(-w // 2))]
+    assert [tuple(o.shape) for o in outs] == [
+        (2, out_channels, *s) for s in expected
+    ]
+
+
+@channels_of_levels
+@both_necks
+def test_the_extra_level_can_be_left_out(neck_class, channels):
+    neck = neck_class(channels, 8, extra_level=False).eval()
+    feats = tiny_feats(channels, (8, 8))
+    assert [o.shape[-1] for o in neck(feats)] == [8, 4, 2][: len(channels)]
+
+
+@pytest.mark.parametrize(
+    ('neck_class', 'kwargs', 'message'),
+    [
+        (CSPPAN, dict(in_channels=(4,)), r'at least 2 levels, got \(4,\)'),
+        (LCPAN, dict(in_channels=(4,)), r'at least 2 levels, got \(4,\)'),
+        (CSPPAN, dict(kernel_size=4), 'kernel_size must be odd.*got 4'),
+        (LCPAN, dict(kernel_size=4), 'kernel_size must be odd.*got 4'),
+        (CSPPAN, dict(out_channels=7), 'out_channels must be even.*got 7'),
+        (LCPAN, dict(out_channels=0), 'out_channels must be >= 1, got 0'),
+        (CSPPAN, dict(num_csp_blocks=0), 'num_csp_blocks must be >= 1, got 0'),
+    ],
+)
+def test_bad_arguments_are_named(neck_class, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        neck_class(**(dict(in_channels=(4, 6), out_channels=8) | kwargs))
+
+
+@channels_of_levels
+@both_necks
+def test_a_missing_level_is_named(neck_class, channels):
+    neck = neck_class(channels, 8)
+    count = len(channels)
+    with pytest.raises(
+        ValueError, match=f'{count} feature maps expected, got {count - 1}'
+    ):
+        neck(tiny_feats(channels, (8, 8))[:-1])
