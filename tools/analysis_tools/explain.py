@@ -1,6 +1,7 @@
-"""Picture what a trained model looks at: anchor maps, or Grad-CAM."""
+"""Picture what a trained model looks at: anchors, clusters, or Grad-CAM."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,18 @@ from anchorformer_mm.utils.errors import UsageError, run_command_line
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-METHODS = ('anchors', 'grad-cam')
-# Arguments that only one method makes use of.
+# Pictures of what layers themselves make; and all methods.
+MAPS = ('anchors', 'clusters')
+METHODS = (*MAPS, 'grad-cam')
+# Arguments that only some methods make use of.
 BELONGS = dict(
-    layers='anchors',
-    heads='anchors',
-    num_anchors_shown='anchors',
-    order='anchors',
-    target='grad-cam',
-    target_layer='grad-cam',
+    layers=MAPS,
+    heads=('anchors',),
+    num_anchors_shown=('anchors',),
+    order=('anchors',),
+    scales=('clusters',),
+    target=('grad-cam',),
+    target_layer=('grad-cam',),
 )
 
 
@@ -33,7 +37,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', required=True, type=Path, help='folder for the pictures'
     )
-    parser.add_argument('--method', choices=METHODS, default=METHODS[0])
+    parser.add_argument(
+        '--method',
+        choices=METHODS,
+        help='default: anchors, or clusters of a model that has these alone',
+    )
     parser.add_argument('--device', default='cpu')
     parser.add_argument(
         '--cfg-options',
@@ -41,13 +49,15 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='overrides of the config, as key=value pairs',
     )
-    anchors = parser.add_argument_group('anchors')
-    anchors.add_argument(
+    maps = parser.add_argument_group('anchors and clusters')
+    maps.add_argument(
         '--layers',
         nargs='+',
         type=int,
-        help='anchor layers, counted from 0 (default: all)',
+        help='layers with anchors or clusters, counted from 0 (default: all '
+        'with anchors, the last of each stage with clusters)',
     )
+    anchors = parser.add_argument_group('anchors')
     anchors.add_argument(
         '--heads',
         nargs='+',
@@ -64,6 +74,13 @@ def parse_args() -> argparse.Namespace:
         choices=['contrast', 'mass'],
         help='show those that tell patches apart (default), or those that '
         'collect most',
+    )
+    clusters = parser.add_argument_group('clusters')
+    clusters.add_argument(
+        '--scales',
+        nargs='+',
+        type=int,
+        help='a row for each, such as 1 4 (default: the coarsest scale)',
     )
     grad_cam = parser.add_argument_group('grad-cam')
     grad_cam.add_argument(
@@ -89,10 +106,7 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         UsageError: A file is missing, an argument has no use or no meaning.
     """
-    for name, method in BELONGS.items():
-        if getattr(args, name) is not None and args.method != method:
-            flag = f'--{name.replace("_", "-")}'
-            raise UsageError(f'{flag} is of --method {method} only')
+    check_belonging(args, [args.method] if args.method else MAPS)
     if not Path(args.checkpoint).is_file():
         raise UsageError(f'checkpoint not found: {args.checkpoint}')
     if args.out.exists() and not args.out.is_dir():
@@ -103,6 +117,21 @@ def check_args(args: argparse.Namespace) -> None:
             raise UsageError(
                 f'several images are named {image.stem!r}, and so would be '
                 'their pictures: explain them with another --out each'
+            )
+
+
+def check_belonging(args: argparse.Namespace, methods: Sequence[str]) -> None:
+    """Refuse arguments of which none of the methods makes use.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for name, users in BELONGS.items():
+        if getattr(args, name) is not None and not {*users} & {*methods}:
+            flag = f'--{name.replace("_", "-")}'
+            raise UsageError(
+                f'{flag} is of --method {" or ".join(users)} only, not of '
+                f'{" or ".join(methods)}'
             )
 
 
@@ -121,42 +150,38 @@ def chosen_heads(heads: list[str] | None) -> list[int] | None:
     return [int(head) for head in heads]
 
 
-def explain_anchors(args: argparse.Namespace, cfg: 'Config') -> None:
-    """Draw the anchor maps and the assignment of every image."""
-    from anchorformer_mm.analysis.anchor_maps import (
-        choose_layers,
-        collect_anchor_weights,
-        draw_anchor_maps,
-        draw_assignment,
-    )
+def explain_layers(args: argparse.Namespace, cfg: 'Config') -> None:
+    """Draw what the layers of the model make of every image.
+
+    Raises:
+        UsageError: They make neither anchor maps nor clusters, or an argument
+            is not of what they make.
+    """
     from anchorformer_mm.analysis.inference import load_model, prepare_image
+    from anchorformer_mm.analysis.layer_maps import (
+        maps_of,
+        picture_anchors,
+        picture_clusters,
+    )
 
     heads = chosen_heads(args.heads)
     model = load_model(cfg, args.checkpoint, args.device)
+    method = args.method or maps_of(model)
+    check_belonging(args, [method])
+    options = dict(layers=args.layers)
+    if method == 'clusters':
+        draw = picture_clusters
+        options |= dict(scales=args.scales)
+    else:
+        draw = picture_anchors
+        options |= dict(
+            heads=heads, num_anchors=args.num_anchors_shown, order=args.order
+        )
+    given = {name: o for name, o in options.items() if o is not None}
     for path in args.images:
         image = prepare_image(cfg, model, path)
-        layers = collect_anchor_weights(
-            model, image.inputs, image.data_samples, mode='tensor'
-        )
-        common = dict(
-            image=image.pixels,
-            layers=choose_layers(layers, args.layers),
-            heads=heads,
-            input_size=image.input_size,
-        )
-        maps = args.out / f'{path.stem}_anchors.png'
-        draw_anchor_maps(
-            **common,
-            path=maps,
-            num_anchors=6
-            if args.num_anchors_shown is None
-            else args.num_anchors_shown,
-            order=args.order or 'contrast',
-        )
-        print(maps)
-        assignment = args.out / f'{path.stem}_assignment.png'
-        draw_assignment(**common, path=assignment)
-        print(assignment)
+        for picture in draw(model, image, args.out / path.stem, **given):
+            print(picture)
 
 
 def explain_class(args: argparse.Namespace, cfg: 'Config') -> None:
@@ -230,8 +255,8 @@ def main() -> None:
     cfg = load_config(args, [])
     for path in args.images:
         require_image(path)
-    if args.method == 'anchors':
-        explain_anchors(args, cfg)
+    if args.method != 'grad-cam':
+        explain_layers(args, cfg)
         return
     scope = cfg.get('default_scope')
     if scope not in ('mmpretrain', 'mmseg'):
