@@ -154,6 +154,7 @@ class ClusTR(StagedBackbone):
             ],
         )
         check_positive(in_channels=in_channels)
+        _check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.arch_settings = _settings_of(arch)
         dims, heads, depths, mlp_ratios = (
             self.arch_settings[key] for key in _ARCH_KEYS
@@ -243,6 +244,12 @@ def _attention(
     return ClusterAttention(embed_dims, num_heads, **drops, **clustering)
 
 
+def _check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f'{name} must be in [0, 1), got {rate!r}')
+
+
 def _settings_of(arch: str | dict) -> dict[str, tuple[int, ...]]:
     if isinstance(arch, dict):
         if set(arch) != set(_ARCH_KEYS):
@@ -268,15 +275,18 @@ def _clusters_of(
     num_clusters: int | None | Sequence[int | None],
 ) -> tuple[int | None, ...]:
     """A number or None for each stage."""
-    if num_clusters is None:
-        return (None,) * _STAGES
     numbers = num_clusters
-    if isinstance(numbers, Sequence):
-        numbers = [1 if number is None else number for number in numbers]
-    found = one_for_each('num_clusters', numbers, _STAGES)
-    if isinstance(num_clusters, int):
-        return found
-    return tuple(num_clusters)
+    if not isinstance(numbers, Sequence):
+        numbers = (num_clusters,) * _STAGES
+    if len(numbers) != _STAGES or not all(
+        number is None or (type(number) is int and number >= 1)
+        for number in numbers
+    ):
+        raise ValueError(
+            f'num_clusters must be None, an int >= 1 or {_STAGES} of these, '
+            f'got {num_clusters!r}'
+        )
+    return tuple(numbers)
 
 
 def _scales_of(

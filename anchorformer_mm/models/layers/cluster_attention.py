@@ -15,7 +15,7 @@ from anchorformer_mm.models.layers.token_clustering import (
     dpc_knn,
     merge_tokens,
 )
-from anchorformer_mm.models.layers.token_windows import TokenWindows
+from anchorformer_mm.models.layers.token_windows import TokenWindows, ceil_div
 
 
 class ClusterAttention(BaseAttention):
@@ -177,7 +177,7 @@ class ClusterAttention(BaseAttention):
             )
         windows = TokenWindows.cover(hw_shape, self.window_size)
         shares = [
-            min(-(-count // len(windows)), prod(windows.size))
+            min(ceil_div(count, len(windows)), prod(windows.size))
             for count in counts
         ]
         found = dpc_knn(windows.split(x), shares, self.k, windows.valid(x))

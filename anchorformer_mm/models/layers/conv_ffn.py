@@ -1,5 +1,7 @@
 """A feed-forward network that looks at its neighbours."""
 
+from math import prod
+
 from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -58,7 +60,15 @@ class ConvFFN(BaseModule):
 
         Returns:
             Tensor: Shape (B, n, D).
+
+        Raises:
+            ValueError: ``hw_shape`` is not that of n tokens.
         """
+        if hw_shape is None or prod(hw_shape) != x.shape[1]:
+            raise ValueError(
+                f'hw_shape must be that of a map of {x.shape[1]} tokens, got '
+                f'{hw_shape}'
+            )
         h = self.fc1(x)
         feature = h.transpose(1, 2).unflatten(2, hw_shape)
         h = h + self.conv(feature).flatten(2).transpose(1, 2)

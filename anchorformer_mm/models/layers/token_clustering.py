@@ -43,8 +43,9 @@ def dpc_knn(
             n.
         k: Neighbours that make the density, at least 1; n at most are taken.
         valid: Which tokens count, bool, shape (B, n); by default all. The
-            others are no one's neighbour and become centres only where the
-            valid ones are too few; what they are assigned to means nothing.
+            others, whatever they hold, are no one's neighbour and become
+            centres only where the valid ones are too few; what they are
+            assigned to means nothing.
 
     Returns:
         tuple[Tensor, ...]: For each number M the cluster of each token,
@@ -83,11 +84,15 @@ def _cluster(
 
 def _squared_distances(x: Tensor, valid: Tensor | None) -> Tensor:
     """Squared distances over D, (B, n, n); infinite to invalid tokens."""
+    count = x.shape[1]
+    if valid is not None:
+        # Not a product with zeros: padding may hold NaN.
+        x = x.masked_fill(~valid[..., None], 0)
+        count = valid.sum(1)[:, None, None].clamp(min=1)
     # Around the mean less is lost in the difference of large numbers; norms
-    # off the diagonal of the same product make equal tokens lie at zero.
-    weight = 1.0 if valid is None else valid[..., None].to(x.dtype)
-    count = x.shape[1] if valid is None else weight.sum(1, True).clamp(min=1)
-    x = (x - (x * weight).sum(1, keepdim=True) / count) * x.shape[2] ** -0.5
+    # off the diagonal of the same product make equal tokens lie at zero (or
+    # a rounding away, where a product of few rows sums in several orders).
+    x = (x - x.sum(1, keepdim=True) / count) * x.shape[2] ** -0.5
     # In place: a map of 3,136 tokens has 10 million pairs.
     distance = (-2 * x) @ x.transpose(1, 2)
     norm = distance.diagonal(dim1=1, dim2=2) / -2
@@ -163,7 +168,8 @@ def merge_tokens(
         logits: Logarithm s of the importance, shape (B, n).
         assignment: Cluster of each token, int64, shape (B, n).
         num_clusters: Clusters M.
-        valid: Which tokens count, bool, shape (B, n); by default all.
+        valid: Which tokens count, bool, shape (B, n); by default all. The
+            others may hold anything.
 
     Returns:
         tuple[Tensor, Tensor]: The merged tokens, shape (B, M, D), zero for an
@@ -176,6 +182,7 @@ def merge_tokens(
         s = at_least_fp32(logits)
         if valid is not None:
             s = s.masked_fill(~valid, -torch.inf)
+            x = x.masked_fill(~valid[..., None], 0)
         s = s.flatten()
         peak = s.new_full((batch * num_clusters,), -torch.inf)
         peak = peak.scatter_reduce(0, rows, s.detach(), 'amax')

@@ -24,9 +24,9 @@ class TokenWindows:
     @classmethod
     def cover(cls, hw_shape: tuple[int, int], side: int) -> 'TokenWindows':
         """Take as few windows as have no side above ``side`` tokens."""
-        counts = tuple(-(-length // side) for length in hw_shape)
+        counts = tuple(ceil_div(length, side) for length in hw_shape)
         size = tuple(
-            -(-length // count)
+            ceil_div(length, count)
             for length, count in zip(hw_shape, counts, strict=True)
         )
         return cls(tuple(hw_shape), counts, size)
@@ -76,3 +76,9 @@ class TokenWindows:
                 self.counts, self.size, self.hw_shape, strict=True
             )
         )
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up, of positive numbers."""
+    # Not -(-a // b): ONNX divides integers towards zero.
+    return (a + b - 1) // b

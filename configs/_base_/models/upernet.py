@@ -1,7 +1,4 @@
-"""UperNet (arXiv 1807.10221), 150 classes; heads lack their channels.
-
-The head convolves every level by itself.
-"""
+"""UperNet (arXiv 1807.10221), 150 classes; what is missing is channels."""
 
 _base_ = './segmentor.py'
 
