@@ -117,7 +117,11 @@ class ClusterAttention(BaseAttention):
             merged, mask = x, None
             if clusters is not None:
                 merged, filled = merge_tokens(x, logits, *clusters)
-                mask = filled[:, None, None]
+                windows = self._windows(x.shape[1], hw_shape)
+                # Only padding leaves a cluster empty; without a mask torch
+                # has faster kernels to choose from.
+                if windows is not None and windows.overhang != (0, 0):
+                    mask = filled[:, None, None]
             k, v = project(merged).chunk(2, dim=-1)
             out = out + F.scaled_dot_product_attention(
                 q,
@@ -158,6 +162,20 @@ class ClusterAttention(BaseAttention):
         found = iter(self._cluster(x, hw_shape, coarse) if coarse else ())
         return tuple(next(found) if c < n else None for c in counts)
 
+    def _windows(
+        self, n: int, hw_shape: tuple[int, int] | None
+    ) -> TokenWindows | None:
+        """Windows of a map of n tokens, None if it is clustered as a whole."""
+        if n <= self.window_size**2:
+            return None
+        if hw_shape is None:
+            raise ValueError(
+                f'more than window_size**2 = {self.window_size**2} tokens '
+                f'need the (height, width) of their map, got {n} tokens and '
+                'hw_shape=None'
+            )
+        return TokenWindows.cover(hw_shape, self.window_size)
+
     def _cluster(
         self,
         x: Tensor,
@@ -165,17 +183,10 @@ class ClusterAttention(BaseAttention):
         counts: Sequence[int],
     ) -> list[tuple[Tensor, int]]:
         """Cluster as a whole, or window by window."""
-        n = x.shape[1]
-        if n <= self.window_size**2:
+        windows = self._windows(x.shape[1], hw_shape)
+        if windows is None:
             found = dpc_knn(x, counts, self.k)
             return list(zip(found, counts, strict=True))
-        if hw_shape is None:
-            raise ValueError(
-                f'more than window_size**2 = {self.window_size**2} tokens '
-                f'need the (height, width) of their map, got {n} tokens and '
-                'hw_shape=None'
-            )
-        windows = TokenWindows.cover(hw_shape, self.window_size)
         shares = [
             min(ceil_div(count, len(windows)), prod(windows.size))
             for count in counts

@@ -37,7 +37,7 @@ class TokenWindows:
     def split(self, x: Tensor) -> Tensor:
         """(B, H W, C) -> (B windows, tokens of a window, C), zeros beyond."""
         batch, _, channels = x.shape
-        down, across = self._beyond()
+        down, across = self.overhang
         x = x.unflatten(1, self.hw_shape)
         x = F.pad(x, (0, 0, 0, across, 0, down))
         (rows, columns), (height, width) = self.counts, self.size
@@ -63,12 +63,13 @@ class TokenWindows:
             Tensor | None: Bool, shape (B windows, tokens of a window); None
             if all are.
         """
-        if self._beyond() == (0, 0):
+        if self.overhang == (0, 0):
             return None
         ones = torch.ones_like(x[:, :, :1], dtype=torch.uint8)
         return self.split(ones)[..., 0].bool()
 
-    def _beyond(self) -> tuple[int, int]:
+    @property
+    def overhang(self) -> tuple[int, int]:
         """Rows and columns of the windows that the map does not have."""
         return tuple(
             count * side - length
