@@ -126,3 +126,15 @@ def test_optimiser_that_needs_an_accelerator():
     cfg = classifier(type='AmpOptimWrapper')
     with pytest.raises(UsageError, match='the optimiser cannot be built: '):
         build_optimiser(cfg, build_model(cfg, 'cpu'), 16)
+
+
+def test_layout_of_the_hook():
+    model = dict(type='mmdet.MobileNetV2')
+    hook = dict(type='anchorformer_mm.ChannelsLastHook')
+    for hooks, channels_last in (([], False), ([hook], True)):
+        cfg = Config(dict(model=model, custom_hooks=hooks))
+        weight = build_model(cfg, 'cpu').conv1.conv.weight
+        assert (
+            weight.is_contiguous(memory_format=torch.channels_last)
+            is channels_last
+        )
