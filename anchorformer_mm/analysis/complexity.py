@@ -108,7 +108,9 @@ def count_complexity(model: nn.Module, shape: Sequence[int]) -> Complexity:
         UsageError: The model does not run on fake images of this size, or
             performs no operation that counts.
     """
-    copy = revert_sync_batchnorm(deepcopy(model)).eval()
+    copy = revert_sync_batchnorm(deepcopy(model))
+    # Of mmpretrain's backbones it returns None.
+    copy.eval()
     counter = FlopCounterMode(display=False)
     meters = {
         name: _Meter(getattr(copy, name), counter)

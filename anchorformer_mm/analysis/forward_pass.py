@@ -70,7 +70,10 @@ def prepare(build: Build, device: str) -> nn.Module:
 
     Norms that are synchronised between GPUs become plain ones.
     """
-    return revert_sync_batchnorm(build()).eval().to(device)
+    model = revert_sync_batchnorm(build())
+    # Of mmpretrain's backbones `eval` returns None.
+    model.eval()
+    return model.to(device)
 
 
 def random_images(conditions: Conditions) -> Tensor:

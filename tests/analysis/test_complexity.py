@@ -19,6 +19,7 @@ from anchorformer_mm.analysis.complexity import (
     complexity_table,
     count_complexity,
 )
+from anchorformer_mm.analysis.forward_pass import prepare
 from anchorformer_mm.models.layers import build_attention
 from anchorformer_mm.utils.errors import UsageError
 
@@ -148,6 +149,18 @@ def test_attention_counts_whatever_kernel_would_run(layer, expected):
         assert cost.macs == 120 * 3 * 16 + expected(120, 16)
         assert cost.trainable == (0 if frozen else cost.params)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Silent(nn.Conv2d):
+    """Its `train` returns nothing, as that of mmpretrain's backbones."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_backbone_of_mmpretrain_alone_is_counted():
+    assert count_complexity(Silent(3, 4, 1), (8, 9)).macs == 8 * 9 * 12
+    assert prepare(lambda: Silent(3, 4, 1), 'cpu').training is False
 
 
 def test_the_model_is_left_as_it_is():
