@@ -8,7 +8,6 @@ shows what its anchor gathers.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,11 @@ from torch import Tensor, nn
 
 from anchorformer_mm.analysis.panels import Panel, cell_size, draw_panels, fit
 from anchorformer_mm.analysis.token_maps import enlarge, heat_overlay
+from anchorformer_mm.analysis.watched_layers import (
+    pick_layers,
+    run_watched,
+    shadow,
+)
 from anchorformer_mm.utils.errors import UsageError
 
 ORDERS = ('contrast', 'mass')
@@ -93,14 +97,7 @@ def collect_anchor_weights(
             'a method logits_of): vanilla attention and convolutions have '
             'no anchors to draw'
         )
-    found = {}
-    with ExitStack() as stack, torch.no_grad():
-        for name, layer in layers.items():
-            _watch(layer, name, found, stack)
-        model(*args, **kwargs)
-    if not found:
-        raise UsageError(f'none of the {len(layers)} layers with anchors ran')
-    return list(found.values())
+    return run_watched(model, layers, _watch, 'anchors', *args, **kwargs)
 
 
 def _watch(
@@ -131,9 +128,7 @@ def _watch(
         weights = logits[0].to(dtype).softmax(dim=-1).cpu()
         found[name] = AnchorWeights(name, weights, tuple(map(int, grid)))
 
-    # Shadows the method of the class, as long as the stack is not left.
-    layer.logits_of = partial(kept, layer.logits_of)
-    stack.callback(vars(layer).pop, 'logits_of')
+    shadow(layer, 'logits_of', kept, stack)
     stack.callback(
         layer.register_forward_hook(record, with_kwargs=True).remove
     )
@@ -149,13 +144,7 @@ def choose_layers(
     """
     if indices is None:
         indices = range(len(layers))
-    for i in indices:
-        if not 0 <= i < len(layers):
-            raise UsageError(
-                f'the layers with anchors are 0 to {len(layers) - 1}, '
-                f'{layers[0].name} to {layers[-1].name}; got {i}'
-            )
-    return {i: layers[i] for i in indices}
+    return pick_layers(layers, indices, 'anchors')
 
 
 def draw_anchor_maps(

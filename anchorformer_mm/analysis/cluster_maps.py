@@ -8,16 +8,19 @@ clusters show what is told apart and what is not.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from anchorformer_mm.analysis.panels import Panel, draw_panels, fit
 from anchorformer_mm.analysis.token_maps import enlarge
+from anchorformer_mm.analysis.watched_layers import (
+    pick_layers,
+    run_watched,
+    shadow,
+)
 from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 
@@ -95,14 +98,7 @@ def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
             'no layer of the model makes clusters to draw (none is a '
             'ClusterAttention)'
         )
-    found = {}
-    with ExitStack() as stack, torch.no_grad():
-        for name, layer in layers.items():
-            _watch(layer, name, found, stack)
-        model(*args, **kwargs)
-    if not found:
-        raise UsageError(f'none of the {len(layers)} layers with clusters ran')
-    return list(found.values())
+    return run_watched(model, layers, _watch, 'clusters', *args, **kwargs)
 
 
 def _watch(
@@ -127,9 +123,7 @@ def _watch(
         found[name] = TokenClusters(name, scales, tuple(map(int, hw_shape)))
         return clusters
 
-    # Shadows the method of the class, as long as the stack is not left.
-    layer.cluster = partial(kept, layer.cluster)
-    stack.callback(vars(layer).pop, 'cluster')
+    shadow(layer, 'cluster', kept, stack)
 
 
 def choose_cluster_layers(
@@ -142,13 +136,7 @@ def choose_cluster_layers(
     """
     if indices is None:
         indices = {layer.stage: i for i, layer in enumerate(layers)}.values()
-    for i in indices:
-        if not 0 <= i < len(layers):
-            raise UsageError(
-                f'the layers with clusters are 0 to {len(layers) - 1}, '
-                f'{layers[0].name} to {layers[-1].name}; got {i}'
-            )
-    return {i: layers[i] for i in indices}
+    return pick_layers(layers, indices, 'clusters')
 
 
 def draw_clusters(
