@@ -1,11 +1,9 @@
 """mmpretrain's runtime; keeps the best checkpoint and the last three."""
 
-_base_ = 'mmpretrain::_base_/default_runtime.py'
-
-# See det_runtime.py.
-custom_imports = dict(
-    imports=['anchorformer_mm.registry'], allow_failed_imports=False
-)
+_base_ = [
+    'mmpretrain::_base_/default_runtime.py',
+    './custom_imports.py',
+]
 
 default_hooks = dict(
     checkpoint=dict(interval=10, max_keep_ckpts=3, save_best='accuracy/top1'),

@@ -3,12 +3,9 @@
 Written out, because `mmseg::` names no config on the maintained fork.
 """
 
-default_scope = 'mmseg'
+_base_ = './custom_imports.py'
 
-# See det_runtime.py.
-custom_imports = dict(
-    imports=['anchorformer_mm.registry'], allow_failed_imports=False
-)
+default_scope = 'mmseg'
 
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -18,6 +18,7 @@ from anchorformer_mm.models.layers import (
 from anchorformer_mm.models.layers.base_attention import (
     BaseAttention,
     check_positive,
+    check_rates,
     one_for_each,
 )
 from anchorformer_mm.registry import MODELS
@@ -79,7 +80,7 @@ class ClusTR(StagedBackbone):
     all stages but the last, which has vanilla attention.
 
     ``sr_ratios``, ``num_clusters``, ``scales``, ``k`` and ``window_size`` are
-    those of :class:`ClusterAttention`; four of them set the stages apart. A
+    those of :class:`ClusterAttention`; each may be given by stage. A
     stage with ``sr_ratio`` 1 and no ``num_clusters`` clusters nothing.
 
     Args:
@@ -154,7 +155,7 @@ class ClusTR(StagedBackbone):
             ],
         )
         check_positive(in_channels=in_channels)
-        _check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.arch_settings = _settings_of(arch)
         dims, heads, depths, mlp_ratios = (
             self.arch_settings[key] for key in _ARCH_KEYS
@@ -242,12 +243,6 @@ def _attention(
     if clustering['sr_ratio'] == 1 and clustering['num_clusters'] is None:
         return SelfAttention(embed_dims, num_heads, **drops)
     return ClusterAttention(embed_dims, num_heads, **drops, **clustering)
-
-
-def _check_rates(**rates: float) -> None:
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f'{name} must be in [0, 1), got {rate!r}')
 
 
 def _settings_of(arch: str | dict) -> dict[str, tuple[int, ...]]:

@@ -48,12 +48,7 @@ class BaseAttention(nn.Module, ABC):
                 'embed_dims must be divisible by num_heads, got '
                 f'embed_dims={embed_dims}, num_heads={num_heads}'
             )
-        for name, value in (
-            ('attn_drop', attn_drop),
-            ('proj_drop', proj_drop),
-        ):
-            if not 0 <= value < 1:
-                raise ValueError(f'{name} must be in [0, 1), got {value!r}')
+        check_rates(attn_drop=attn_drop, proj_drop=proj_drop)
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         self.scale = (embed_dims // num_heads) ** -0.5
@@ -128,6 +123,13 @@ def check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f'{name} must be an int >= 1, got {value!r}')
+
+
+def check_rates(**arguments: float) -> None:
+    """Raise a ValueError that names the first argument not in [0, 1)."""
+    for name, value in arguments.items():
+        if not 0 <= value < 1:
+            raise ValueError(f'{name} must be in [0, 1), got {value!r}')
 
 
 def one_for_each(
