@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 DEMO_CONFIG := configs/picodet_anchorformer_t_digits.py
 DEMO_RUN := work_dirs/demo$(VENV:.venv%=%)
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs clean
 
 help:
 	@echo 'make setup   make or repair the environment in $(VENV)'
@@ -23,6 +23,7 @@ help:
 	@echo '             a finished one is shown again (make clean demo: anew)'
 	@echo 'make test    run the tests (PYTEST_ARGS="-m smoke" for a few)'
 	@echo 'make lint    check the style of every file'
+	@echo 'make docs    build the documentation as a site in build/site'
 	@echo 'make clean   remove the demo and build outputs, not the environments'
 	@echo
 	@echo 'STACK=onedl      the maintained forks of OpenMMLab, in .venv (default)'
@@ -48,6 +49,9 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pre-commit run --all-files
+
+docs: setup
+	$(RUN) -m mkdocs build --strict
 
 clean:
 	rm -rf work_dirs/demo work_dirs/demo-openmmlab data/digits build *.egg-info anchorformer_mm/.mim-*

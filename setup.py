@@ -98,6 +98,8 @@ setup(
     extras_require={
         **FAMILIES,
         'explain': ['grad-cam<1.5.7'],
+        'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
+        'docs': ['mkdocs'],
         'dev': [
             'hypothesis',
             'onnx',
