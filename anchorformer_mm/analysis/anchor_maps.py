@@ -128,6 +128,10 @@ def _watch(
         weights = logits[0].to(dtype).softmax(dim=-1).cpu()
         found[name] = AnchorWeights(name, weights, tuple(map(int, grid)))
 
+    if getattr(layer, 'order', 'paper') != 'paper':
+        # The folded order has no keys that could be told from the rest.
+        stack.callback(setattr, layer, 'order', layer.order)
+        layer.order = 'paper'
     shadow(layer, 'logits_of', kept, stack)
     stack.callback(
         layer.register_forward_hook(record, with_kwargs=True).remove

@@ -1,18 +1,23 @@
 """The ideas of the papers as layers; they know no registry."""
 
-from anchorformer_mm.models.layers.anchor_attention import (
-    AnchorAttention,
-    BaseAnchorAttention,
-    QueryAnchorAttention,
-    anchor_aggregate,
-)
+from anchorformer_mm.models.layers.anchor_aggregate import anchor_aggregate
+from anchorformer_mm.models.layers.anchor_attention import AnchorAttention
 from anchorformer_mm.models.layers.attention import build_attention
+from anchorformer_mm.models.layers.base_anchor_attention import (
+    BaseAnchorAttention,
+)
 from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.models.layers.cluster_attention import ClusterAttention
 from anchorformer_mm.models.layers.conv_ffn import ConvFFN
+from anchorformer_mm.models.layers.fused_anchor_attention import (
+    FusedAnchorAttention,
+)
 from anchorformer_mm.models.layers.position_embedding import (
     fit_position_embedding,
     resize_position_embedding,
+)
+from anchorformer_mm.models.layers.query_anchor_attention import (
+    QueryAnchorAttention,
 )
 from anchorformer_mm.models.layers.self_attention import SelfAttention
 from anchorformer_mm.models.layers.squeeze_excite import SqueezeExcite
@@ -29,6 +34,7 @@ __all__ = [
     'BaseAttention',
     'ClusterAttention',
     'ConvFFN',
+    'FusedAnchorAttention',
     'QueryAnchorAttention',
     'SelfAttention',
     'SqueezeExcite',

@@ -1,10 +1,10 @@
 """The kinds of attention by the names that configs give them."""
 
-from anchorformer_mm.models.layers.anchor_attention import (
-    AnchorAttention,
+from anchorformer_mm.models.layers.anchor_attention import AnchorAttention
+from anchorformer_mm.models.layers.base_attention import BaseAttention
+from anchorformer_mm.models.layers.query_anchor_attention import (
     QueryAnchorAttention,
 )
-from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.models.layers.self_attention import SelfAttention
 
 ATTENTIONS = ('learned', 'query', 'vanilla')

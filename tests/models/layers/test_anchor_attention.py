@@ -73,9 +73,11 @@ def queries(**kwargs):
     ],
 )
 @pytest.mark.parametrize('n', [1, 17])
-def test_forward_and_gradients_equal_the_equations(layer, n):
+@pytest.mark.parametrize('order', ['paper', 'folded'])
+def test_forward_and_gradients_equal_the_equations(layer, n, order):
     torch.manual_seed(0)
     layer = layer()
+    layer.order = order
     x = torch.randn(2, n, 12, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, n, 12, dtype=torch.float64)
     inputs = (x, *layer.parameters())
@@ -213,16 +215,20 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('layer', [AnchorAttention, QueryAnchorAttention])
-def test_no_operator_makes_more_than_a_linear_number_of_elements(layer):
-    layer = layer(16, 2, num_anchors=8)
+@pytest.mark.parametrize(('order', 'elements'), [('paper', 2), ('folded', 1)])
+def test_no_operator_makes_more_than_a_linear_number_of_elements(
+    layer, order, elements
+):
+    layer = layer(16, 2, num_anchors=8, order=order)
     largest = []
     for n in (512, 1024, 2048):
         x = torch.randn(1, n, 16, requires_grad=True)
         with LargestTensor() as mode:
             layer(x).sum().backward()
         largest.append(mode.numel)
-    # Keys and values together, nothing larger, forward and backward.
-    assert largest == [2 * 16 * n for n in (512, 1024, 2048)]
+    # Forward and backward, nothing is larger than keys and values together
+    # or, folded, than the tokens.
+    assert largest == [elements * 16 * n for n in (512, 1024, 2048)]
 
 
 def test_dropout_acts_in_training_only():
