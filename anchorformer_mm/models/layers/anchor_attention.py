@@ -6,6 +6,9 @@ from torch import Tensor, nn
 from anchorformer_mm.models.layers.base_anchor_attention import (
     BaseAnchorAttention,
 )
+from anchorformer_mm.models.layers.fused_anchor_attention import (
+    FusedAnchorAttention,
+)
 
 
 class AnchorAttention(BaseAnchorAttention):
@@ -102,6 +105,21 @@ class AnchorAttention(BaseAnchorAttention):
     def _apply(self, *args, **kwargs) -> 'AnchorAttention':
         self._made = None
         return super()._apply(*args, **kwargs)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """The same function with folded weights only, for evaluation.
+
+        Returns:
+            nn.Module: A :class:`.FusedAnchorAttention`; or this layer itself,
+            if it convolves values, or if the paper's order is cheaper for
+            however many tokens.
+        """
+        # Of however many tokens: of no number that could be compared.
+        if not self.folds(None):
+            return self
+        weights = self.folded_weights(self.kv.weight)
+        return FusedAnchorAttention(weights, self.num_heads)
 
     def folded_keys(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Anchors multiplied into the keys' projection, see fold_keys."""

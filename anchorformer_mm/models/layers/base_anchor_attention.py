@@ -111,8 +111,12 @@ class BaseAnchorAttention(BaseAttention):
         )
         return self.project(out, v, hw_shape)
 
-    def folds(self, n: int) -> bool:
-        """Whether n tokens are mixed in the folded order."""
+    def folds(self, n: object) -> bool:
+        """Whether n tokens are mixed in the folded order.
+
+        Args:
+            n: Their number; None or a symbol for however many.
+        """
         if self.dwc_v is not None or self.order == 'paper':
             return False
         return self.order == 'folded' or folding_pays(
@@ -126,10 +130,10 @@ class BaseAnchorAttention(BaseAttention):
             x: Tokens, shape (B, n, D), if anchors depend on them.
         """
         return fold_keys(
-            self.anchors_of(x) * self.scale, *self.projection_of('k')
+            self.anchors_of(x) * self.scale, *self._projection_of('k')
         )
 
-    def projection_of(self, part: str) -> tuple[Tensor, Tensor | None]:
+    def _projection_of(self, part: str) -> tuple[Tensor, Tensor | None]:
         """Weight (D, D) and bias (D,) of keys or values."""
         rows = 'kv'.index(part)
         bias = self.kv.bias
@@ -140,12 +144,20 @@ class BaseAnchorAttention(BaseAttention):
 
     def _folded(self, x: Tensor) -> Tensor:
         """The same as the paper's order, up to rounding."""
-        weights = FoldedWeights(
+        out = folded_attention(
+            x, self.folded_weights(x), self.num_heads, self.attn_drop
+        )
+        return self.proj_drop(out)
+
+    def folded_weights(self, x: Tensor) -> FoldedWeights:
+        """What the folded order multiplies tokens with.
+
+        Args:
+            x: Tokens, shape (B, n, D), if anchors depend on them.
+        """
+        return FoldedWeights(
             *self.folded_keys(x),
-            *self.projection_of('v'),
+            *self._projection_of('v'),
             self.proj.weight,
             self.proj.bias,
-        )
-        return self.proj_drop(
-            folded_attention(x, weights, self.num_heads, self.attn_drop)
         )

@@ -53,13 +53,12 @@ def folded_macs(n: int, embed_dims: int, num_heads: int, m: int) -> int:
     return 3 * m * embed_dims * (n * num_heads + embed_dims)
 
 
-def folding_pays(n: int, embed_dims: int, num_heads: int, m: int) -> bool:
+def folding_pays(n: object, embed_dims: int, num_heads: int, m: int) -> bool:
     """Whether the folded order has fewer multiply-accumulates.
 
     Args:
-        n: Tokens. Where sizes are symbols, that is, in an export or a
-            compilation for any size, it is not compared: then the answer is
-            that for many tokens.
+        n: Tokens. What is no int, such as a symbol in a compilation for any
+            size, is not compared: then the answer is that for many tokens.
         embed_dims: Channels D.
         num_heads: Heads h.
         m: Anchors.

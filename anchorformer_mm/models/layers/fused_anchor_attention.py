@@ -1,9 +1,7 @@
 """Anchor attention that holds its folded weights, to be deployed."""
 
-import torch
 from torch import Tensor, nn
 
-from anchorformer_mm.models.layers.anchor_attention import AnchorAttention
 from anchorformer_mm.models.layers.folded_anchors import (
     FoldedWeights,
     folded_attention,
@@ -11,46 +9,37 @@ from anchorformer_mm.models.layers.folded_anchors import (
 
 
 class FusedAnchorAttention(nn.Module):
-    r"""The function of an :class:`AnchorAttention` in evaluation.
+    r"""What :meth:`.AnchorAttention.fuse` makes: the same, to be evaluated.
 
     In the folded order (:mod:`.folded_anchors`), with the anchors multiplied
-    into the keys' projection, h m x D weights in place of the keys' D x D and
-    the anchors. Rows of A sum to one, so what a bias of the values adds is a
-    constant, and becomes part of the output's bias. A token costs
-    :math:`3 h m D` multiply-accumulates, an image :math:`2 m D^2` besides. No
-    dropout, no gradients.
+    into the keys' projection: h m x D weights in place of the keys' D x D and
+    the anchors. A token costs :math:`3 h m D` multiply-accumulates, an image
+    :math:`2 m D^2` besides. No dropout, no gradients.
 
     Args:
-        attn: Layer with learned anchors and no convolution of values; it is
-            not changed.
-
-    Raises:
-        ValueError: It has a convolution of values.
+        weights: Copied. Rows of A sum to one, so what a bias of the values
+            adds is a constant, and becomes part of the output's bias.
+        num_heads: Heads h.
 
     Shape:
         - Input: (B, n, D); output: (B, n, D).
     """
 
-    def __init__(self, attn: AnchorAttention) -> None:
+    def __init__(self, weights: FoldedWeights, num_heads: int) -> None:
         super().__init__()
-        if attn.dwc_v is not None:
-            raise ValueError(
-                'a layer with dwc_v cannot be fused: it convolves the values'
-            )
-        self.embed_dims = attn.embed_dims
-        self.num_heads = attn.num_heads
-        self.num_anchors = attn.num_anchors
-        with torch.no_grad():
-            weight, bias = attn.folded_keys(attn.kv.weight)
-            value, value_bias = attn.projection_of('v')
-            out_bias = attn.proj.bias
-            if value_bias is not None:
-                out_bias = out_bias + attn.proj.weight @ value_bias
-        self.logit_weight = _fixed(weight)
-        self.logit_bias = None if bias is None else _fixed(bias)
-        self.value_weight = _fixed(value)
-        self.out_weight = _fixed(attn.proj.weight)
-        self.out_bias = _fixed(out_bias)
+        self.embed_dims = weights.out.shape[0]
+        self.num_heads = num_heads
+        out_bias = weights.out_bias
+        if weights.value_bias is not None:
+            out_bias = out_bias + weights.out @ weights.value_bias
+        for name, weight in (
+            ('logit_weight', weights.logit),
+            ('logit_bias', weights.logit_bias),
+            ('value_weight', weights.value),
+            ('out_weight', weights.out),
+            ('out_bias', out_bias),
+        ):
+            self.register_parameter(name, _fixed(weight))
         self.eval()
 
     def forward(
@@ -76,5 +65,7 @@ class FusedAnchorAttention(nn.Module):
         return folded_attention(x, weights, self.num_heads)
 
 
-def _fixed(weight: Tensor) -> nn.Parameter:
+def _fixed(weight: Tensor | None) -> nn.Parameter | None:
+    if weight is None:
+        return None
     return nn.Parameter(weight.detach().clone(), requires_grad=False)
