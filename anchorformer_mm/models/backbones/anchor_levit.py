@@ -50,8 +50,8 @@ class AnchorLeViT(BaseModule):
         drop_path_rate: Probability to skip a residual branch for an image.
         act_cfg: Activation of attention and MLP.
         out_indices: Stage or stages to return; negative from the last.
-        deploy: Whether to fuse norms at once, for weights of a model on which
-            :meth:`switch_to_deploy` was called.
+        deploy: Whether to be built as deployed, for weights of a model on
+            which :meth:`switch_to_deploy` was called.
         init_cfg: Initialisation; by default torch's.
 
     Raises:
@@ -166,7 +166,11 @@ class AnchorLeViT(BaseModule):
         return tuple(outs)
 
     def switch_to_deploy(self) -> None:
-        """Fuse every norm into the layer before it; eval is unchanged."""
+        """Fuse norms and fold attention; evaluation is unchanged.
+
+        Every norm becomes part of the layer before it, and every attention a
+        :class:`.FusedMapAnchorAttention`. There is no way back to training.
+        """
         if not self.deploy:
             fuse_parameters(self)
             self.deploy = True

@@ -5,15 +5,22 @@ questions are answered here: what becomes of LeViT's position bias, and how an
 attention without queries halves a map.
 """
 
+from copy import deepcopy
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
-from mmengine.model import BaseModule
-from mmpretrain.models.backbones.levit import MLP, LinearBatchNorm
+from mmpretrain.models.backbones.levit import (
+    MLP,
+    LinearBatchNorm,
+    fuse_parameters,
+)
 from torch import Tensor, nn
 
+from anchorformer_mm.models.backbones.fused_map_anchor_attention import (
+    FusedMapAnchorAttention,
+)
+from anchorformer_mm.models.backbones.map_anchors import MapAnchors
 from anchorformer_mm.models.layers import anchor_aggregate
 
 
@@ -24,7 +31,7 @@ class MapMLP(MLP):
         return super().forward(x.flatten(1, 2)).reshape(x.shape)
 
 
-class MapAnchorAttention(BaseModule):
+class MapAnchorAttention(MapAnchors):
     """Anchor attention on a map; each anchor learns where it looks.
 
     LeViT biases its logits by the offset between query and key. An anchor has
@@ -83,8 +90,6 @@ class MapAnchorAttention(BaseModule):
         nn.init.trunc_normal_(
             self.anchors, std=anchor_std, a=-2 * anchor_std, b=2 * anchor_std
         )
-        # The start of their names is LeViT's, whose schedule spares them
-        # weight decay.
         height, width = map_size
         table = partial(torch.zeros, num_heads, num_anchors)
         self.attention_biases_h = nn.Parameter(table(height))
@@ -109,6 +114,25 @@ class MapAnchorAttention(BaseModule):
         out = self.proj(out.transpose(1, 2).flatten(2))
         return out.reshape(batch, *tokens.shape, out.shape[-1])
 
+    @torch.no_grad()
+    def fuse(self) -> FusedMapAnchorAttention:
+        """The same function for evaluation; this layer stays as it is.
+
+        Norms become part of linear layers, and products are taken in the
+        cheaper order.
+        """
+        # Fusing changes what it fuses.
+        parts = deepcopy(nn.ModuleDict(dict(kv=self.kv, proj=self.proj)))
+        fuse_parameters(parts)
+        return FusedMapAnchorAttention(
+            anchors=self.anchors * self.scale,
+            kv=parts['kv'],
+            num_heads=self.num_heads,
+            tables=(self.attention_biases_h, self.attention_biases_w),
+            proj=parts['proj'],
+            stride=self.stride,
+        )
+
     def logits_of(self, k: Tensor, height: int, width: int) -> Tensor:
         """Pivotal similarities of a map's keys, with the position bias.
 
@@ -122,40 +146,3 @@ class MapAnchorAttention(BaseModule):
         """
         logits = k @ (self.anchors * self.scale).transpose(-2, -1)
         return logits + self.position_bias(height, width)
-
-    def position_bias(self, height: int, width: int) -> Tensor:
-        """What position adds to the logits, shape (h, height * width, m)."""
-        rows = _resized(self.attention_biases_h, height).unsqueeze(-1)
-        columns = _resized(self.attention_biases_w, width).unsqueeze(-2)
-        return (rows + columns).flatten(2).transpose(1, 2)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Fit tables of another length; refuse other heads and anchors.
-
-        Raises:
-            ValueError: A shape differs otherwise. mmengine's loader would
-                log it, and go on with weights at random.
-        """
-        for name in ('anchors', 'attention_biases_h', 'attention_biases_w'):
-            own, key = getattr(self, name), prefix + name
-            if key not in state_dict:
-                continue
-            loaded = state_dict[key]
-            # All but the length of a table has to agree.
-            fixed = slice(None) if name == 'anchors' else slice(-1)
-            if loaded.ndim != 3 or loaded.shape[fixed] != own.shape[fixed]:
-                raise ValueError(
-                    f'the checkpoint has {key} of shape '
-                    f'{tuple(loaded.shape)}, the model one of shape '
-                    f'{tuple(own.shape)}: arch, num_anchors and '
-                    'share_anchors must be those of the checkpoint'
-                )
-            state_dict[key] = _resized(loaded, own.shape[-1])
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _resized(table: Tensor, length: int) -> Tensor:
-    """(h, m, L) -> (h, m, length), by linear interpolation."""
-    if table.shape[-1] == length:
-        return table
-    return F.interpolate(table, length, mode='linear', align_corners=False)

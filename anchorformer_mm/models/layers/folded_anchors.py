@@ -125,16 +125,33 @@ def folded_attention(
     return weights.out_bias.baddbmm(scatter.flatten(1, 2).transpose(1, 2), z)
 
 
-def _handed_out(gather: Tensor, x: Tensor, weights: FoldedWeights) -> Tensor:
-    """What the anchors of all heads hand out, projected: (B, h m, D)."""
+def gathered_values(
+    gather: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    r"""Tokens gathered by anchors, then projected: :math:`(G^\top X) W_V`.
+
+    Args:
+        gather: Transposed G of each head, shape (B, h, m, n).
+        x: Tokens, shape (B, n, D).
+        weight: Of the values' projection, shape (h d, D).
+        bias: Likewise, shape (h d,).
+
+    Returns:
+        Tensor: Shape (h, B m, d).
+    """
     _, h, m, _ = gather.shape
     z = gather.flatten(1, 2).bmm(x).unflatten(1, (h, m))
     # Heads before images: a product for each head, of weights as they lie.
     z = z.transpose(0, 1).flatten(1, 2)
-    value = weights.value.unflatten(0, (h, -1)).transpose(1, 2)
-    if weights.value_bias is None:
-        z = z.bmm(value)
-    else:
-        z = weights.value_bias.unflatten(0, (h, 1, -1)).baddbmm(z, value)
+    weight = weight.unflatten(0, (h, -1)).transpose(1, 2)
+    if bias is None:
+        return z.bmm(weight)
+    return bias.unflatten(0, (h, 1, -1)).baddbmm(z, weight)
+
+
+def _handed_out(gather: Tensor, x: Tensor, weights: FoldedWeights) -> Tensor:
+    """What the anchors of all heads hand out, projected: (B, h m, D)."""
+    _, h, m, _ = gather.shape
+    z = gathered_values(gather, x, weights.value, weights.value_bias)
     z = z.bmm(weights.out.unflatten(1, (h, -1)).permute(1, 2, 0))
     return z.unflatten(1, (-1, m)).transpose(0, 1).flatten(1, 2)
