@@ -34,7 +34,8 @@ setup:
 	@$(PYTHON) tools/misc/bootstrap.py --stack $(STACK)
 
 demo: setup data/digits
-	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_RUN) --resume
+	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_RUN) --resume \
+		--cfg-options default_hooks.visualization.draw=True
 	$(RUN) tools/analysis_tools/summarize_run.py $(DEMO_RUN)
 
 data/digits: | setup

@@ -39,6 +39,10 @@ param_scheduler = [
 ]
 randomness = dict(seed=0)
 default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=2, max_keep_ckpts=2)
+    logger=dict(interval=25),
+    checkpoint=dict(interval=2, max_keep_ckpts=2),
+    # Of every evaluation the same 8 scenes, once draw is True.
+    visualization=dict(interval=5, score_thr=0.4),
 )
+visualizer = dict(line_width=1)
 custom_hooks = [dict(type='anchorformer_mm.ChannelsLastHook')]

@@ -1,5 +1,6 @@
 """What a wheel and an editable install of the project carry."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from anchorformer_mm.__main__ import resolve_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = {'configs', 'tools', 'model-index.yml'}
@@ -72,15 +75,74 @@ def test_an_editable_install_links_to_the_tree(tree: Path) -> None:
     assert (mim / 'configs' / 'new.py').exists()
 
 
-def test_the_model_index_names_configs_that_exist() -> None:
-    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+@pytest.fixture
+def unpacked(tree: Path, tmp_path: Path) -> Path:
+    """A folder with what a wheel installs, to stand first on the path."""
+    folder = tmp_path / 'site'
+    with zipfile.ZipFile(build(tree, 'build_wheel')) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+def test_the_model_index_of_a_wheel_names_what_it_carries(
+    unpacked: Path,
+) -> None:
+    mim = unpacked / 'anchorformer_mm' / '.mim'
+    index = yaml.safe_load((mim / 'model-index.yml').read_text())
     for file in index['Import']:
-        metafile = yaml.safe_load((ROOT / file).read_text())
+        metafile = yaml.safe_load((mim / file).read_text())
         collections = {item['Name'] for item in metafile['Collections']}
         for model in metafile['Models']:
             assert model['Config'] == f'configs/{model["Name"]}.py'
-            assert (ROOT / model['Config']).is_file()
+            assert (mim / model['Config']).is_file()
             assert model['In Collection'] in collections
+
+
+def test_tools_of_a_wheel_run_in_any_folder(
+    unpacked: Path, tmp_path: Path
+) -> None:
+    def call(*args: str) -> subprocess.CompletedProcess:
+        folder = tmp_path / 'elsewhere'
+        folder.mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, '-m', 'anchorformer_mm', *args],
+            cwd=folder,
+            env=os.environ | {'PYTHONPATH': str(unpacked)},
+            capture_output=True,
+            text=True,
+        )
+
+    listed = call().stdout
+    assert f'{unpacked}/anchorformer_mm/.mim/configs' in listed
+    assert '  train\n' in listed
+    assert 'bootstrap' not in listed
+    names = ('picodet_s_coco.py', 'configs/picodet_m_coco.py')
+    answer = call('get_flops', *names, '--shape', '64', '64')
+    for name in names:
+        assert f'| {Path(name).stem} |' in answer.stdout, answer.stderr
+    answer = call('trian')
+    assert answer.returncode == 2
+    assert 'TOOL must be one of ' in answer.stderr
+    assert answer.stderr.endswith('got trian\n')
+
+
+def test_a_config_of_ones_own_goes_before_that_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = 'picodet_s_coco.py'
+    carried = resolve_config(name)
+    assert Path(carried).read_text() == (ROOT / 'configs' / name).read_text()
+    for other in (
+        f'mine/{name}',
+        'mine.py',
+        '--out',
+        name[:-3],
+        f'./../{name}',
+    ):
+        assert resolve_config(other) == other
+    (tmp_path / name).touch()
+    assert resolve_config(name) == name
 
 
 def test_importing_the_package_imports_no_library() -> None:

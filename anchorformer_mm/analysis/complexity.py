@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from textwrap import shorten
 from unittest.mock import patch
@@ -26,6 +26,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from anchorformer_mm.analysis.uncounted import UncountedOperators
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.tables import markdown_table
 
@@ -51,6 +52,8 @@ class Complexity:
         parts: ``'backbone'``, ``'neck'`` and ``'head'``, as far as the model
             has them. The head is all that is neither of the others nor
             auxiliary, such as the encoder and decoder of a DETR.
+        not_counted: Operators that ran and have no part in ``macs``, such as
+            ``'_softmax'``, and their calls.
     """
 
     params: int
@@ -58,6 +61,7 @@ class Complexity:
     auxiliary: int
     macs: int
     parts: Mapping[str, Part]
+    not_counted: Mapping[str, int] = field(default_factory=dict)
 
 
 def build_from_config(
@@ -112,6 +116,7 @@ def count_complexity(model: nn.Module, shape: Sequence[int]) -> Complexity:
     # Of mmpretrain's backbones it returns None.
     copy.eval()
     counter = FlopCounterMode(display=False)
+    others = UncountedOperators()
     meters = {
         name: _Meter(getattr(copy, name), counter)
         for name in ('backbone', 'neck')
@@ -125,6 +130,7 @@ def count_complexity(model: nn.Module, shape: Sequence[int]) -> Complexity:
             _without_log(),
             FakeTensorMode(allow_non_fake_inputs=True),
             counter,
+            others,
         ):
             _forward(copy, *shape)
     except Exception as error:
@@ -151,7 +157,9 @@ def count_complexity(model: nn.Module, shape: Sequence[int]) -> Complexity:
             macs - sum(p.macs for p in parts.values()),
         )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Complexity(params, trainable, auxiliary, macs, parts)
+    return Complexity(
+        params, trainable, auxiliary, macs, parts, dict(others.calls)
+    )
 
 
 class _Meter:
@@ -268,13 +276,14 @@ def complexity_table(rows: Mapping[str, Complexity]) -> str:
     """
     there = {part for cost in rows.values() for part in cost.parts}
     parts = [part for part in ('backbone', 'neck', 'head') if part in there]
-    header = ['config', 'params (M)', 'trainable', 'auxiliary', 'MACs (G)']
+    header = ['config', 'params (M)', 'trainable', 'auxiliary']
+    header += ['MACs (G)', 'FLOPs = 2 x MACs (G)']
     header += [f'{part} (M, G)' for part in parts]
     lines = []
     for name, cost in rows.items():
         millions = (cost.params, cost.trainable, cost.auxiliary)
         line = [name, *(f'{n / 1e6:.3f}' for n in millions)]
-        line.append(f'{cost.macs / 1e9:.3f}')
+        line += [f'{cost.macs / 1e9:.3f}', f'{2 * cost.macs / 1e9:.3f}']
         for part in parts:
             of_part = cost.parts.get(part)
             line.append(

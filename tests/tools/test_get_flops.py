@@ -1,5 +1,6 @@
 """The command line; the counts themselves: see analysis/test_complexity.py."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -80,28 +81,65 @@ def test_models_of_several_libraries_are_in_one_table(get_flops):
     )
     assert status == 0
     assert cells(lines[0]) == (
-        ['config', 'params (M)', 'trainable', 'auxiliary', 'MACs (G)']
+        ['config', 'params (M)', 'trainable', 'auxiliary']
+        + ['MACs (G)', 'FLOPs = 2 x MACs (G)']
         + [f'{part} (M, G)' for part in ('backbone', 'neck', 'head')]
     )
     classify, segment = (cells(line) for line in lines[2:4])
     backbone = backbone_macs(hidden=1600)
     assert classify[0] == 'classify'
-    assert classify[4] == giga(backbone)
+    assert classify[4:6] == [giga(backbone), giga(2 * backbone)]
     # 29,191, of which the patch embedding's 1,544 and positions are frozen.
     assert classify[1:4] == ['0.029', '0.028', '0.000']
-    assert classify[5:] == [f'0.029, {giga(backbone)}', '-', '0.000, 0.000']
+    assert classify[6:] == [f'0.029, {giga(backbone)}', '-', '0.000, 0.000']
     # On a map of twice the size; of the heads one runs.
     neck = PATCHES * 8**2 + 4 * PATCHES * 9 * 8**2
     head = 4 * PATCHES * (9 * 8 * 4 + 4 * 3)
     assert segment[0] == 'segment'
     assert segment[4] == giga(backbone + neck + head)
-    assert segment[5:] == [
+    assert segment[6:] == [
         f'0.029, {giga(backbone)}',
         f'0.001, {giga(neck)}',
         f'0.000, {giga(head)}',
     ]
     assert '6400 x 3200 px' in '\n'.join(lines)
     assert 'FLOPs are twice as many' in '\n'.join(lines)
+    # Two norms of the layer and the last; softmax over anchors and tokens;
+    # positions for the larger image.
+    words = lines[-2].removeprefix('- classify: ').split('; ')
+    assert words[:3] == ['norms 3', 'activations 1', 'softmax 2']
+    assert words[-1] == 'resizing 1'
+    assert lines[-1].startswith('- segment: norms 4; activations 2; ')
+
+
+def test_whole_numbers_go_to_a_file(get_flops):
+    status, _, _ = get_flops(
+        *('classify.py', 'segment.py', '--shape', '6400', '3200'),
+        *('--json', 'new/flops.json'),
+    )
+    assert status == 0
+    classify, segment = json.loads(Path('new/flops.json').read_text())
+    macs = backbone_macs(hidden=16) + 3 * 8
+    assert classify['config'] == 'classify.py'
+    assert classify['shape'] == [6400, 3200]
+    assert (classify['macs'], classify['flops']) == (macs, 2 * macs)
+    assert classify['parts']['head'] == dict(params=27, macs=24)
+    # Patch embedding, class token and 17 positions are frozen.
+    frozen = classify['params'] - classify['trainable']
+    assert frozen == 8 * (3 * 8**2 + 1) + 8 + 17 * 8
+    assert classify['not_counted']['native_layer_norm'] == 3
+    # Two heads, which have no part in the MACs.
+    assert segment['auxiliary'] == 2 * (9 * 8 * 4 + 2 * 4 + 3 * 5)
+
+
+def test_a_config_of_a_library_is_counted(get_flops):
+    name = 'mmpretrain::deit/deit-tiny_4xb256_in1k.py'
+    status, lines, _ = get_flops(name, '--shape', '224', '224')
+    assert status == 0
+    row = [line for line in lines if line.startswith('| deit-tiny')]
+    assert cells(row[0])[1:6] == (
+        ['5.717', '5.717', '0.000', '1.254', '2.507']
+    )
 
 
 @pytest.mark.parametrize('name', ['classify', 'segment'])
@@ -110,8 +148,8 @@ def test_a_backbone_is_counted_alone(get_flops, name):
         f'{name}.py', '--shape', '6400', '3200', '--backbone-only'
     )
     assert status == 0
-    assert cells(lines[0])[-1] == 'MACs (G)'
-    assert cells(lines[2])[-1] == giga(backbone_macs(hidden=16))
+    assert cells(lines[0])[-2] == 'MACs (G)'
+    assert cells(lines[2])[-2] == giga(backbone_macs(hidden=16))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +163,14 @@ def test_a_backbone_is_counted_alone(get_flops, name):
         (
             'classify.py ./classify.py --shape 32 32',
             'several configs are named classify',
+        ),
+        (
+            'mmdet::none/none.py --shape 8 8',
+            'mmdet has no config none/none.py in ',
+        ),
+        (
+            'classify.py --shape 8 8 --json .',
+            '--json must be a file, got the folder .',
         ),
         (
             'classify.py --shape 4 4',
