@@ -21,7 +21,13 @@ from anchorformer_mm.models.backbones.fused_map_anchor_attention import (
 )
 
 # Multiply-accumulates at 224 x 224 of the deployed backbone.
-MACS = {}
+MACS = {
+    '128s': 272_443_072,
+    '128': 354_048_512,
+    '192': 542_537_088,
+    '256': 948_129_792,
+    '384': 2_005_188_608,
+}
 
 
 def random(net):
