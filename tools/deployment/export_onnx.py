@@ -135,7 +135,7 @@ def describe(path: Path, name: Path) -> str:
 
 
 def main() -> None:
-    check_environment(['torch', 'mmengine', 'mmcv'])
+    check_environment(['torch', 'mmengine', 'mmcv', 'onnx', 'onnxruntime'])
     args = parse_args()
     check_arguments(args)
     # Imports what was just checked.
