@@ -100,6 +100,10 @@ LIBRARIES = {
         pins=('1.5.5',),
         needs=('torch', 'torchvision'),
     ),
+    'onnx': Library('1.14', ('onnx',), pins=('1.23.2',)),
+    'onnxruntime': Library(
+        '1.16', ('onnxruntime', 'onnxruntime-gpu'), pins=('1.23.2',)
+    ),
 }
 
 

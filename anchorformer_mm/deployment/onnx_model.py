@@ -1,0 +1,269 @@
+"""An ONNX file in the place of the model of a config, to be evaluated."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS as ALL_MODELS
+from mmengine.structures import InstanceData
+from torch import Tensor
+from torch.nn import functional as F
+
+from anchorformer_mm.deployment.networks import takes_rgb
+from anchorformer_mm.registry import MODELS
+from anchorformer_mm.utils.errors import UsageError
+
+# What each task of the metadata gives for an image.
+OUTPUTS = dict(
+    detection=('boxes', 'scores', 'labels', 'image_ids'),
+    segmentation=('logits',),
+    classification=('scores',),
+)
+DTYPES = {'tensor(float)': torch.float32, 'tensor(uint8)': torch.uint8}
+
+
+@MODELS.register_module()
+class OnnxModel(BaseModel):
+    """Predict with ONNX Runtime, in the test loop of mmengine.
+
+    The file takes pixels and normalises them itself. Here they come from the
+    data preprocessor of the model that it was made of, whose normalisation is
+    undone, so that an image is padded and batched as in any other test.
+
+    Args:
+        path: ONNX file with the metadata of :func:`export_model`. Its batch
+            and its size may be fixed or free.
+        model: Config of the model that it was made of. Of this, weights are
+            not needed.
+        data_preprocessor: Where the config of the model has none.
+        threads: Of ONNX Runtime; 0 means one for each core.
+
+    Raises:
+        UsageError: The file is not there, not of ``export_model``, or lacks
+            an output; or the model predicts in a way of its own.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        model: dict,
+        data_preprocessor: dict | None = None,
+        threads: int = 0,
+    ) -> None:
+        model = deepcopy(model)
+        if data_preprocessor is not None:
+            model.setdefault('data_preprocessor', data_preprocessor)
+        origin = ALL_MODELS.build(model)
+        super().__init__(origin.data_preprocessor)
+        self.path = path
+        self.session = open_session(path, threads)
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.task = check_outputs(path, self.session)
+        self.classes = json.loads(metadata['classes'])
+        self.pad_value = pad_value_of(json.loads(metadata['preprocess']))
+        self._predict = getattr(self, f'_predict_{self.task}')
+        if self.task == 'segmentation':
+            _require_whole_images(origin)
+            # Bound, so that the weights do not become a part of this.
+            self._label_pixels = origin.postprocess_result
+        elif self.task == 'detection':
+            from anchorformer_mm.deployment.box_decoding import clips_boxes
+
+            self._clips = clips_boxes(origin.bbox_head)
+
+    def forward(
+        self, inputs: Tensor, data_samples: list, mode: str = 'predict'
+    ) -> list:
+        """Predict for a batch.
+
+        Args:
+            inputs: (N, 3, H, W), as the data preprocessor makes them.
+            data_samples: N of them.
+            mode: ``'predict'``, all that there is.
+
+        Returns:
+            list: The data samples with the predictions, in the size of the
+            original images.
+
+        Raises:
+            UsageError: The file takes images of another size.
+        """
+        if mode != 'predict':
+            raise ValueError(f"mode must be 'predict', got {mode!r}")
+        return self._predict(self._run(self.pixels(inputs)), data_samples)
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Undo the normalisation: RGB from 0 to 255, same shape."""
+        preprocessor = self.data_preprocessor
+        if preprocessor._enable_normalize:
+            inputs = inputs * preprocessor.std + preprocessor.mean
+        return inputs if takes_rgb(preprocessor) else inputs[:, [2, 1, 0]]
+
+    def _run(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Outputs by name for each of the images (N, 3, H, W)."""
+        port = self.session.get_inputs()[0]
+        size = images.shape[2:]
+        images = self._fill_up(images, port.shape[2:])
+        if port.type == 'tensor(uint8)':
+            images = images.round()
+        images = images.to('cpu', DTYPES[port.type])
+        batch_size = port.shape[0]
+        if not isinstance(batch_size, int):
+            batch_size = len(images)
+        results = []
+        for batch in images.split(batch_size):
+            # The last batch of a file of fixed batches is filled with copies.
+            lacking = batch_size - len(batch)
+            full = torch.cat([batch, batch[-1:].repeat(lacking, 1, 1, 1)])
+            outputs = self.session.run(None, {port.name: full.numpy()})
+            names = (output.name for output in self.session.get_outputs())
+            named = dict(zip(names, outputs, strict=True))
+            results += split_images(named, len(batch))
+        if self.task == 'segmentation':
+            for result in results:
+                result['logits'] = result['logits'][..., : size[0], : size[1]]
+        return results
+
+    def _fill_up(self, images: Tensor, size: list) -> Tensor:
+        """Pad images to the size of the file, if that is fixed."""
+        have = images.shape[2:]
+        lacking = [
+            want - got if isinstance(want, int) else 0
+            for want, got in zip(size, have, strict=True)
+        ]
+        if not any(lacking):
+            return images
+        if self.pad_value is None or min(lacking) < 0:
+            raise UsageError(
+                f'{self.path} takes images of {size[0]} x {size[1]} px, but '
+                f'the config makes some of {have[0]} x {have[1]} px'
+            )
+        mean = images.new_tensor(self.pad_value).view(3, 1, 1)
+        padding = (0, lacking[1], 0, lacking[0])
+        return F.pad(images - mean, padding) + mean
+
+    def _predict_detection(self, results: list, data_samples: list) -> list:
+        for result, sample in zip(results, data_samples, strict=True):
+            boxes = result['boxes']
+            if self._clips:
+                # The file clips to its input, which includes the padding.
+                height, width = sample.img_shape[:2]
+                boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
+                boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
+            scale = boxes.new_tensor(sample.scale_factor).repeat(2)
+            sample.pred_instances = InstanceData(
+                bboxes=boxes / scale,
+                scores=result['scores'],
+                labels=result['labels'],
+            )
+        return data_samples
+
+    def _predict_segmentation(self, results: list, samples: list) -> list:
+        logits = torch.stack([result['logits'] for result in results])
+        return self._label_pixels(logits, samples)
+
+    def _predict_classification(self, results: list, samples: list) -> list:
+        for result, sample in zip(results, samples, strict=True):
+            scores = result['scores']
+            sample.set_pred_score(scores).set_pred_label(scores.argmax())
+        return samples
+
+
+def open_session(
+    path: str | Path, threads: int = 0
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX file on the CPU.
+
+    Args:
+        path: The file.
+        threads: 0 means one for each core.
+
+    Raises:
+        UsageError: It is not there, or ONNX Runtime refuses it.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f'ONNX file not found: {path}')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=['CPUExecutionProvider']
+        )
+    except Exception as error:  # its errors have no common class
+        reason = str(error).splitlines()[0]
+        raise UsageError(f'{path} is no usable ONNX file: {reason}') from error
+
+
+def check_outputs(
+    path: str | Path, session: onnxruntime.InferenceSession
+) -> str:
+    """Check what a file says of itself against what it has.
+
+    Returns:
+        str: Its task.
+
+    Raises:
+        UsageError: It has no metadata, or not the ports of its task.
+    """
+    metadata = session.get_modelmeta().custom_metadata_map
+    missing = {'task', 'classes', 'preprocess'} - set(metadata)
+    if missing:
+        raise UsageError(
+            f'{path} has no {", ".join(sorted(missing))} in its metadata: '
+            'export it with tools/deployment/export_onnx.py'
+        )
+    task = metadata['task']
+    if task not in OUTPUTS:
+        raise UsageError(
+            f'{path}: task must be one of {sorted(OUTPUTS)}, got {task!r}'
+        )
+    ports = session.get_inputs()
+    if [port.type in DTYPES for port in ports] != [True]:
+        kinds = [port.type for port in ports]
+        raise UsageError(
+            f'{path} must have one input of {sorted(DTYPES)}, got {kinds}'
+        )
+    names = [output.name for output in session.get_outputs()]
+    if not set(OUTPUTS[task]) <= set(names):
+        advice = ': export it with --with-nms' if task == 'detection' else ''
+        raise UsageError(
+            f'{path} must have the outputs {", ".join(OUTPUTS[task])}, got '
+            f'{", ".join(names)}{advice}'
+        )
+    return task
+
+
+def pad_value_of(steps: list[dict]) -> list[float] | None:
+    """The colour that the steps pad with, None if they do not pad."""
+    values = [step['value'] for step in steps if step['op'] == 'pad']
+    return values[-1] if values else None
+
+
+def split_images(
+    outputs: dict[str, np.ndarray], count: int
+) -> list[dict[str, Tensor]]:
+    """Part the outputs of a batch into those of its first ``count`` images.
+
+    Args:
+        outputs: Of a batch; boxes of all images follow one another, and
+            ``image_ids`` (K,) tells whose they are.
+        count: How many images.
+    """
+    tensors = {name: torch.from_numpy(o) for name, o in outputs.items()}
+    ids = tensors.pop('image_ids', None)
+    if ids is None:
+        return [{k: t[i] for k, t in tensors.items()} for i in range(count)]
+    return [{k: t[ids == i] for k, t in tensors.items()} for i in range(count)]
+
+
+def _require_whole_images(model: BaseModel) -> None:
+    mode = model.test_cfg.get('mode', 'whole')
+    if mode != 'whole':
+        raise UsageError(
+            'an ONNX file predicts whole images, but test_cfg.mode of the '
+            f'config is {mode!r}: --cfg-options model.test_cfg.mode=whole'
+        )

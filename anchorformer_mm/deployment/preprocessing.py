@@ -1,0 +1,299 @@
+"""What happens to an image before the network, as a list of plain steps."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+from mmengine.config import Config
+from mmengine.model import BaseDataPreprocessor
+
+from anchorformer_mm.deployment.networks import takes_rgb
+from anchorformer_mm.utils.errors import UsageError
+
+INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'area')
+# They change no pixel.
+_PASSIVE = (
+    'LoadAnnotations',
+    'PackDetInputs',
+    'PackSegInputs',
+    'PackInputs',
+)
+_Size = tuple[int, int]
+
+
+@dataclass
+class Preprocessing:
+    """Steps from an RGB image to the input of a network.
+
+    Attributes:
+        steps: Dicts with the key ``op``, in order, for JSON.
+        stretch_contrast: Whether the contrast of each channel is stretched
+            after all steps, which the network does.
+        remarks: In what the steps differ from the config, for the user.
+        pad_value: RGB from 0 to 255, what is padded with at the end.
+    """
+
+    steps: list[dict] = field(default_factory=list)
+    stretch_contrast: bool = False
+    remarks: list[str] = field(default_factory=list)
+    pad_value: Sequence[float] = (0.0, 0.0, 0.0)
+
+    @property
+    def shape(self) -> _Size | None:
+        """Height and width of every image after the steps, or None."""
+        shape = None
+        for step in self.steps:
+            if step['op'] == 'grey':
+                continue
+            size, divisor = step.get('size'), step.get('divisor')
+            if step['op'] == 'resize_short_edge' or step.get('keep_ratio'):
+                shape = None
+            elif size is not None:
+                shape = tuple(size)
+            elif shape is not None and divisor is not None:
+                shape = tuple(-(-n // divisor) * divisor for n in shape)
+        return shape
+
+    def fixed_to(self, shape: _Size) -> 'Preprocessing':
+        """The same steps, changed so that all images get one shape.
+
+        Args:
+            shape: Height and width, px.
+        """
+        if shape == self.shape:
+            return self
+        fixed = deepcopy(self)
+        ops = [step['op'] for step in fixed.steps]
+        size = list(shape)
+        if 'center_crop' in ops:
+            crop = fixed.steps[ops.index('center_crop')]
+            if 'resize_short_edge' in ops:
+                resize = fixed.steps[ops.index('resize_short_edge')]
+                ratio = min(shape) / min(crop['size'])
+                resize['size'] = round(resize['size'] * ratio)
+            crop['size'] = size
+        elif 'resize' in ops:
+            resize = fixed.steps[ops.index('resize')]
+            resize['size'] = size
+            fixed.steps = [s for s in fixed.steps if s['op'] != 'pad']
+            if resize['keep_ratio']:
+                value = list(self.pad_value)
+                for step in self.steps:
+                    value = step['value'] if step['op'] == 'pad' else value
+                fixed.steps.append(_pad(value, size=size))
+        else:
+            fixed.steps = [s for s in fixed.steps if s['op'] != 'pad']
+            fixed.steps.insert(0, _resize(size, False, 'bilinear'))
+            fixed.remarks.append(
+                'the config does not resize images: the file asks for a '
+                f'resizing to {shape[0]} x {shape[1]} px'
+            )
+        return fixed
+
+
+def preprocessing_of(
+    cfg: Config, preprocessor: BaseDataPreprocessor
+) -> Preprocessing:
+    """Read the steps from a config's test pipeline and the preprocessor.
+
+    Args:
+        cfg: Config with ``test_dataloader.dataset.pipeline``.
+        preprocessor: Of the model of that config.
+
+    Raises:
+        UsageError: There is no pipeline, or a step that cannot be expressed.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    if 'pipeline' not in dataset:
+        raise UsageError('the config has no test_dataloader.dataset.pipeline')
+    result = Preprocessing(pad_value=_pad_value(preprocessor))
+    for transform in dataset['pipeline']:
+        name = _name_of(transform)
+        if name in _PASSIVE:
+            continue
+        if name not in _READERS:
+            raise _inexpressible(transform)
+        before = len(result.steps)
+        _READERS[name](transform, result)
+        if result.stretch_contrast and len(result.steps) > before:
+            raise UsageError(
+                f'the test pipeline has {name} after AutoContrast, which '
+                'must come last to be exported'
+            )
+    _read_preprocessor(preprocessor, result)
+    return result
+
+
+def _name_of(transform: dict) -> str:
+    kind = transform['type']
+    return getattr(kind, '__name__', str(kind)).split('.')[-1]
+
+
+def _inexpressible(transform: dict) -> UsageError:
+    return UsageError(
+        f'the test pipeline has {dict(transform)}, which cannot be expressed '
+        f'in the file; allowed are {", ".join(sorted(_READERS))}'
+    )
+
+
+def _resize(size: list[int], keep_ratio: bool, interpolation: str) -> dict:
+    return dict(
+        op='resize',
+        size=size,
+        keep_ratio=keep_ratio,
+        interpolation=interpolation,
+    )
+
+
+def _pad(
+    value: Sequence[float],
+    size: list[int] | None = None,
+    divisor: int | None = None,
+) -> dict:
+    return dict(op='pad', size=size, divisor=divisor, value=list(value))
+
+
+def _interpolation(transform: dict) -> str:
+    kind = transform.get('interpolation', 'bilinear')
+    if kind not in INTERPOLATIONS:
+        raise _inexpressible(transform)
+    return kind
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    """Width and height, or a number for both, as height and width."""
+    return [value, value] if isinstance(value, int) else list(value)[::-1]
+
+
+def _read_load(transform: dict, result: Preprocessing) -> None:
+    if transform.get('color_type', 'color') != 'color':
+        raise _inexpressible(transform)
+
+
+def _read_resize(transform: dict, result: Preprocessing) -> None:
+    if transform.get('scale') is None:
+        raise _inexpressible(transform)
+    if transform.get('backend', 'cv2') != 'cv2':
+        _remark_on_pillow(result)
+    result.steps.append(
+        _resize(
+            _pair(transform['scale']),
+            bool(transform.get('keep_ratio', False)),
+            _interpolation(transform),
+        )
+    )
+
+
+def _read_resize_edge(transform: dict, result: Preprocessing) -> None:
+    if transform.get('edge', 'short') != 'short':
+        raise _inexpressible(transform)
+    if transform.get('backend', 'cv2') != 'cv2':
+        _remark_on_pillow(result)
+    result.steps.append(
+        dict(
+            op='resize_short_edge',
+            size=transform['scale'],
+            interpolation=_interpolation(transform),
+        )
+    )
+
+
+def _remark_on_pillow(result: Preprocessing) -> None:
+    result.remarks.append(
+        'the config resizes by Pillow, which smooths where it shrinks; the '
+        "file's preprocessing is OpenCV's, so that scores differ a little"
+    )
+
+
+def _read_crop(transform: dict, result: Preprocessing) -> None:
+    if transform.get('auto_pad'):
+        raise _inexpressible(transform)
+    size = _pair(transform['crop_size'])
+    result.steps.append(dict(op='center_crop', size=size))
+
+
+def _read_pad(transform: dict, result: Preprocessing) -> None:
+    if transform.get('padding_mode', 'constant') != 'constant':
+        raise _inexpressible(transform)
+    value = transform.get('pad_val', 0)
+    if isinstance(value, dict):
+        value = value.get('img', 0)
+    # Given as blue, green and red.
+    value = 3 * [value] if isinstance(value, int | float) else value[::-1]
+    size = transform.get('size')
+    size = None if size is None else _pair(size)
+    if transform.get('pad_to_square'):
+        last = result.steps[-1] if result.steps else {}
+        square = last.get('size')
+        if last.get('op') != 'resize' or square[0] != square[1]:
+            # The size would depend on the image.
+            raise _inexpressible(transform)
+        size = square
+    result.steps.append(
+        _pad(map(float, value), size, transform.get('size_divisor'))
+    )
+
+
+def _read_grey(transform: dict, result: Preprocessing) -> None:
+    weights = transform.get('channel_weights', (1.0, 1.0, 1.0))
+    always = transform.get('prob', 0.1) >= 1
+    keeps = transform.get('keep_channels', False)
+    if not (always and keeps and len(set(weights)) == 1):
+        raise _inexpressible(transform)
+    result.steps.append(dict(op='grey'))
+
+
+def _read_contrast(transform: dict, result: Preprocessing) -> None:
+    if transform.get('prob', 0.5) < 1:
+        raise _inexpressible(transform)
+    result.stretch_contrast = True
+
+
+_READERS: dict[str, Callable[[dict, Preprocessing], None]] = {
+    'LoadImageFromFile': _read_load,
+    'Resize': _read_resize,
+    'ResizeEdge': _read_resize_edge,
+    'CenterCrop': _read_crop,
+    'Pad': _read_pad,
+    'RandomGrayscale': _read_grey,
+    'AutoContrast': _read_contrast,
+}
+
+
+def _pad_value(preprocessor: BaseDataPreprocessor) -> list[float]:
+    """What a preprocessor pads with, as RGB before the normalisation."""
+    value = getattr(preprocessor, 'pad_value', 0)
+    if not preprocessor._enable_normalize:
+        return 3 * [float(value)]
+    mean, std = preprocessor.mean.flatten(), preprocessor.std.flatten()
+    rgb = (mean + value * std).expand(3)
+    rgb = rgb if takes_rgb(preprocessor) else rgb.flip(0)
+    # Without the digits that single precision adds.
+    return [round(float(channel), 4) for channel in rgb]
+
+
+def _read_preprocessor(
+    preprocessor: BaseDataPreprocessor, result: Preprocessing
+) -> None:
+    """Add the padding that comes after the pipeline."""
+    divisor, size = getattr(preprocessor, 'pad_size_divisor', 1), None
+    # mmseg's pads in training only, unless it is told otherwise.
+    if hasattr(preprocessor, 'seg_pad_val') and hasattr(
+        preprocessor, 'size_divisor'
+    ):
+        test_cfg = preprocessor.test_cfg or {}
+        divisor = test_cfg.get('size_divisor') or 1
+        size = test_cfg.get('size')
+    if divisor == 1 and size is None:
+        return
+    if result.stretch_contrast:
+        raise UsageError(
+            'data_preprocessor pads after AutoContrast, which must come last '
+            'to be exported'
+        )
+    size = None if size is None else list(size)
+    result.steps.append(
+        _pad(result.pad_value, size, divisor if divisor > 1 else None)
+    )

@@ -1,0 +1,166 @@
+"""ONNX files compute what the models do, at any size that they allow."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from anchorformer_mm.deployment.export import export_model
+from anchorformer_mm.deployment.parity import (
+    batch_of,
+    check_file,
+    relative_difference,
+)
+from anchorformer_mm.utils.errors import UsageError
+
+
+def images_of(*sizes):
+    """Batches (n, 3, h, w) of noise in blocks."""
+    return [
+        torch.nn.functional.interpolate(
+            torch.randint(0, 256, (n, 3, h // 8, w // 8)).float(), size=(h, w)
+        )
+        for n, h, w in sizes
+    ]
+
+
+def session_of(path):
+    return onnxruntime.InferenceSession(path)
+
+
+@pytest.mark.parametrize('head', ['pico', 'yolox'])
+def test_detections_at_two_sizes(head, detector, tmp_path):
+    model, path = detector(head), tmp_path / 'x.onnx'
+    export_model(model, path, shape=(64, 96), dynamic=True, with_nms=True)
+    batches = images_of((1, 64, 96), (3, 128, 64))
+    difference = check_file(model, path, batches, with_nms=True)
+    assert 0 < difference < 1e-4
+    found = dict(
+        zip(
+            ['boxes', 'scores', 'labels', 'image_ids'],
+            session_of(path).run(None, {'images': batches[1].numpy()}),
+            strict=True,
+        )
+    )
+    assert found['labels'].dtype == found['image_ids'].dtype == np.int64
+    assert set(found['image_ids']) == {0, 1, 2}
+    # By image, and within each by falling score.
+    order = np.lexsort((-found['scores'], found['image_ids']))
+    assert (order == np.arange(len(order))).all()
+    assert np.bincount(found['image_ids']).max() <= 20
+
+
+def test_no_detections(detector, tmp_path):
+    model = detector(test_cfg=dict(score_thr=1.0))
+    path = tmp_path / 'x.onnx'
+    export_model(model, path, shape=(64, 64), batch_size=2, with_nms=True)
+    (images,) = images_of((2, 64, 64))
+    shapes = [
+        out.shape
+        for out in session_of(path).run(None, {'images': images.numpy()})
+    ]
+    assert shapes == [(0, 4), (0,), (0,), (0,)]
+    assert check_file(model, path, [images], with_nms=True) < 1e-4
+
+
+def test_a_file_of_one_size(detector, tmp_path):
+    model, path = detector('pico_v2'), tmp_path / 'x.onnx'
+    export_model(
+        model, path, shape=(64, 96), batch_size=2, metadata=dict(task='x')
+    )
+    assert check_file(model, path, images_of((2, 64, 96))) < 1e-4
+    session = session_of(path)
+    (port,) = session.get_inputs()
+    assert (port.name, port.shape, port.type) == (
+        'images',
+        [2, 3, 64, 96],
+        'tensor(float)',
+    )
+    assert [out.shape for out in session.get_outputs()] == [
+        [2, 128, 4],
+        [2, 128, 3],
+    ]
+    assert session.get_modelmeta().custom_metadata_map == dict(task='x')
+    file = onnx.load(path)
+    assert {node.domain for node in file.graph.node} == {''}
+    assert file.opset_import[0].version >= 17
+
+
+def test_a_segmentor_at_two_sizes(segmentor, tmp_path):
+    model, path = segmentor(), tmp_path / 'x.onnx'
+    export_model(model, path, shape=(64, 64), dynamic=True)
+    # The second is no multiple of the patches.
+    batches = images_of((1, 64, 64), (2, 104, 168))
+    assert check_file(model, path, batches) < 1e-4
+
+
+@pytest.mark.parametrize('backbone', ['column', 'levit', 'clusters'])
+def test_a_classifier_at_two_sizes(backbone, classifier, tmp_path):
+    model, path = classifier(backbone), tmp_path / 'x.onnx'
+    stretch = dict(stretch_contrast=True)
+    export_model(model, path, shape=(64, 64), dynamic=True, **stretch)
+    batches = images_of((1, 64, 64), (3, 104, 80))
+    assert check_file(model, path, batches, **stretch) < 1e-4
+
+
+def test_clusters_at_one_size(classifier, tmp_path):
+    model, path = classifier('clusters'), tmp_path / 'x.onnx'
+    export_model(model, path, shape=(64, 96))
+    assert check_file(model, path, images_of((1, 64, 96))) < 1e-4
+
+
+def test_another_model_is_noticed(classifier, tmp_path):
+    path = tmp_path / 'x.onnx'
+    export_model(classifier(), path, shape=(64, 64))
+    with pytest.raises(UsageError, match='computes something else'):
+        check_file(classifier(), path, images_of((1, 64, 64)))
+
+
+def test_another_nms_is_noticed(detector, tmp_path):
+    model, path = detector(), tmp_path / 'x.onnx'
+    export_model(model, path, shape=(64, 64), with_nms=True)
+    model.bbox_head.test_cfg.nms.iou_threshold = 0.9
+    with pytest.raises(UsageError, match='the file'):
+        check_file(model, path, images_of((1, 64, 64)), with_nms=True)
+
+
+def test_nothing_stays_of_a_failure(classifier, tmp_path):
+    class Inexpressible(torch.nn.Module):
+        def forward(self, x):
+            return tuple(torch.linalg.pinv(level) for level in x)
+
+    model, path = classifier('clusters'), tmp_path / 'x.onnx'
+    model.neck = torch.nn.Sequential(Inexpressible(), model.neck)
+    with pytest.raises(UsageError, match='ONNX cannot express'):
+        export_model(model, path, shape=(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_out_of_range(classifier, tmp_path):
+    path = tmp_path / 'x.onnx'
+    for options, message in (
+        (dict(shape=(64, 0)), r'shape must be integers >= 1, got \(64, 0\)'),
+        (dict(shape=(64, 64), batch_size=0), 'batch_size must be'),
+        (dict(shape=(64, 64), with_nms=True), 'with_nms is for detectors'),
+    ):
+        with pytest.raises(UsageError, match=message):
+            export_model(classifier(), path, **options)
+
+
+def test_relative_difference():
+    two = np.array([1.0, -2.0])
+    assert relative_difference(two, two) == 0
+    assert relative_difference(np.array([1.0, -1.5]), two) == 0.25
+    assert relative_difference(np.zeros((0, 4)), np.zeros((0, 4))) == 0
+    with pytest.raises(UsageError, match='not finite'):
+        relative_difference(np.array([1.0, np.nan]), two)
+    with pytest.raises(UsageError, match='shape'):
+        relative_difference(two[:1], two)
+
+
+def test_images_take_turns():
+    images = [np.full((4, 6, 3), value, np.uint8) for value in (10, 20)]
+    batch = batch_of(images, (8, 12), 3)
+    assert batch.shape == (3, 3, 8, 12)
+    assert batch[:, 0, 0, 0].tolist() == [10, 20, 10]

@@ -1,0 +1,162 @@
+"""A convolution, an activation, a head, and a tail that decodes."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from anchorformer_mm.deployment.quantization import METHODS, quantize
+from anchorformer_mm.utils.errors import UsageError
+
+
+def write_model(path, task='detection', size=('h', 'w')):
+    """Two convolutions, and a product with a matrix after them."""
+    rng = np.random.default_rng(0)
+    weights = dict(
+        w1=rng.normal(size=(8, 3, 3, 3)) / 700,
+        w2=rng.normal(size=(4, 8, 1, 1)) / 3,
+        # Channels of very different sizes.
+        gain=np.array([1.0, 30, 0.01, 1]).reshape(4, 1, 1, 1),
+        decode=rng.normal(size=(4, 4)),
+    )
+    weights['w2'] *= weights.pop('gain')
+    node = helper.make_node
+    nodes = [
+        node('Conv', ['images', 'w1'], ['a'], 'conv1', pads=[1] * 4),
+        node('Relu', ['a'], ['b'], 'relu'),
+        node('Conv', ['b', 'w2'], ['c'], 'conv2'),
+        node('Transpose', ['c'], ['d'], 'transpose', perm=[0, 2, 3, 1]),
+        node('MatMul', ['d', 'decode'], ['out'], 'decode'),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        'graph',
+        [value('images', TensorProto.FLOAT, (1, 3, *size))],
+        [value('out', TensorProto.FLOAT, (1, *size, 4))],
+        [
+            numpy_helper.from_array(array.astype(np.float32), name)
+            for name, array in weights.items()
+        ],
+    )
+    opsets = [helper.make_opsetid('', 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    properties = dict(task=task, classes='["a"]', preprocess='[]')
+    helper.set_model_props(model, properties)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def images(sizes=((16, 16),) * 6):
+    rng = np.random.default_rng(1)
+    arrays = [255 * rng.random((1, 3, *s)).astype(np.float32) for s in sizes]
+    return [lambda array=array: array for array in arrays]
+
+
+def run(path, batch):
+    providers = ['CPUExecutionProvider']
+    session = onnxruntime.InferenceSession(str(path), providers=providers)
+    return session.run(None, {'images': batch})[0], session
+
+
+def error(source, target):
+    """Relative, of an image that the calibration has not seen."""
+    batch = 255 * np.random.default_rng(7).random((1, 3, 16, 16))
+    batch = batch.astype(np.float32)
+    want, got = run(source, batch)[0], run(target, batch)[0]
+    return np.abs(got - want).mean() / np.abs(want).mean()
+
+
+@pytest.mark.parametrize('method', sorted(METHODS))
+def test_it_stays_near_the_original_with_any_calibration(tmp_path, method):
+    source = write_model(tmp_path / 'float.onnx')
+    target = tmp_path / 'int8.onnx'
+    names = quantize(source, target, images(), method=method)
+    assert names == ['conv1', 'conv2']
+    assert 0 < error(source, target) < 0.05
+    _, session = run(target, images()[0]())
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata.items() >= dict(task='detection', classes='["a"]').items()
+    initializers = onnx.load(target).graph.initializer
+    weights = [i for i in initializers if i.data_type == TensorProto.INT8]
+    assert {8 * 3 * 9, 8 * 4} <= {
+        numpy_helper.to_array(w).size for w in weights
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'float.onnx',
+        'int8.onnx',
+    ]
+
+
+def test_the_decoding_of_a_detector_stays_in_float(tmp_path):
+    detector = write_model(tmp_path / 'a.onnx')
+    classifier = write_model(tmp_path / 'b.onnx', task='classification')
+    assert quantize(detector, tmp_path / 'a8.onnx', images()) == [
+        'conv1',
+        'conv2',
+    ]
+    assert quantize(classifier, tmp_path / 'b8.onnx', images()) == [
+        'conv1',
+        'conv2',
+        'decode',
+    ]
+
+
+def test_scales_of_channels_keep_small_channels(tmp_path):
+    source = write_model(tmp_path / 'float.onnx')
+    batch = images()[0]()
+    want = run(source, batch)[0]
+    errors = []
+    for per_channel in (True, False):
+        target = tmp_path / f'{per_channel}.onnx'
+        quantize(source, target, images(), per_channel=per_channel)
+        errors.append(np.abs(run(target, batch)[0] - want).mean())
+    assert errors[0] < errors[1]
+
+
+def test_excluded_nodes_stay_in_float(tmp_path):
+    source = write_model(tmp_path / 'float.onnx', task='segmentation')
+    target = tmp_path / 'int8.onnx'
+    names = quantize(source, target, images(), exclude=['conv2', 'dec*'])
+    assert names == ['conv1']
+    with pytest.raises(UsageError, match=r"'head\*' fits no node.* conv1, co"):
+        quantize(source, target, images(), exclude=['head*'])
+    with pytest.raises(UsageError, match='has no node left to quantise'):
+        quantize(source, target, images(), exclude=['*'])
+
+
+@pytest.mark.parametrize('method', sorted(METHODS))
+def test_images_may_differ_in_size(tmp_path, method):
+    source = write_model(tmp_path / 'float.onnx')
+    target = tmp_path / 'int8.onnx'
+    sizes = ((16, 16), (8, 24), (30, 10))
+    quantize(source, target, images(sizes), method=method)
+    assert error(source, target) < 0.05
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (dict(method='kl'), "method must be one of .*'minmax'.*, got 'kl'"),
+        (dict(batches=[]), 'no image to calibrate with'),
+    ],
+)
+def test_bad_arguments_are_refused_and_write_nothing(tmp_path, change, words):
+    source = write_model(tmp_path / 'float.onnx')
+    arguments = dict(batches=images()) | change
+    with pytest.raises(UsageError, match=words):
+        quantize(source, tmp_path / 'int8.onnx', **arguments)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_broken_calibration_writes_nothing(tmp_path):
+    source = write_model(tmp_path / 'float.onnx')
+
+    def broken():
+        raise OSError('the image is gone')
+
+    with pytest.raises(OSError, match='the image is gone'):
+        quantize(source, tmp_path / 'int8.onnx', [*images(), broken])
+    assert list(tmp_path.iterdir()) == [source]

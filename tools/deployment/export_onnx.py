@@ -1,0 +1,208 @@
+"""Write the trained model of a config as an ONNX file, and check the file.
+
+It takes RGB images, float32 from 0 to 255, of shape (N, 3, H, W). What comes
+before and what comes out is in its metadata.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anchorformer_mm.utils.environment import check_environment
+from anchorformer_mm.utils.errors import UsageError, run_command_line
+from anchorformer_mm.utils.files import replacing
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.model import BaseModel
+
+tell = partial(print, file=sys.stderr, flush=True)
+
+
+def parse_args() -> argparse.Namespace:
+    # Imports what was just checked.
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='trained weights; without them the weights are random',
+    )
+    parser.add_argument(
+        '--out', required=True, type=Path, help='ONNX file to write'
+    )
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='height and width of the images, px (default: what the test '
+        'pipeline makes)',
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=1,
+        help='images of a batch (default: 1)',
+    )
+    parser.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='leave batch, height and width open',
+    )
+    parser.add_argument(
+        '--with-nms',
+        action='store_true',
+        help="let a detector's file end in its NMS",
+    )
+    parser.add_argument(
+        '--images',
+        nargs='+',
+        metavar='FILE',
+        help='images to check the file with (default: two photographs that '
+        'scikit-learn has)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='overrides of the config, as key=value pairs',
+    )
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    return parser.parse_args()
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is built.
+
+    Raises:
+        UsageError: An argument is out of its range.
+    """
+    if args.out.suffix != '.onnx' or args.out.is_dir():
+        raise UsageError(f'--out must be a file *.onnx, got {args.out}')
+    if args.shape is not None and min(args.shape) < 1:
+        raise UsageError(
+            f'--shape must be two numbers >= 1, got {args.shape[0]} '
+            f'{args.shape[1]}'
+        )
+    if args.batch_size < 1:
+        raise UsageError(f'--batch-size must be >= 1, got {args.batch_size}')
+    if args.dynamic and args.batch_size != 1:
+        raise UsageError(
+            f'--batch-size {args.batch_size} has no meaning with --dynamic'
+        )
+
+
+def build(cfg: 'Config', checkpoint: str | None) -> 'BaseModel':
+    """The model of a config, with random weights without a checkpoint."""
+    from anchorformer_mm.analysis.complexity import build_from_config
+    from anchorformer_mm.analysis.inference import load_model
+
+    if checkpoint is None:
+        tell('no checkpoint: the weights are random')
+        return build_from_config(cfg)
+    if not Path(checkpoint).is_file():
+        raise UsageError(f'checkpoint not found: {checkpoint}')
+    return load_model(cfg, checkpoint)
+
+
+def describe(path: Path, name: Path) -> str:
+    """What a file holds, in lines."""
+    from collections import Counter
+
+    import onnx
+
+    model = onnx.load(path)
+    operators = Counter(node.op_type for node in model.graph.node)
+    lines = [
+        f'{name}: {path.stat().st_size / 1e6:.2f} MB, '
+        f'{operators.total()} nodes, opset {model.opset_import[0].version}'
+    ]
+    for kind in ('input', 'output'):
+        for value in getattr(model.graph, kind):
+            tensor = value.type.tensor_type
+            shape = ', '.join(
+                d.dim_param or str(d.dim_value) for d in tensor.shape.dim
+            )
+            dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+            lines.append(f'{kind} {value.name}: {dtype} ({shape})')
+    counts = ', '.join(f'{op} {n}' for op, n in sorted(operators.items()))
+    return '\n'.join([*lines, f'operators: {counts}'])
+
+
+def main() -> None:
+    check_environment(['torch', 'mmengine', 'mmcv', 'onnx', 'onnxruntime'])
+    args = parse_args()
+    check_arguments(args)
+    # Imports what was just checked.
+    from sklearn.datasets import load_sample_images
+
+    from anchorformer_mm.deployment.export import export_model
+    from anchorformer_mm.deployment.parity import (
+        batch_of,
+        check_file,
+        pixels_of,
+    )
+    from anchorformer_mm.deployment.preprocessing import preprocessing_of
+    from anchorformer_mm.deployment.properties import properties_of
+    from anchorformer_mm.engine.launch import load_config
+
+    cfg = load_config(args, [])
+    model = build(cfg, args.checkpoint)
+    steps = preprocessing_of(cfg, model.data_preprocessor)
+    shape = tuple(args.shape) if args.shape else steps.shape
+    if shape is None and not args.dynamic:
+        raise UsageError(
+            'the test pipeline makes images of different sizes: choose one '
+            'with --shape H W, or leave it open with --dynamic'
+        )
+    if not args.dynamic:
+        steps = steps.fixed_to(shape)
+    if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
+        tell(
+            "test_cfg.mode of the config is 'slide': the file takes the "
+            'image as a whole'
+        )
+    for remark in steps.remarks:
+        tell(remark)
+
+    options = dict(
+        with_nms=args.with_nms, stretch_contrast=steps.stretch_contrast
+    )
+    images = pixels_of(cfg, args.images or load_sample_images().filenames)
+    conditions = [(shape, args.batch_size)]
+    if args.dynamic:
+        height, width = shape or (256, 320)
+        conditions = [((height, width), 1), ((height + 64, width + 32), 2)]
+    with replacing(args.out) as path:
+        tell('writing')
+        export_model(
+            model,
+            path,
+            shape=conditions[0][0],
+            batch_size=args.batch_size,
+            dynamic=args.dynamic,
+            metadata=properties_of(cfg, model, steps),
+            **options,
+        )
+        tell('comparing with the model')
+        difference = check_file(
+            model,
+            path,
+            [batch_of(images, *condition) for condition in conditions],
+            **options,
+        )
+        text = describe(path, args.out)
+    print(text)
+    print(
+        f'difference from the model: {difference:.1e}, the largest absolute '
+        'one over the largest absolute value'
+    )
+
+
+if __name__ == '__main__':
+    run_command_line(main)
