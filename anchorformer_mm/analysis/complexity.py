@@ -27,6 +27,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from anchorformer_mm.analysis.uncounted import UncountedOperators
+from anchorformer_mm.models.fusing import (
+    fuse,
+    has_foldable,
+    take_paper_order,
+)
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.tables import markdown_table
 
@@ -48,12 +53,15 @@ class Complexity:
         trainable: Of these, the ones that are not frozen.
         auxiliary: Of all, those of the auxiliary heads of a segmentor, which
             run in training only and have no part in ``macs``.
-        macs: Multiply-accumulates of the forward pass.
+        macs: Multiply-accumulates of the forward pass; of anchor attention in
+            the paper's order.
         parts: ``'backbone'``, ``'neck'`` and ``'head'``, as far as the model
             has them. The head is all that is neither of the others nor
             auxiliary, such as the encoder and decoder of a DETR.
         not_counted: Operators that ran and have no part in ``macs``, such as
             ``'_softmax'``, and their calls.
+        folded: Multiply-accumulates as the model is deployed, with anchors
+            folded where that is cheaper; None if it has no such anchors.
     """
 
     params: int
@@ -62,6 +70,7 @@ class Complexity:
     macs: int
     parts: Mapping[str, Part]
     not_counted: Mapping[str, int] = field(default_factory=dict)
+    folded: int | None = None
 
 
 def build_from_config(
@@ -112,7 +121,34 @@ def count_complexity(model: nn.Module, shape: Sequence[int]) -> Complexity:
         UsageError: The model does not run on fake images of this size, or
             performs no operation that counts.
     """
-    copy = revert_sync_batchnorm(deepcopy(model))
+    copy = deepcopy(model)
+    take_paper_order(copy)
+    macs, parts, others = _count(copy, shape)
+    if macs == 0:
+        raise UsageError(f'{type(model).__name__} has no operation to count')
+    folded = _count(fuse(model), shape)[0] if has_foldable(model) else None
+    params = _params(model)
+    auxiliary = _params(getattr(model, 'auxiliary_head', None))
+    parts = {
+        name: Part(_params(getattr(model, name)), of_part)
+        for name, of_part in parts.items()
+    }
+    if parts:
+        parts['head'] = Part(
+            params - auxiliary - sum(p.params for p in parts.values()),
+            macs - sum(p.macs for p in parts.values()),
+        )
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Complexity(
+        params, trainable, auxiliary, macs, parts, others, folded
+    )
+
+
+def _count(
+    model: nn.Module, shape: Sequence[int]
+) -> tuple[int, dict[str, int], dict[str, int]]:
+    """MACs of a model, which it changes, of its parts, and other calls."""
+    copy = revert_sync_batchnorm(model)
     # Of mmpretrain's backbones it returns None.
     copy.eval()
     counter = FlopCounterMode(display=False)
@@ -142,24 +178,8 @@ def count_complexity(model: nn.Module, shape: Sequence[int]) -> Complexity:
             f'that only its backbone can be counted: {_reason(error)}'
         ) from error
     # A multiplication and an addition are two of torch's.
-    macs = counter.get_total_flops() // 2
-    if macs == 0:
-        raise UsageError(f'{type(model).__name__} has no operation to count')
-    params = _params(model)
-    auxiliary = _params(getattr(model, 'auxiliary_head', None))
-    parts = {
-        name: Part(_params(getattr(model, name)), meter.flops // 2)
-        for name, meter in meters.items()
-    }
-    if parts:
-        parts['head'] = Part(
-            params - auxiliary - sum(p.params for p in parts.values()),
-            macs - sum(p.macs for p in parts.values()),
-        )
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Complexity(
-        params, trainable, auxiliary, macs, parts, dict(others.calls)
-    )
+    parts = {name: meter.flops // 2 for name, meter in meters.items()}
+    return counter.get_total_flops() // 2, parts, dict(others.calls)
 
 
 class _Meter:
@@ -278,12 +298,17 @@ def complexity_table(rows: Mapping[str, Complexity]) -> str:
     parts = [part for part in ('backbone', 'neck', 'head') if part in there]
     header = ['config', 'params (M)', 'trainable', 'auxiliary']
     header += ['MACs (G)', 'FLOPs = 2 x MACs (G)']
+    folds = any(cost.folded is not None for cost in rows.values())
+    header += ['MACs, folded (G)'] * folds
     header += [f'{part} (M, G)' for part in parts]
     lines = []
     for name, cost in rows.items():
         millions = (cost.params, cost.trainable, cost.auxiliary)
         line = [name, *(f'{n / 1e6:.3f}' for n in millions)]
         line += [f'{cost.macs / 1e9:.3f}', f'{2 * cost.macs / 1e9:.3f}']
+        if folds:
+            is_folded = cost.folded is not None
+            line.append(f'{cost.folded / 1e9:.3f}' if is_folded else '-')
         for part in parts:
             of_part = cost.parts.get(part)
             line.append(

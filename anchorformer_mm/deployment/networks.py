@@ -1,7 +1,5 @@
 """Networks as they are deployed: pixels in, readable predictions out."""
 
-from copy import deepcopy
-
 import torch
 from mmengine.model import (
     BaseDataPreprocessor,
@@ -10,6 +8,7 @@ from mmengine.model import (
 )
 from torch import Tensor, nn
 
+from anchorformer_mm.models.fusing import fuse
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -21,7 +20,8 @@ def deployable(model: BaseModel) -> nn.Module:
             or an image classifier of mmpretrain. It stays as it is.
 
     Returns:
-        nn.Module: In evaluation mode, with weights of its own. It takes
+        nn.Module: In evaluation mode, with weights of its own, fused
+        (:func:`.fuse`). It takes
         images (N, 3, H, W), RGB, float32 from 0 to 255, and returns a tuple
         of tensors, named by its attribute ``output_names``:
 
@@ -45,7 +45,7 @@ def deployable(model: BaseModel) -> nn.Module:
     for library, make in makers.items():
         if library in libraries:
             # Norms that are synchronised between GPUs become plain ones.
-            network = revert_sync_batchnorm(make(deepcopy(model)))
+            network = revert_sync_batchnorm(make(fuse(model)))
             # The forks' version of some backbones returns None from `eval`.
             network.eval()
             return network.requires_grad_(False)

@@ -4,7 +4,10 @@ from copy import deepcopy
 
 from torch import nn
 
-from anchorformer_mm.models.layers import AnchorAttention
+from anchorformer_mm.models.layers import (
+    AnchorAttention,
+    BaseAnchorAttention,
+)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -34,3 +37,18 @@ def fuse(model: nn.Module) -> nn.Module:
             if isinstance(child, AnchorAttention):
                 setattr(module, name, child.fuse())
     return model
+
+
+def has_foldable(model: nn.Module) -> bool:
+    """Whether :func:`fuse` would fold anchors of a model."""
+    return any(
+        hasattr(module, 'anchors') and callable(getattr(module, 'fuse', None))
+        for module in model.modules()
+    )
+
+
+def take_paper_order(model: nn.Module) -> None:
+    """Let all anchor attention of a model run in the paper's order."""
+    for module in model.modules():
+        if isinstance(module, BaseAnchorAttention):
+            module.order = 'paper'

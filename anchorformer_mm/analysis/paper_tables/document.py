@@ -25,7 +25,8 @@ ABOUT = {
     'accuracies in percent; none of these accuracies was reproduced here',
     'measured': 'whole numbers for one image of the given shape (height, '
     'width; px): parameters, and multiply-accumulates of convolutions, '
-    'linear layers and matrix products by order of evaluation',
+    'linear layers and matrix products by order of evaluation: as built (of '
+    'anchors the order of the paper) and folded, as it is deployed',
     'deviation_percent': 'counted above printed',
 }
 

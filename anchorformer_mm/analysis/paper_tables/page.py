@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anchorformer_mm.analysis.paper_tables.measure import AS_BUILT, TABLES
+from anchorformer_mm.analysis.paper_tables.measure import (
+    AS_BUILT,
+    FOLDED,
+    TABLES,
+)
 from anchorformer_mm.analysis.paper_tables.pairs import CLAIMED_SAVINGS
 from anchorformer_mm.analysis.paper_tables.row import MACS, TWICE
 from anchorformer_mm.utils.tables import markdown_table
@@ -55,7 +59,7 @@ def _is_rounded(row: Record, key: str) -> bool:
 def _table(name: str, rows: Sequence[Record]) -> str:
     accuracies = TABLES[name].accuracies
     header = ['model', 'input', 'Params (M), printed', 'counted', 'off']
-    header += ['FLOPs (G), printed', 'MACs (G), counted', 'off']
+    header += ['FLOPs (G), printed', 'MACs (G), counted', 'off', 'folded']
     header += [f'{title}, printed' for title in accuracies.values()]
     header += ['trained here', 'counted from']
     return markdown_table(header, [_line(r, list(accuracies)) for r in rows])
@@ -66,16 +70,18 @@ def _line(row: Record, accuracies: Sequence[str]) -> list[str]:
     flops = _printed(claimed.get('flops_g'))
     if row['flops_are'] != MACS:
         flops += f' ({row["flops_are"]})'
-    params = macs = '-'
+    params = macs = folded = '-'
     if measured is not None:
         params = f'{measured["params"] / 1e6:.3f}'
         macs = f'{measured["macs"][AS_BUILT] / 1e9:.3f}'
+        if FOLDED in measured['macs']:
+            folded = f'{measured["macs"][FOLDED] / 1e9:.3f}'
     trained = ', '.join(map(_printed, row['trained'].values()))
     return [
         _name(row),
         _size(row['shape']) if measured is not None else '-',
         *(_printed(claimed.get('params_m')), params, _off(row, 'params')),
-        *(flops, macs, _off(row, 'flops')),
+        *(flops, macs, _off(row, 'flops'), folded),
         *(_printed(claimed.get(key)) for key in accuracies),
         trained or '-',
         _source(row),
@@ -117,7 +123,8 @@ def _source(row: Record) -> str:
 def _pairs(rows: Sequence[Record]) -> str:
     by_name = {row['name']: row for row in rows}
     header = ['pair', 'Params (M)', 'with anchors', 'MACs (G)']
-    header += ['with anchors', 'fewer, counted', 'fewer, printed', 'configs']
+    header += ['with anchors', 'fewer, counted', 'fewer, printed']
+    header += ['folded', 'fewer, folded', 'configs']
     lines = []
     for ours in rows:
         if not ours['beside']:
@@ -131,10 +138,19 @@ def _pairs(rows: Sequence[Record]) -> str:
         line += [
             f'{100 * (1 - macs[1] / macs[0]):.1f} %',
             f'{low} to {high} %',
+            *_folded_savings(ours, macs[0]),
             f'{_source(ours)}; {_source(theirs)}',
         ]
         lines.append(line)
     return markdown_table(header, lines)
+
+
+def _folded_savings(row: Record, macs: float) -> tuple[str, str]:
+    """Folded MACs (G) of a row, and what they save of others (G)."""
+    if FOLDED not in row['measured']['macs']:
+        return '-', '-'
+    folded = row['measured']['macs'][FOLDED] / 1e9
+    return f'{folded:.3f}', f'{100 * (1 - folded / macs):.1f} %'
 
 
 def _reasons(rows: Sequence[Record]) -> list[str]:
