@@ -4,10 +4,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import cv2
 import torch
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from anchorformer_mm.analysis.inference import require_image
 from anchorformer_mm.utils.errors import UsageError
 
 Build = Callable[[], nn.Module]
@@ -22,13 +25,16 @@ class Conditions:
         shape: Height and width of the images, px.
         batch_size: Images of a pass.
         device: ``'cpu'``, or one of CUDA.
-        threads: Threads of torch on a CPU.
+        threads: Threads on a CPU.
         attention: What becomes of calls of torch's fused attention:
             ``'auto'``, a kernel that torch chooses, which holds no n x n
             matrix; or ``'math'``, the plain products.
+        image: File of the image that all of a pass are, resized to
+            ``shape``; None for noise, the same each time.
 
     Raises:
-        UsageError: A value is out of its range, or there is no such device.
+        UsageError: A value is out of its range, there is no such device, or
+            the image cannot be read.
     """
 
     shape: tuple[int, int]
@@ -36,6 +42,7 @@ class Conditions:
     device: str = 'cpu'
     threads: int = 1
     attention: str = 'auto'
+    image: str | None = None
 
     def __post_init__(self) -> None:
         for name, values in (
@@ -51,18 +58,29 @@ class Conditions:
             raise UsageError(
                 f'attention must be one of {ATTENTION}, got {self.attention!r}'
             )
-        try:
-            kind = torch.empty(1, device=self.device).device.type
-        except (RuntimeError, AssertionError) as error:
-            raise UsageError(f'device {self.device!r}: {error}') from error
-        if kind not in ('cpu', 'cuda'):
-            raise UsageError(
-                f"device must be 'cpu' or one of CUDA, got {self.device!r}"
-            )
+        require_device(self.device)
+        if self.image is not None:
+            require_image(self.image)
 
     @property
     def on_cpu(self) -> bool:
         return torch.device(self.device).type == 'cpu'
+
+
+def require_device(device: str) -> None:
+    """Check that there is a device, and that it is a CPU or one of CUDA.
+
+    Raises:
+        UsageError: It is not.
+    """
+    try:
+        kind = torch.empty(1, device=device).device.type
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f'device {device!r}: {error}') from error
+    if kind not in ('cpu', 'cuda'):
+        raise UsageError(
+            f"device must be 'cpu' or one of CUDA, got {device!r}"
+        )
 
 
 def prepare(build: Build, device: str) -> nn.Module:
@@ -76,11 +94,18 @@ def prepare(build: Build, device: str) -> nn.Module:
     return model.to(device)
 
 
-def random_images(conditions: Conditions) -> Tensor:
-    """Images of noise, shape (B, 3, H, W)."""
-    return torch.rand(
-        conditions.batch_size, 3, *conditions.shape, device=conditions.device
-    )
+def make_images(conditions: Conditions) -> Tensor:
+    """The images of a pass: RGB from 0 to 255, float32, (B, 3, H, W)."""
+    height, width = conditions.shape
+    if conditions.image is None:
+        shape = (conditions.batch_size, 3, height, width)
+        noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        images = 255 * noise
+    else:
+        pixels = cv2.resize(cv2.imread(conditions.image), (width, height))
+        image = torch.from_numpy(pixels).flip(-1).permute(2, 0, 1).float()
+        images = image.repeat(conditions.batch_size, 1, 1, 1)
+    return images.to(conditions.device)
 
 
 @torch.no_grad()
@@ -105,3 +130,39 @@ def _attention(kind: str) -> AbstractContextManager:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     return sdpa_kernel(SDPBackend.MATH)
+
+
+class RawOutputs(nn.Module):
+    """A network on its own, from images to what its forward pass returns.
+
+    That of a model of OpenMMLab ends with the raw outputs of its heads: no
+    decoding of boxes, no suppression, no resizing to the image.
+
+    Args:
+        model: A detector, a segmentor or a classifier; or any network that
+            is called with images, such as a backbone.
+        task: What that is called.
+
+    Shape:
+        - Input: images, (B, 3, H, W), from 0 to 255; the network sees them
+          from 0 to 1.
+    """
+
+    def __init__(self, model: nn.Module, task: str = 'raw outputs') -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+
+    def forward(self, images: Tensor) -> object:
+        images = images / 255
+        if not isinstance(self.model, BaseModel):
+            return self.model(images)
+        # Detectors with a transformer ask for what was padded: nothing.
+        size = tuple(images.shape[2:])
+        names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+        meta = dict.fromkeys(names, size) | dict(scale_factor=(1.0, 1.0))
+        if hasattr(self.model, 'encode_decode'):
+            # Not all segmentors of mmseg know the mode.
+            return self.model.encode_decode(images, [meta] * len(images))
+        samples = [BaseDataElement(metainfo=meta) for _ in images]
+        return self.model(images, samples, mode='tensor')

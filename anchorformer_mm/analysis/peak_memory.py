@@ -1,4 +1,4 @@
-"""What a forward pass needs at its peak beyond weights and images.
+"""What a pass needs at its peak beyond weights and inputs.
 
 What libraries set up in the first pass and keep is not counted. On CUDA,
 torch's allocator tells the memory. On a CPU the system tells it, that of a
@@ -7,7 +7,9 @@ the system as soon as they are freed, so that it tells what is in use, not
 what an allocator keeps.
 """
 
+import gc
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -15,30 +17,27 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
 
-from anchorformer_mm.analysis.forward_pass import (
-    Build,
-    Conditions,
-    prepare,
-    random_images,
-    run,
-)
 from anchorformer_mm.utils.errors import UsageError
+
+# What is ready to run: a call is a pass, to the end of its work.
+Pass = Callable[[], None]
+# Makes it ready, weights and inputs included.
+Start = Callable[[], Pass]
 
 _STATUS = Path('/proc/self/status')
 _CLEAR = Path('/proc/self/clear_refs')
 
 
-def cpu_memory(build: Build, conditions: Conditions) -> int:
-    """Peak memory of a forward pass on a CPU, in a process of its own.
+def cpu_memory(start: Start, threads: int = 1) -> int:
+    """Peak memory of a pass on a CPU, in a process of its own.
 
     Args:
-        build: What makes the network; is sent to that process.
-        conditions: How it runs.
+        start: What makes the pass ready; is sent to that process.
+        threads: Of torch.
 
     Returns:
-        int: Bytes beyond weights and images.
+        int: Bytes beyond weights and inputs.
 
     Raises:
         UsageError: The system does not tell the memory of a process.
@@ -56,23 +55,24 @@ def cpu_memory(build: Build, conditions: Conditions) -> int:
         ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool,
     ):
         try:
-            return pool.submit(_here, build, conditions).result()
+            return pool.submit(_here, start, threads).result()
         except BrokenProcessPool as error:
             raise MemoryError(
                 'the system ended its process, as it does when memory runs out'
             ) from error
 
 
-def _here(build: Build, conditions: Conditions) -> int:
-    torch.set_num_threads(conditions.threads)
-    model = prepare(build, 'cpu')
-    images = random_images(conditions)
+def _here(start: Start, threads: int) -> int:
+    torch.set_num_threads(threads)
+    run = start()
     # What is set up once and stays is not counted, nor is the code that runs.
-    run(model, images, conditions.attention)
+    run()
+    # What a compiler left behind would be freed, and hide what is taken.
+    gc.collect()
     # From now on the peak is what is in use now, or more.
     _CLEAR.write_text('5')
     before = _status('VmRSS')
-    run(model, images, conditions.attention)
+    run()
     return _status('VmHWM') - before
 
 
@@ -84,18 +84,17 @@ def _status(key: str) -> int:
     raise UsageError(f'{_STATUS} does not tell {key}')
 
 
-def cuda_memory(model: nn.Module, images: Tensor, attention: str) -> int:
-    """Peak memory of a forward pass on CUDA.
+def cuda_memory(run: Pass, device: str) -> int:
+    """Peak memory of a pass on CUDA.
 
     Args:
-        model: On the device, and run before.
-        images: Its input, there as well.
-        attention: Of :class:`Conditions`.
+        run: The pass; was run before.
+        device: Where it runs.
 
     Returns:
         int: Bytes beyond what is allocated now.
     """
-    before = torch.cuda.memory_allocated(images.device)
-    torch.cuda.reset_peak_memory_stats(images.device)
-    run(model, images, attention)
-    return torch.cuda.max_memory_allocated(images.device) - before
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) - before
