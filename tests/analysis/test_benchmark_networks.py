@@ -3,6 +3,7 @@ import torch
 from mmengine.config import Config
 
 from anchorformer_mm.analysis.benchmark_networks import (
+    build_model,
     build_network,
     candidate_of,
 )
@@ -66,7 +67,7 @@ def test_a_backbone_is_on_its_own(cfg):
 
 
 def test_weights_are_those_of_the_checkpoint(cfg, tmp_path):
-    model = build_network(cfg, 'model', None).model
+    model = build_model(cfg, None)
     torch.nn.init.constant_(model.head.fc.bias, 7)
     path = tmp_path / 'weights.pth'
     torch.save(model.state_dict(), path)

@@ -103,7 +103,9 @@ def test_the_same_weights_give_the_output_of_the_release():
 )
 def test_sizes_are_those_of_the_release(arch, backbone, classifier, gmacs):
     # 5.48 / 20.68 / 80.26 M and 1.03 / 3.99 / 15.70 G with 1,000 classes.
-    model = AnchorFormer(arch, with_dist_token=True).eval()
+    model = AnchorFormer(
+        arch, with_dist_token=True, attn_cfg=dict(order='paper')
+    ).eval()
     heads = [nn.Linear(model.embed_dims, 1000) for _ in range(2)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         tokens = model(torch.rand(1, 3, 224, 224))[0]
