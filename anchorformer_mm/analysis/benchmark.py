@@ -14,7 +14,6 @@ from textwrap import shorten
 from time import perf_counter, sleep
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorformer_mm.analysis.benchmark_results import (
@@ -120,10 +119,8 @@ class _Meeting:
         self, candidate: Candidate, conditions: Conditions
     ) -> list[_Entry]:
         """A network in each of the runtimes, after its first pass."""
-        network = candidate.build()
-        task = getattr(network, 'task', 'network') + candidate.ends_in
-        of_all = dict(task=task, weights=_bytes(network))
-        del network
+        task, weights = candidate.facts()
+        of_all = dict(task=task, weights=weights)
         entries = []
         for runtime in self.runtimes:
             kinds = self.attention if runtime == 'eager' else ('auto',)
@@ -242,11 +239,6 @@ class _FusedAttention(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen |= 'scaled_dot_product' in func.name()
         return func(*args, **(kwargs or {}))
-
-
-def _bytes(model: nn.Module) -> int:
-    tensors = (*model.parameters(), *model.buffers())
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def hardware_line(conditions: Conditions) -> str:

@@ -1,5 +1,6 @@
 """What of a config is measured, and how it gets there."""
 
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -13,7 +14,10 @@ from torch import nn
 
 from anchorformer_mm.analysis.benchmark_results import Candidate
 from anchorformer_mm.analysis.complexity import build_from_config
-from anchorformer_mm.analysis.forward_pass import Conditions, RawOutputs
+from anchorformer_mm.analysis.forward_pass import (
+    Conditions,
+    RawOutputs,
+)
 from anchorformer_mm.analysis.inference import load_model
 from anchorformer_mm.deployment.networks import deployable
 from anchorformer_mm.utils.errors import UsageError
@@ -55,6 +59,53 @@ def candidate_of(
         progress(f'{name} up to its raw outputs: {error}')
     export = partial(_export, cfg, checkpoint, with_nms)
     return Candidate(name, build, export, ', NMS' if with_nms else '')
+
+
+def candidate_of_file(name: str, path: str | Path) -> Candidate:
+    """Make an ONNX file ready to be measured, in ONNX Runtime alone.
+
+    Args:
+        name: What it is called.
+        path: Of a network whose one input are images.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f'file not found: {path}')
+    return Candidate(
+        name,
+        export=partial(_copy_file, path),
+        read=partial(_file_facts, path),
+    )
+
+
+def _file_facts(path: str | Path) -> tuple[str, int]:
+    import onnx
+
+    model = onnx.load(path)
+    about = {p.key: p.value for p in model.metadata_props}
+    arrays = map(onnx.numpy_helper.to_array, model.graph.initializer)
+    return about.get('task', 'network'), sum(a.nbytes for a in arrays)
+
+
+def _copy_file(
+    source: str | Path, target: Path, conditions: Conditions
+) -> None:
+    """Take a file as it is, if it is for such images.
+
+    Raises:
+        UsageError: Its input has another shape.
+    """
+    import onnx
+
+    wanted = (conditions.batch_size, 3, *conditions.shape)
+    (port,) = onnx.load(source, load_external_data=False).graph.input
+    dims = [d.dim_value for d in port.type.tensor_type.shape.dim]
+    # Of an open dimension it is 0.
+    if any(d not in (0, w) for d, w in zip(dims, wanted, strict=True)):
+        raise UsageError(f'{source} is for images {dims}, not {list(wanted)}')
+    shutil.copy(source, target)
 
 
 def build_network(

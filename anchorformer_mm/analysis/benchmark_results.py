@@ -15,16 +15,30 @@ class Candidate:
 
     Args:
         name: What it is called.
-        build: What makes it. On a CPU it is sent to other processes.
+        build: What makes it. On a CPU it is sent to other processes. None if
+            there is only a file.
         export: What writes it as an ONNX file, given the path and the
             conditions; None if nothing does.
         ends_in: What the file has beyond the network.
+        read: Of a file without ``build``, what tells what it computes, and
+            the bytes of its weights.
     """
 
     name: str
-    build: Build
+    build: Build | None = None
     export: Callable[[Path, Conditions], None] | None = None
     ends_in: str = ''
+    read: Callable[[], tuple[str, int]] | None = None
+
+    def facts(self) -> tuple[str, int]:
+        """What it computes, and the bytes of its weights."""
+        if self.build is None:
+            return self.read()
+        network = self.build()
+        tensors = (*network.parameters(), *network.buffers())
+        weights = sum(t.numel() * t.element_size() for t in tensors)
+        task = getattr(network, 'task', 'network')
+        return task + self.ends_in, weights
 
 
 @dataclass(frozen=True)

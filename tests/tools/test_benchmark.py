@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from anchorformer_mm.analysis import benchmark as library
 
@@ -83,6 +85,26 @@ def test_backbones_are_compared(benchmark, tmp_path):
     assert 'that of 2 passes' in out
     assert 'images at a time: 1' in out
     assert errors[-1].startswith('64 x 128, threads: 1: pass 2 of 2, about')
+
+
+def test_onnx_files_are_compared_as_they_are(benchmark, quick, tmp_path):
+    pytest.importorskip('onnxruntime')
+    for name, network in (('a', nn.ReLU()), ('b', nn.Conv2d(3, 2, 3))):
+        torch.onnx.export(
+            network,
+            (torch.rand(1, 3, 16, 24),),
+            f'{name}.onnx',
+            dynamo=False,
+        )
+    command = ('--shapes', '16x24', '--runtimes', 'onnx', '--threads', '1')
+    status, out, _ = benchmark('a.onnx', 'b.onnx', *command, '--runs', '2')
+    assert status == 0
+    assert [next(iter(row.values())) for row in rows_of(out)] == ['a', 'b']
+
+    command = ('--shapes', '16x16', '--runtimes', 'onnx')
+    status, _, err = benchmark('a.onnx', *command)
+    assert status == 2
+    assert 'is for images [1, 3, 16, 24], not [1, 3, 16, 16]' in err[-1]
 
 
 def test_models_are_compared_in_onnx_runtime(benchmark, quick, tmp_path):

@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
         'configs',
         nargs='+',
         help="config files, or a library's own as "
-        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py; or ONNX files',
     )
     parser.add_argument(
         '--shapes',
@@ -148,6 +148,12 @@ def check_args(args: argparse.Namespace) -> None:
         raise UsageError(
             '--runtimes onnx needs --part model: ONNX files hold whole models'
         )
+    files = [c for c in args.configs if Path(c).suffix == '.onnx']
+    if files and (args.runtimes != ['onnx'] or args.checkpoints):
+        raise UsageError(
+            f'{files[0]} runs in ONNX Runtime alone, as it is: it needs '
+            '--runtimes onnx and no --checkpoints'
+        )
     if args.checkpoints and len(args.checkpoints) != len(args.configs):
         raise UsageError(
             f'--checkpoints must be one file for each of the '
@@ -182,7 +188,10 @@ def main() -> None:
     import torch
 
     from anchorformer_mm.analysis.benchmark import measure
-    from anchorformer_mm.analysis.benchmark_networks import candidate_of
+    from anchorformer_mm.analysis.benchmark_networks import (
+        candidate_of,
+        candidate_of_file,
+    )
     from anchorformer_mm.analysis.benchmark_report import (
         benchmark_table,
         compile_times,
@@ -217,6 +226,9 @@ def main() -> None:
         name = Path(config).stem
         if name in candidates:
             raise UsageError(f'several configs are named {name}')
+        if Path(config).suffix == '.onnx':
+            candidates[name] = candidate_of_file(name, config)
+            continue
         candidates[name] = candidate_of(
             name,
             read_config(config, args.cfg_options),
