@@ -10,6 +10,7 @@ from anchorformer_mm.analysis.forward_pass import require_device
 from anchorformer_mm.analysis.peak_memory import Pass
 from anchorformer_mm.models.backbones.anchorformer import AnchorFormer
 from anchorformer_mm.models.backbones.clustr import ClusTR
+from anchorformer_mm.models.fusing import take_paper_order
 from anchorformer_mm.models.layers import (
     AnchorAttention,
     ClusterAttention,
@@ -18,8 +19,16 @@ from anchorformer_mm.models.layers import (
 )
 from anchorformer_mm.utils.errors import UsageError
 
-# The kinds of attention, and what AnchorFormer calls them.
-KINDS = dict(anchor='learned', query='query', vanilla='vanilla', cluster=None)
+# The kinds of attention, and what AnchorFormer calls them. The last two are
+# learned anchors as well: in the order of the paper, and that written plainly.
+KINDS = dict(
+    anchor='learned',
+    query='query',
+    vanilla='vanilla',
+    cluster=None,
+    paper='learned',
+    plain='learned',
+)
 PARTS = ('layer', 'backbone')
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 PATCH = 16
@@ -128,10 +137,33 @@ def _backward(outputs: Tensor | tuple[Tensor, ...]) -> None:
     torch.autograd.backward(outputs, [out.detach() for out in outputs])
 
 
+class PlainAnchorAttention(AnchorAttention):
+    """Anchor attention as its equations stand, to be compared with.
+
+    The arithmetic of the authors' release: a sum over tokens, its inverse,
+    which is set to 0 where it is infinite, and products from right to left.
+    """
+
+    def forward(
+        self, x: Tensor, hw_shape: tuple[int, int] | None = None
+    ) -> Tensor:
+        """(B, n, D) to (B, n, D)."""
+        k, v = self.kv(x).chunk(2, dim=-1)
+        anchors = self.anchors_of(x).transpose(-2, -1)
+        a = (self.split_heads(k) @ anchors * self.scale).softmax(dim=-1)
+        inverse = a.sum(dim=-2).reciprocal()
+        inverse = inverse.masked_fill(inverse.isinf(), 0).unsqueeze(-1)
+        out = a @ (inverse * (a.transpose(-2, -1) @ self.split_heads(v)))
+        return self.project(out, v, hw_shape)
+
+
 def _layer(settings: Settings, kind: str) -> nn.Module:
     sizes = settings.embed_dims, settings.num_heads
-    if kind == 'anchor':
-        return AnchorAttention(*sizes, settings.num_anchors)
+    if kind == 'plain':
+        return PlainAnchorAttention(*sizes, settings.num_anchors)
+    if kind in ('anchor', 'paper'):
+        order = 'paper' if kind == 'paper' else 'auto'
+        return AnchorAttention(*sizes, settings.num_anchors, order=order)
     if kind == 'query':
         return QueryAnchorAttention(*sizes, settings.num_anchors)
     if kind == 'vanilla':
@@ -144,7 +176,7 @@ def _backbone(
 ) -> nn.Module:
     if kind == 'cluster':
         return ClusTR('small')
-    return AnchorFormer(
+    model = AnchorFormer(
         # That of S, but for its width.
         dict(
             embed_dims=settings.embed_dims,
@@ -160,3 +192,9 @@ def _backbone(
         with_cls_token=False,
         out_type='featmap',
     )
+    if kind == 'paper':
+        take_paper_order(model)
+    if kind == 'plain':
+        for layer in model.layers:
+            layer.attn = _layer(settings, kind)
+    return model

@@ -21,6 +21,8 @@ _STYLES = dict(
     query=dict(color='#56b4e9', marker='s', lw=3, ms=7),
     vanilla=dict(color='#d55e00', marker='^', lw=1.5, ms=5),
     cluster=dict(color='#009e73', marker='D', lw=1.5, ms=5),
+    paper=dict(color='#cc79a7', marker='v', lw=1.5, ms=5),
+    plain=dict(color='#888888', marker='x', lw=1.5, ms=6),
 )
 
 

@@ -14,6 +14,7 @@ from anchorformer_mm.analysis.scaling import (
 )
 from anchorformer_mm.analysis.scaling_networks import (
     KINDS,
+    PlainAnchorAttention,
     Settings,
     map_of,
     start,
@@ -24,6 +25,7 @@ from anchorformer_mm.analysis.scaling_report import (
     save_record,
     scaling_tables,
 )
+from anchorformer_mm.models.layers import AnchorAttention
 from anchorformer_mm.utils.errors import UsageError
 
 GIB = 2**30
@@ -82,6 +84,14 @@ def test_every_layer_runs_and_leaves_nothing(kind, backward):
     assert all(p.grad is None for p in network.parameters())
     assert inputs.grad is None
     assert inputs.requires_grad is backward
+
+
+def test_the_plain_arithmetic_is_that_of_the_layer():
+    layer = AnchorAttention(16, 2, 4, order='paper').double()
+    plain = PlainAnchorAttention(16, 2, 4).double()
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 20, 16).double()
+    torch.testing.assert_close(plain(x), layer(x), rtol=0, atol=1e-12)
 
 
 def test_backward_reaches_every_weight(monkeypatch):

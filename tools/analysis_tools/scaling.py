@@ -41,9 +41,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--embed-dims', type=int, default=384, help='channels')
     parser.add_argument('--num-heads', type=int, default=6, help='heads')
     parser.add_argument('--num-anchors', type=int, default=30, help='anchors')
-    kinds = ['anchor', 'query', 'vanilla', 'cluster']
+    kinds = ['anchor', 'query', 'vanilla', 'cluster', 'paper', 'plain']
     parser.add_argument(
-        '--kinds', nargs='+', choices=kinds, default=kinds, help='of attention'
+        '--kinds',
+        nargs='+',
+        choices=kinds,
+        default=kinds[:4],
+        help='of attention: learned anchors, anchors among the queries, '
+        "torch's fused attention, clusters; learned anchors in the order of "
+        'the paper, and that written plainly',
     )
     parser.add_argument(
         '--part',
