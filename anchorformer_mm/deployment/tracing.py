@@ -74,6 +74,10 @@ def _replacement(layer: nn.Module, dynamic: bool) -> nn.Module | None:
         return BinnedAveragePool(size)
     if isinstance(layer, nn.ChannelShuffle):
         return TransposedShuffle(layer.groups)
+    # Where mmdet was not imported, there is none of its layers.
+    heads = sys.modules.get('mmdet.models.dense_heads.gfl_head')
+    if heads and isinstance(layer, heads.Integral):
+        return SummedIntegral(layer.project)
     if not dynamic:
         return None
     if isinstance(layer, AdaptivePadding):
@@ -143,6 +147,29 @@ class TransposedShuffle(nn.Module):
         batch, channels, height, width = x.shape
         x = x.reshape(batch, self.groups, -1, height, width)
         return x.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class SummedIntegral(nn.Module):
+    """Expected distances by a sum, in place of mmdet's product with a vector.
+
+    That product has tens of thousands of rows of 8 and one column, on which
+    ONNX Runtime is slow: 2.3 of PicoDet's 43 ms.
+
+    Args:
+        project: Distance of each bin, shape (bins,).
+
+    Shape:
+        - Input: (..., 4 * bins), logits; output: (n, 4), n of all the others.
+    """
+
+    def __init__(self, project: Tensor) -> None:
+        super().__init__()
+        self.register_buffer('project', project.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        bins = len(self.project)
+        shares = x.reshape(-1, bins).softmax(dim=1)
+        return (shares * self.project).sum(dim=1).reshape(-1, 4)
 
 
 class TracedPadding(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 
 from anchorformer_mm.deployment.tracing import (
     BinnedAveragePool,
+    SummedIntegral,
     TracedClusterAttention,
     TracedPadding,
     TransposedShuffle,
@@ -42,6 +43,16 @@ def test_padding(height, width, kernel, stride, dilation, mode):
     x = torch.rand(1, 2, height, width)
     layer = AdaptivePadding(kernel, stride, dilation, mode)
     assert TracedPadding(layer)(x).equal(layer(x))
+
+
+@pytest.mark.parametrize('reg_max', [1, 7, 16])
+def test_integral(reg_max):
+    heads = pytest.importorskip('mmdet.models.dense_heads.gfl_head')
+    layer = heads.Integral(reg_max)
+    summed = make_traceable(nn.Sequential(layer), dynamic=False)[0]
+    assert isinstance(summed, SummedIntegral)
+    x = torch.randn(5, 3, 4 * (reg_max + 1))
+    torch.testing.assert_close(summed(x), layer(x))
 
 
 def test_channel_shuffle():
