@@ -134,15 +134,17 @@ def quantizable_nodes(graph: onnx.GraphProto, task: str | None) -> list[str]:
     """Names of the nodes that are quantised, unless they are excluded.
 
     These are convolutions, products with weights, and hard swish and gates of
-    a hard sigmoid. Other activations, norms, and the products of two
-    activations in an attention stay in float. So does, in a detector, what
-    follows the last convolutions of the head: the decoding of boxes and NMS.
+    a hard sigmoid. Other activations, norms, and in an attention the products
+    of two activations or with weights by heads stay in float. So does, in a
+    detector, what follows the last convolutions of the head: the decoding of
+    boxes and NMS.
 
     Args:
         graph: Its nodes are in the order of computation.
         task: Of the network.
     """
-    weights = {tensor.name for tensor in graph.initializer}
+    # ONNX Runtime has scales for channels of plain matrices on the right only.
+    weights = {t.name for t in graph.initializer if len(t.dims) == 2}
     gates: set[str] = set()
     nodes = []
     for node in graph.node:
@@ -150,7 +152,7 @@ def quantizable_nodes(graph: onnx.GraphProto, task: str | None) -> list[str]:
             'Conv': True,
             'Gemm': True,
             'HardSigmoid': True,
-            'MatMul': bool(weights & set(node.input)),
+            'MatMul': node.input[1:2] and node.input[1] in weights,
             'Mul': bool(gates & set(node.input)),
         }
         if node.op_type == 'HardSigmoid':

@@ -4,9 +4,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from anchorformer_mm.deployment.quantization import METHODS, quantize
+from anchorformer_mm.models.layers import AnchorAttention
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -160,3 +163,22 @@ def test_a_broken_calibration_writes_nothing(tmp_path):
     with pytest.raises(OSError, match='the image is gone'):
         quantize(source, tmp_path / 'int8.onnx', [*images(), broken])
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize('per_channel', [False, True])
+def test_weights_by_heads_stay_in_float(tmp_path, per_channel):
+    source, target = tmp_path / 'a.onnx', tmp_path / 'b.onnx'
+    torch.manual_seed(0)
+    attention = AnchorAttention(16, 2, 4, anchor_std=1.0).fuse()
+    network = nn.Sequential(nn.Linear(16, 16), attention)
+    tokens = torch.randn(1, 9, 16)
+    torch.onnx.export(network, (tokens,), source, dynamo=False)
+
+    names = quantize(
+        source, target, [lambda: tokens.numpy()], per_channel=per_channel
+    )
+    assert len(names) == 1
+    session = onnxruntime.InferenceSession(target)
+    (out,) = session.run(None, {session.get_inputs()[0].name: tokens.numpy()})
+    expected = network(tokens).detach().numpy()
+    assert np.abs(out - expected).max() < 0.1 * np.abs(expected).max()

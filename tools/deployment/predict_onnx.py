@@ -144,15 +144,22 @@ def check_outputs(model: Model) -> None:
 # ---------------------------------------------------------------- the image
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The images named, and for a folder all images in it, by name."""
+def find_images(paths: Iterable[Path], deep: bool = False) -> list[Path]:
+    """The images named, and for a folder all images in it, by name.
+
+    Args:
+        paths: Images and folders.
+        deep: Whether to look into the folders of a folder as well.
+    """
     found = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
         inside = sorted(
-            p for p in path.iterdir() if p.suffix.lower() in SUFFIXES
+            p
+            for p in path.glob('**/*' if deep else '*')
+            if p.suffix.lower() in SUFFIXES
         )
         if not inside:
             raise InputError(f'no image in the folder {path}')
@@ -163,9 +170,15 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         try:
             with Image.open(path):
                 pass
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f'cannot read {path}: {error}') from error
+        except Exception as error:
+            raise unreadable(path, error) from error
     return found
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """In one line; the decoders' errors have no common class."""
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    return InputError(f'cannot read {path}: {reason}')
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -177,12 +190,12 @@ def read_image(path: Path) -> np.ndarray:
             levels = np.asarray(image).astype(np.int64) >> 8
             image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
         elif image.mode == 'F':
-            raise InputError(f'cannot read {path}: its pixels are floats')
+            raise ValueError('its pixels are floats')
         elif 'transparency' in image.info:
             image = image.convert('RGBA')
         return np.asarray(image.convert('RGB'))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f'cannot read {path}: {error}') from error
+    except Exception as error:
+        raise unreadable(path, error) from error
 
 
 # -------------------------------------------------- the resizing of OpenCV
@@ -331,7 +344,8 @@ def step_resize(p, size, keep_ratio=False, interpolation='bilinear') -> None:
         ratio = min(
             max(size) / max(height, width), min(size) / min(height, width)
         )
-        size = [int(side * ratio + 0.5) for side in (height, width)]
+        # Of a long and thin image one pixel remains.
+        size = [max(1, int(side * ratio + 0.5)) for side in (height, width)]
     p.pixels = resize(p.pixels, size, interpolation)
     change = np.array([size[1] / width, size[0] / height])
     p.scale, p.offset = p.scale * change, p.offset * change
@@ -645,7 +659,8 @@ def main() -> None:
         parser.error('--top must be 1 or more, --threads 0 or more')
     try:
         predict_all(args)
-    except InputError as error:
+    # The other class: a folder that cannot be written, a full disk.
+    except (InputError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -19,7 +19,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         type=Path,
         required=True,
-        help='images to calibrate with, or folders of images: some like '
+        help='images to calibrate with, or folders of them, with the folders '
+        'in these: some like '
         'those that the model will see, such as of its training data',
     )
     parser.add_argument(
@@ -76,7 +77,8 @@ def main() -> None:
 
     try:
         model = predict_onnx.load_model(args.model)
-        images = choose(predict_onnx.find_images(args.images), args.count)
+        images = predict_onnx.find_images(args.images, deep=True)
+        images = choose(images, args.count)
         print(f'calibrating with {len(images)} images', file=sys.stderr)
         names = quantize(
             args.model,
