@@ -84,7 +84,7 @@ def _errors(
             f'(img_suffix={suffix!r}, ann_file={dataset.ann_file!r})'
         )
         return
-    yield from _class_errors(dataset, targets, split)
+    yield from class_errors(dataset, targets, split)
     if count >= MANY_FILES:
         print(
             f'checking the {count} label maps of the {split} split '
@@ -99,7 +99,7 @@ def _errors(
         )
     maps = [reading for reading in readings if reading.ids is not None]
     yield from _id_errors(dataset, maps, targets, split)
-    yield from _ignored_errors(dataset, maps, targets, split)
+    yield from ignored_errors(dataset, maps, targets, split)
 
 
 def _by_problem(readings: Sequence[Reading]) -> dict[str, list[str]]:
@@ -110,7 +110,7 @@ def _by_problem(readings: Sequence[Reading]) -> dict[str, list[str]]:
     return groups
 
 
-def _class_errors(
+def class_errors(
     dataset: BaseDataset, targets: Sequence[Target], split: str
 ) -> Iterator[str]:
     classes = dataset.metainfo.get('classes')
@@ -157,7 +157,7 @@ def _id_errors(
         yield message
 
 
-def _ignored_errors(
+def ignored_errors(
     dataset: BaseDataset,
     maps: Sequence[Reading],
     targets: Sequence[Target],

@@ -72,7 +72,8 @@ def read_split(root: str | Path, split: str) -> list[VOCImage]:
         is there once.
 
     Raises:
-        UsageError: There is no such list, or nothing in it; an annotation or
+        UsageError: There is no such list, or nothing in it, or what lies
+            outside the folder; an annotation or
             an image is missing; an annotation is not well-formed or lacks
             something; or an image whose size no annotation tells does not
             decode. One message names the first few files.
@@ -107,6 +108,13 @@ def _image_ids(root: Path, split: str) -> list[str]:
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise UsageError(f'{path} lists no image')
+    outside = [
+        i for i in ids if Path(i).is_absolute() or '..' in Path(i).parts
+    ]
+    if outside:
+        raise UsageError(
+            f'{path} must list images of {root}, not {listing(outside)}'
+        )
     return list(dict.fromkeys(ids))
 
 
@@ -117,9 +125,9 @@ def _read_image(root: Path, image_id: str) -> VOCImage:
     if not name:
         raise UsageError(f'{images / image_id}.jpg does not exist')
     try:
-        tree = _parse(annotation)
+        tree = parse_annotation(annotation)
         width, height = _size(tree, images / name)
-        objects = tuple(map(_read_object, tree.findall('object')))
+        objects = tuple(map(read_object, tree.findall('object')))
     except UsageError as error:
         raise UsageError(f'{annotation} {error}') from None
     return VOCImage(name, width, height, objects, annotation)
@@ -131,7 +139,7 @@ def _names(image_id: str) -> Iterator[str]:
         yield image_id + suffix.upper()
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def parse_annotation(path: Path) -> ElementTree.Element:
     parser = ElementTree.XMLParser(target=_PlainTree())
     try:
         tree = ElementTree.parse(path, parser).getroot()
@@ -159,7 +167,7 @@ def _size(tree: ElementTree.Element, image: Path) -> Sequence[int]:
     return pixels.shape[1::-1]
 
 
-def _read_object(element: ElementTree.Element) -> VOCObject:
+def read_object(element: ElementTree.Element) -> VOCObject:
     name = (element.findtext('name') or '').strip()
     if not name:
         raise UsageError('has an object without a name')

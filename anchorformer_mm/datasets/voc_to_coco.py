@@ -188,5 +188,11 @@ def _check(
                 f'{name} must be different names, at least one, got '
                 f'{list(values)}'
             )
+    paths = [split for split in splits if Path(split).name != split]
+    if paths:
+        raise UsageError(
+            'splits must be names of lists, without a folder, got '
+            f'{listing(paths)}'
+        )
     if first_pixel not in (0, 1):
         raise UsageError(f'first_pixel must be 0 or 1, got {first_pixel}')

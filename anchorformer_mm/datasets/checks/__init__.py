@@ -1,0 +1,1 @@
+"""What is wrong with the data that a config names, before it is trained on."""
