@@ -96,9 +96,11 @@ def start_onnx(
     images = onnxruntime.OrtValue.ortvalue_from_numpy(
         make_images(conditions).cpu().numpy(), *where
     )
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, images)
+    (port,) = session.get_inputs()
 
     def run_session() -> None:
+        # The binding shares the memory of the images, but does not hold it.
+        binding.bind_ortvalue_input(port.name, images)
         for output in session.get_outputs():
             binding.bind_output(output.name, *where)
         session.run_with_iobinding(binding)
