@@ -18,8 +18,8 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='resume from CHECKPOINT, or from the latest one in the work '
-        'folder (from scratch if it has none)',
+        help='resume from CHECKPOINT, or from the newest readable one in the '
+        'work folder (from scratch if it has none)',
     )
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision'
@@ -39,7 +39,11 @@ def main() -> None:
         launch.enable_auto_scale_lr(cfg)
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        if args.resume != 'auto':
+            cfg.load_from = args.resume
+        elif 'load_from' in cfg:
+            # Whose weights a run begins with, if there is nothing to resume.
+            cfg.begin_from = cfg.pop('load_from')
     launch.run(cfg, 'train')
 
 

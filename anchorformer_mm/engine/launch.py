@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
+from anchorformer_mm.engine.plain_norm_runner import PlainNormRunner
+from anchorformer_mm.engine.safe_training import build_runner, train_safely
 from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 from anchorformer_mm.utils.dataset_paths import require_datasets
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
@@ -43,7 +43,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--skip-data-check',
         action='store_true',
-        help='do not read the label maps of a segmentor before it starts',
+        help='do not check annotations, label maps and a sample of the images '
+        'before it starts',
     )
     # torchrun sets the environment, older launchers pass the flag.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -62,7 +63,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
 
     Raises:
         UsageError: The config or its data is not there, or a library is
-            missing, broken or too old; or label maps do not fit the model.
+            missing, broken or too old; or the data is faulty, or does not fit
+            the model.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
@@ -81,8 +83,9 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     require_datasets(cfg, splits)
     if 'train' in splits:
         require_pretrained_weights(cfg)
-    if scope == 'mmseg' and splits and not args.skip_data_check:
-        _check_label_maps_once(cfg, splits, args.launcher)
+    checked = scope in ('mmdet', 'mmseg', 'mmpretrain') and splits
+    if checked and not args.skip_data_check:
+        _check_data_once(cfg, splits, args.launcher)
 
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -92,21 +95,27 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     return cfg
 
 
-def _check_label_maps_once(
+def _check_data_once(
     cfg: Config, splits: Sequence[str], launcher: str
 ) -> None:
-    """Check the label maps in the first process; the others go on.
+    """Check the data in the first process; the others go on.
 
-    They wait for it where the processes meet, and the launchers end them
-    when it leaves with an error.
+    All annotations and label maps, and a sample of the images. The others
+    wait for it where the processes meet, and the launchers end them when it
+    leaves with an error.
     """
     variable = RANK_VARIABLES.get(launcher)
     if variable is not None and os.environ.get(variable, '0') != '0':
         return
-    # Needs mmseg, which other configs do without.
-    from anchorformer_mm.datasets.label_maps import check_label_maps
+    if cfg.default_scope == 'mmseg':
+        # Needs mmseg, which other configs do without.
+        from anchorformer_mm.datasets.label_maps import check_label_maps
 
-    check_label_maps(cfg, splits)
+        check_label_maps(cfg, splits)
+    # Needs the library of the config.
+    from anchorformer_mm.datasets.checks.data_sets import require_sound_data
+
+    require_sound_data(cfg, splits)
 
 
 def enable_amp(cfg: Config) -> None:
@@ -143,21 +152,26 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 def run(cfg: Config, task: str) -> None:
     """Build the runner of a config and train or test with it.
 
-    Checkpoints load with ``weights_only=True``.
+    Checkpoints load with ``weights_only=True``. Trainings are made safe, see
+    :mod:`anchorformer_mm.engine.safe_training`.
 
     Args:
-        cfg: From :func:`load_config`.
+        cfg: From :func:`load_config`; a training changes it.
         task: ``'train'`` or ``'test'``.
+
+    Raises:
+        UsageError: A training cannot go on, for a reason that it names.
+        SystemExit: A training was interrupted, and has saved a checkpoint.
     """
     # mmengine's forks would otherwise run code from a file that refuses.
-    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     admit_mmengine_checkpoints()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _distribute_on_cpu(cfg)
-    runner = (
-        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    )
-    getattr(runner, task)()
+    if task == 'train':
+        train_safely(cfg)
+    else:
+        getattr(build_runner(cfg, PlainNormRunner), task)()
     if torch.distributed.is_initialized():
         # A process that just leaves takes the others down with it.
         torch.distributed.barrier()

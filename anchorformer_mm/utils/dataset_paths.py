@@ -6,6 +6,7 @@ from pathlib import Path
 from mmengine.config import ConfigDict
 
 from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.pickled_data import require_no_pickles
 
 LAYOUTS = {
     'ade': 'http://data.csail.mit.edu/places/ADEchallenge/'
@@ -88,9 +89,11 @@ def require_datasets(cfg: ConfigDict, splits: Sequence[str]) -> None:
         splits: Of ``'train'``, ``'val'`` and ``'test'``, what will run.
 
     Raises:
-        UsageError: Something is missing. The one message names the
-            expected tree, what of it is missing and where to get it.
+        UsageError: Something is missing; the one message names the expected
+            tree, what of it is missing and where to get it. Or something is
+            a pickle (:func:`.require_no_pickles`).
     """
+    require_no_pickles(cfg, splits)
     paths = [
         path
         for split in splits

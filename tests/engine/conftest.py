@@ -72,10 +72,11 @@ class Recorder(Hook):
 @pytest.fixture
 def make_runner(tmp_path):
     """Make a Runner of 3 iterations an epoch that saves and evaluates after
-    every one, with a ``recorder``; keyword arguments override it."""
+    every one, with a ``recorder``; keyword arguments override it, and
+    ``kind`` is the runner's class."""
     numbers = count()
 
-    def make(hooks=(), epochs=5, **overrides):
+    def make(hooks=(), epochs=5, kind=Runner, **overrides):
         torch.manual_seed(0)
         loader = dict(
             batch_size=4, dataset=Noise(), sampler=dict(type='DefaultSampler')
@@ -104,7 +105,7 @@ def make_runner(tmp_path):
             log_level='WARNING',
             randomness=dict(seed=0),
         )
-        runner = Runner(**(settings | overrides))
+        runner = kind(**(settings | overrides))
         runner.recorder = recorder
         return runner
 

@@ -10,6 +10,7 @@ import colorsys
 import contextlib
 import inspect
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -546,6 +547,11 @@ def predict(model: Model, path: Path, args, folder: Path) -> dict:
         result = interpret(model, outputs, image, prepared, args)
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
+    except MemoryError as error:
+        height, width = image.shape[:2]
+        raise InputError(
+            f'{path}: {height} x {width} px do not fit into memory'
+        ) from error
     font = ImageFont.load_default(max(10, min(image.shape[:2]) // 28))
     picture = draw(Image.fromarray(image), result, font)
     name = picture_name(path)
@@ -657,6 +663,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.top < 1 or args.threads < 0:
         parser.error('--top must be 1 or more, --threads 0 or more')
+    # Of damaged files Pillow logs what the one error says; without a handler
+    # that would be printed too.
+    logging.getLogger('PIL').addHandler(logging.NullHandler())
     try:
         predict_all(args)
     # The other class: a folder that cannot be written, a full disk.

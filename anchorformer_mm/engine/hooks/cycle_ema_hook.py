@@ -56,6 +56,10 @@ class CycleEMAHook(EMAHook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Start the average anew at the first epoch of a cycle."""
+        batches = runner.train_dataloader.batch_sampler
+        if getattr(batches, 'skip', 0):
+            # Resumed in the middle of an epoch, which started it already.
+            return
         if runner.epoch > 0 and runner.epoch % self.cycle_epochs == 0:
             # An averaged model takes its first step as a copy.
             self.ema_model.steps.zero_()

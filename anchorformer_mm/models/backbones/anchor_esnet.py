@@ -5,11 +5,14 @@ its table 2 prints: the stage keeps its stride-2 block as the entry, and two
 anchor blocks with MLP ratio 2 stand in place of the stride-1 blocks.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import check_positive, check_rates
 from anchorformer_mm.models.backbones.esnet import ESNet
 from anchorformer_mm.models.layers import TransformerBlock, build_attention
 from anchorformer_mm.registry import MODELS
@@ -63,8 +66,8 @@ class AnchorStage(BaseModule):
             raise ValueError(
                 f"pos_embed must be 'conv' or 'none', got {pos_embed!r}"
             )
-        if depth < 1:
-            raise ValueError(f'depth must be >= 1, got {depth!r}')
+        check_positive(depth=depth)
+        check_rates(drop_path_rate=drop_path_rate)
         norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
         self.pos_embed = (
             nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
@@ -129,6 +132,8 @@ class AnchorESNet(ESNet):
         init_cfg: dict | list | None = None,
         **kwargs,
     ) -> None:
+        if not isinstance(stage_cfg or {}, Mapping):
+            raise ValueError(f'stage_cfg must be a dict, got {stage_cfg!r}')
         self.stage_cfg = dict(stage_cfg or {})
         super().__init__(arch, init_cfg=init_cfg, **kwargs)
         if init_cfg is None:

@@ -14,11 +14,16 @@ from mmpretrain.models.backbones.levit import (
 )
 from torch import Tensor
 
+from anchorformer_mm.models.argument_checks import (
+    check_above_zero,
+    check_positive,
+    check_rates,
+    one_for_each,
+)
 from anchorformer_mm.models.backbones.anchor_levit_layers import (
     MapAnchorAttention,
     MapMLP,
 )
-from anchorformer_mm.models.layers.base_attention import one_for_each
 from anchorformer_mm.registry import MODELS
 
 STEM_STRIDE = 16
@@ -96,18 +101,9 @@ class AnchorLeViT(BaseModule):
                 f'patch_size must be {STEM_STRIDE}, the stride of the stem, '
                 f'got {patch_size!r}'
             )
-        for name, value in (
-            ('attn_ratio', attn_ratio),
-            ('mlp_ratio', mlp_ratio),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} must be an int >= 1, got {value!r}')
-        if not anchor_std > 0:
-            raise ValueError(f'anchor_std must be > 0, got {anchor_std!r}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(
-                f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}'
-            )
+        check_positive(attn_ratio=attn_ratio, mlp_ratio=mlp_ratio)
+        check_above_zero(anchor_std=anchor_std)
+        check_rates(drop_path_rate=drop_path_rate)
         img_size = one_for_each('img_size', img_size, 2)
         num_anchors = one_for_each('num_anchors', num_anchors, num_stages)
         act_cfg = act_cfg or dict(type='HSwish')
@@ -189,7 +185,7 @@ def _checked_arch(arch: str | dict) -> dict[str, Sequence[int]]:
     if missing or unknown:
         raise ValueError(
             f'arch must have exactly the keys {ARCH_KEYS}: missing '
-            f'{missing}, unknown {unknown}'
+            f'{missing}, unknown {unknown}, got {arch!r}'
         )
     embed_dims = arch['embed_dims']
     is_list = isinstance(embed_dims, Sequence) and embed_dims
@@ -200,7 +196,7 @@ def _checked_arch(arch: str | dict) -> dict[str, Sequence[int]]:
     }
     # The stem starts with an eighth of the first width; a stage is entered
     # with as many heads as its key_dims fit in the width before it.
-    floors = [max(8, *arch['key_dims'][1:2]), *arch['key_dims'][2:], 1]
+    floors = [max((8, *arch['key_dims'][1:2])), *arch['key_dims'][2:], 1]
     if any(map(lt, arch['embed_dims'], floors)):
         raise ValueError(
             "arch['embed_dims'] must start with 8 or more and be at least "
@@ -214,8 +210,10 @@ def _checked_indices(
     out_indices: int | Sequence[int], num_stages: int
 ) -> tuple[int, ...]:
     indices = (out_indices,) if isinstance(out_indices, int) else out_indices
-    if not is_seq_of(indices, int) or not all(
-        -num_stages <= index < num_stages for index in indices
+    if (
+        not is_seq_of(indices, int)
+        or not indices
+        or not all(-num_stages <= index < num_stages for index in indices)
     ):
         raise ValueError(
             'out_indices must be an int or a sequence of ints in '

@@ -1,6 +1,6 @@
 """AnchorFormer on the columnar graph of DeiT (arXiv 2505.16463, table 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,21 +10,24 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anchorformer_mm.models.argument_checks import (
+    check_one_of,
+    check_positive,
+    check_rates,
+    one_for_each,
+)
 from anchorformer_mm.models.layers import (
     TransformerBlock,
     build_attention,
     fit_position_embedding,
     resize_position_embedding,
 )
-from anchorformer_mm.models.layers.base_attention import (
-    check_positive,
-    one_for_each,
-)
 from anchorformer_mm.registry import MODELS
 
 _SIZES = dict(tiny=(192, 3), small=(384, 6), base=(768, 12))
 _ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
 _CLASS_TOKENS = ('cls_token', 'dist_token')
+_RESIZES = ('bicubic', 'bilinear')
 _OUT_TYPES = ('cls_token', 'featmap', 'avg_featmap', 'raw')
 
 
@@ -70,7 +73,8 @@ class AnchorFormer(BaseModule):
         drop_rate: Dropout after the embedding and in feed-forward networks.
         drop_path_rate: Of the last block; rises linearly from 0.
         with_cp: Recompute the blocks in the backward pass to save memory.
-        interpolate_mode: How the position embedding is resized.
+        interpolate_mode: How the position embedding is resized,
+            ``'bicubic'`` or ``'bilinear'``.
         norm_cfg: Normalisation.
         init_cfg: Initialisation; by default linear layers are drawn from a
             truncated normal distribution with standard deviation 0.02.
@@ -127,12 +131,18 @@ class AnchorFormer(BaseModule):
                 "out_type='cls_token' needs with_cls_token=True; choose "
                 "'featmap', 'avg_featmap' or 'raw' without it"
             )
-        if not -1 <= frozen_stages <= self.num_layers:
+        if type(frozen_stages) is not int or not (
+            -1 <= frozen_stages <= self.num_layers
+        ):
             raise ValueError(
                 f'frozen_stages must be in [-1, {self.num_layers}], got '
                 f'{frozen_stages!r}'
             )
-        check_positive(patch_size=patch_size)
+        check_positive(patch_size=patch_size, in_channels=in_channels)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_one_of(_RESIZES, interpolate_mode=interpolate_mode)
+        if not isinstance(attn_cfg or {}, Mapping):
+            raise ValueError(f'attn_cfg must be a dict, got {attn_cfg!r}')
         size = one_for_each('img_size', img_size, 2)
         if min(size) < patch_size:
             raise ValueError(
@@ -334,15 +344,12 @@ def _settings_of(arch: str | dict) -> dict:
         if set(arch) != set(_ARCH_KEYS):
             raise ValueError(
                 f'an arch dict must have exactly the keys {_ARCH_KEYS}, got '
-                f'{tuple(arch)}'
+                f'{arch!r}'
             )
         for key, value in arch.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f'arch[{key!r}] must be an int >= 1, got {value!r}'
-                )
+            check_positive(**{f'arch[{key!r}]': value})
         return dict(arch)
-    if arch not in _SIZES:
+    if not isinstance(arch, str) or arch not in _SIZES:
         raise ValueError(
             f'arch must be one of {tuple(_SIZES)} or a dict, got {arch!r}'
         )
@@ -362,7 +369,9 @@ def _ascending(
     given = out_indices
     if isinstance(given, int):
         given = (given,)
-    indices = tuple(i + num_layers if i < 0 else i for i in given)
+    indices = ()
+    if isinstance(given, Sequence) and all(type(i) is int for i in given):
+        indices = tuple(i + num_layers if i < 0 else i for i in given)
     allowed = all(0 <= i < num_layers for i in indices)
     if not indices or not allowed or list(indices) != sorted(set(indices)):
         raise ValueError(

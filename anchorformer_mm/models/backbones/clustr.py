@@ -9,18 +9,18 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anchorformer_mm.models.argument_checks import (
+    check_positive,
+    check_rates,
+    one_for_each,
+)
 from anchorformer_mm.models.backbones.staged_backbone import StagedBackbone
 from anchorformer_mm.models.layers import (
     ClusterAttention,
     SelfAttention,
     TransformerBlock,
 )
-from anchorformer_mm.models.layers.base_attention import (
-    BaseAttention,
-    check_positive,
-    check_rates,
-    one_for_each,
-)
+from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.registry import MODELS
 
 _STAGES = 4
@@ -155,7 +155,11 @@ class ClusTR(StagedBackbone):
             ],
         )
         check_positive(in_channels=in_channels)
-        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_rates(
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
         self.arch_settings = _settings_of(arch)
         dims, heads, depths, mlp_ratios = (
             self.arch_settings[key] for key in _ARCH_KEYS
@@ -250,13 +254,13 @@ def _settings_of(arch: str | dict) -> dict[str, tuple[int, ...]]:
         if set(arch) != set(_ARCH_KEYS):
             raise ValueError(
                 f'an arch dict must have exactly the keys {_ARCH_KEYS}, got '
-                f'{tuple(arch)}'
+                f'{arch!r}'
             )
         return {
             key: one_for_each(f'arch[{key!r}]', arch[key], _STAGES)
             for key in _ARCH_KEYS
         }
-    if arch not in _SIZES:
+    if not isinstance(arch, str) or arch not in _SIZES:
         raise ValueError(
             f'arch must be one of {tuple(_SIZES)} or a dict, got {arch!r}'
         )

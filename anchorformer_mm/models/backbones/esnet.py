@@ -3,10 +3,17 @@
 Facts of the layers follow PaddleDetection's ``esnet.py``.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import (
+    check_positive,
+    is_count,
+    is_number,
+)
 from anchorformer_mm.models.backbones.staged_backbone import (
     StagedBackbone,
     make_divisible,
@@ -172,6 +179,7 @@ class ESNet(StagedBackbone):
         self, arch: str | dict = '1.0x', *, in_channels: int = 3, **kwargs
     ) -> None:
         super().__init__(**kwargs)
+        check_positive(in_channels=in_channels)
         self.widths, self.ratios = self._parse_arch(arch)
         stem = nn.Sequential(
             ConvModule(
@@ -196,23 +204,25 @@ class ESNet(StagedBackbone):
                     f'dict with widths and ratios, got {arch!r}'
                 )
             arch = cls.arch_settings[arch]
-        if set(arch) != {'widths', 'ratios'}:
+        if not isinstance(arch, Mapping) or set(arch) != {'widths', 'ratios'}:
             raise ValueError(
                 'arch as a dict must have the keys widths and ratios, got '
-                f'{sorted(arch)}'
+                f'{arch!r}'
             )
-        widths, ratios = tuple(arch['widths']), tuple(arch['ratios'])
-        if len(widths) != 3 or any(w < 16 or w % 16 for w in widths):
+        widths, ratios = arch['widths'], arch['ratios']
+        if not _are_three(widths) or any(
+            not is_count(w) or w % 16 for w in widths
+        ):
             raise ValueError(
                 'arch widths must be three multiples of 16, got '
                 f'{arch["widths"]!r}'
             )
-        if len(ratios) != 3 or any(not r or min(r) <= 0 for r in ratios):
+        if not _are_three(ratios) or not all(map(_are_ratios, ratios)):
             raise ValueError(
                 'arch ratios must be three non-empty sequences of numbers '
                 f'> 0, got {arch["ratios"]!r}'
             )
-        return widths, ratios
+        return tuple(widths), tuple(ratios)
 
     def build_stage(self, index: int) -> nn.Module:
         """Stage ``index``: a stride-2 block, then stride-1 blocks."""
@@ -242,3 +252,16 @@ class ESNet(StagedBackbone):
 
     def _mid_channels(self, index: int, ratio: float) -> int:
         return make_divisible(int(self.widths[index] * ratio), 8)
+
+
+def _are_three(values: object) -> bool:
+    return isinstance(values, Sequence) and len(values) == 3
+
+
+def _are_ratios(values: object) -> bool:
+    """Whether they are numbers > 0, one at least."""
+    return (
+        isinstance(values, Sequence)
+        and len(values) > 0
+        and all(is_number(value) and value > 0 for value in values)
+    )

@@ -10,6 +10,7 @@ from math import inf
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import check_positive
 from anchorformer_mm.models.backbones.staged_backbone import (
     StagedBackbone,
     make_divisible,
@@ -108,6 +109,7 @@ class LCNet(StagedBackbone):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
+        check_positive(in_channels=in_channels)
         self.scale = self._parse_arch(arch)
         self.widths = tuple(
             self._width(blocks[-1][1]) for blocks in self.stage_blocks

@@ -66,18 +66,26 @@ class StagedBackbone(BaseModule):
             ]
         )
         stages = tuple(range(len(self.out_strides)))
-        given = stages if out_indices is None else tuple(out_indices)
-        if not given or given != tuple(sorted(set(given) & set(stages))):
+        given = stages if out_indices is None else out_indices
+        if (
+            not isinstance(given, Sequence)
+            or not given
+            # Before the set, which takes only what can be hashed.
+            or any(type(i) is not int or i not in stages for i in given)
+            or list(given) != sorted(set(given))
+        ):
             raise ValueError(
                 f'out_indices must name stages of {stages} in rising order, '
                 f'got {out_indices!r}'
             )
-        if frozen_stages not in range(-1, len(stages) + 1):
+        if type(frozen_stages) is not int or not (
+            -1 <= frozen_stages <= len(stages)
+        ):
             raise ValueError(
                 f'frozen_stages must be in -1..{len(stages)}, got '
                 f'{frozen_stages!r}'
             )
-        self.out_indices = given
+        self.out_indices = tuple(given)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp

@@ -19,6 +19,11 @@ from mmdet.utils import (
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import (
+    check_odd,
+    check_positive,
+    is_number,
+)
 from anchorformer_mm.registry import MODELS, TASK_UTILS
 
 
@@ -86,27 +91,25 @@ class BasePicoHead(BaseDenseHead):
         test_cfg: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
     ) -> None:
-        for name, value in (
-            ('num_classes', num_classes),
-            ('in_channels', in_channels),
-            ('feat_channels', feat_channels),
-            ('stacked_convs', stacked_convs),
-            ('reg_max', reg_max),
+        check_positive(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            feat_channels=feat_channels,
+            stacked_convs=stacked_convs,
+            reg_max=reg_max,
+        )
+        if (
+            not isinstance(strides, Sequence)
+            or not strides
+            or not all(map(is_number, strides))
+            or any(a >= b for a, b in pairwise((0, *strides)))
         ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f'{name} must be an integer >= 1, got {value!r}'
-                )
-        if not strides or any(a >= b for a, b in pairwise((0, *strides))):
             raise ValueError(
                 f'strides must be one or more rising numbers > 0, got '
                 f'{strides!r}'
             )
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f'kernel_size must be odd and >= 1, got {kernel_size!r}'
-            )
-        if not 0 < prior_prob < 1:
+        check_odd(kernel_size=kernel_size)
+        if not is_number(prior_prob) or not 0 < prior_prob < 1:
             raise ValueError(
                 f'prior_prob must be > 0 and < 1, got {prior_prob!r}'
             )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import check_above_zero
 from anchorformer_mm.models.layers.base_anchor_attention import (
     BaseAnchorAttention,
 )
@@ -53,8 +54,7 @@ class AnchorAttention(BaseAnchorAttention):
         **kwargs,
     ) -> None:
         super().__init__(embed_dims, num_heads, num_anchors, **kwargs)
-        if not anchor_std > 0:
-            raise ValueError(f'anchor_std must be > 0, got {anchor_std!r}')
+        check_above_zero(anchor_std=anchor_std)
         self.share_anchors = share_anchors
         self.anchor_std = anchor_std
         self.anchors = nn.Parameter(

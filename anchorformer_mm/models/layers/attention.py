@@ -1,5 +1,6 @@
 """The kinds of attention by the names that configs give them."""
 
+from anchorformer_mm.models.argument_checks import check_one_of
 from anchorformer_mm.models.layers.anchor_attention import AnchorAttention
 from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.models.layers.query_anchor_attention import (
@@ -30,11 +31,8 @@ def build_attention(
     Raises:
         ValueError: ``attention`` is none of these.
     """
+    check_one_of(ATTENTIONS, attention=attention)
     if attention == 'vanilla':
         return SelfAttention(embed_dims, num_heads, **attn_cfg)
     layers = dict(learned=AnchorAttention, query=QueryAnchorAttention)
-    if attention not in layers:
-        raise ValueError(
-            f'attention must be one of {ATTENTIONS}, got {attention!r}'
-        )
     return layers[attention](embed_dims, num_heads, num_anchors, **attn_cfg)

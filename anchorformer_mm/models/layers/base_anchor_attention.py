@@ -8,11 +8,9 @@ from abc import abstractmethod
 
 from torch import Tensor
 
+from anchorformer_mm.models.argument_checks import check_positive
 from anchorformer_mm.models.layers.anchor_aggregate import anchor_aggregate
-from anchorformer_mm.models.layers.base_attention import (
-    BaseAttention,
-    check_positive,
-)
+from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.models.layers.folded_anchors import (
     FoldedWeights,
     fold_keys,

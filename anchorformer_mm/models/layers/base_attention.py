@@ -1,10 +1,14 @@
 """What every attention layer of the house shares: sizes and projections."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
+
+from anchorformer_mm.models.argument_checks import (
+    check_positive,
+    check_rates,
+)
 
 
 class BaseAttention(nn.Module, ABC):
@@ -116,37 +120,3 @@ class BaseAttention(nn.Module, ABC):
         feature = v[:, extra:].transpose(1, 2).reshape(b, c, *hw_shape)
         feature = self.dwc_v(feature).flatten(2).transpose(1, 2)
         return nn.functional.pad(feature, (0, 0, extra, 0))
-
-
-def check_positive(**arguments: int) -> None:
-    """Raise a ValueError that names the first argument not an int >= 1."""
-    for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f'{name} must be an int >= 1, got {value!r}')
-
-
-def check_rates(**arguments: float) -> None:
-    """Raise a ValueError that names the first argument not in [0, 1)."""
-    for name, value in arguments.items():
-        if not 0 <= value < 1:
-            raise ValueError(f'{name} must be in [0, 1), got {value!r}')
-
-
-def one_for_each(
-    name: str, value: int | Sequence[int], count: int
-) -> tuple[int, ...]:
-    """Spread an argument over ``count`` places unless it already is.
-
-    Raises:
-        ValueError: It is neither an int >= 1 nor ``count`` of them.
-    """
-    values = (value,) * count if isinstance(value, int) else value
-    if (
-        not isinstance(values, Sequence)
-        or len(values) != count
-        or not all(type(v) is int and v >= 1 for v in values)
-    ):
-        raise ValueError(
-            f'{name} must be an int >= 1 or {count} of them, got {value!r}'
-        )
-    return tuple(values)

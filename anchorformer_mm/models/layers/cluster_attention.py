@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anchorformer_mm.models.layers.base_attention import (
-    BaseAttention,
-    check_positive,
-)
+from anchorformer_mm.models.argument_checks import check_positive
+from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.models.layers.token_clustering import (
     dpc_knn,
     merge_tokens,

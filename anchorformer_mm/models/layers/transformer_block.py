@@ -6,6 +6,10 @@ from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import (
+    check_above_zero,
+    check_rates,
+)
 from anchorformer_mm.models.layers.conv_ffn import ConvFFN
 
 
@@ -25,7 +29,7 @@ class TransformerBlock(BaseModule):
         init_cfg: Initialisation.
 
     Raises:
-        ValueError: ``mlp_ratio`` is not positive.
+        ValueError: An argument is out of its range.
 
     Shape:
         - Input: (B, n, D); output: (B, n, D).
@@ -44,15 +48,20 @@ class TransformerBlock(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not mlp_ratio > 0:
-            raise ValueError(f'mlp_ratio must be > 0, got {mlp_ratio!r}')
+        check_above_zero(mlp_ratio=mlp_ratio)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         embed_dims = attn.embed_dims
+        channels = round(embed_dims * mlp_ratio)
+        if channels < 1:
+            raise ValueError(
+                f'mlp_ratio must leave a channel of {embed_dims}, got '
+                f'{mlp_ratio!r}'
+            )
         norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
         self.ln1 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.attn = attn
         self.drop_path = DropPath(drop_path_rate)
         self.ln2 = build_norm_layer(norm_cfg, embed_dims)[1]
-        channels = round(embed_dims * mlp_ratio)
         act_cfg = act_cfg or dict(type='GELU')
         self.mlp_dwconv = mlp_dwconv
         if mlp_dwconv:

@@ -10,6 +10,7 @@ import torch
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import check_positive, is_count
 from anchorformer_mm.models.necks.path_aggregation import PathAggregation
 from anchorformer_mm.registry import MODELS
 
@@ -91,14 +92,11 @@ class CSPPAN(PathAggregation):
         kernel_size: int = 5,
         **kwargs,
     ) -> None:
-        if out_channels < 2 or out_channels % 2:
+        if not is_count(out_channels) or out_channels % 2:
             raise ValueError(
                 f'out_channels must be even and >= 2, got {out_channels!r}'
             )
-        if num_csp_blocks < 1:
-            raise ValueError(
-                f'num_csp_blocks must be >= 1, got {num_csp_blocks!r}'
-            )
+        check_positive(num_csp_blocks=num_csp_blocks)
         fusion = partial(
             CSPLayer,
             2 * out_channels,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import check_positive
 from anchorformer_mm.registry import MODELS
 
 _STRIDES = (4, 8, 16, 32)
@@ -29,8 +30,8 @@ class TokenPyramid(Feature2Pyramid):
         norm_cfg: Normalisation between two transposed convolutions.
 
     Raises:
-        ValueError: ``in_stride`` or ``upsample`` is not among the allowed
-            values, or the input has neither one map nor four.
+        ValueError: An argument is not among the allowed values, or the input
+            has neither one map nor four.
 
     Shape:
         - Input: a sequence of one or four maps, each (B, D, H, W).
@@ -47,6 +48,7 @@ class TokenPyramid(Feature2Pyramid):
         upsample: str = 'deconv',
         norm_cfg: dict | None = None,
     ) -> None:
+        check_positive(embed_dims=embed_dims)
         if in_stride not in (8, 16):
             raise ValueError(f'in_stride must be 8 or 16, got {in_stride!r}')
         if upsample not in ('deconv', 'bilinear'):

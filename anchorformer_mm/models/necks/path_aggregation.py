@@ -8,6 +8,12 @@ from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from anchorformer_mm.models.argument_checks import (
+    check_odd,
+    check_positive,
+    is_count,
+)
+
 
 class PathAggregation(BaseModule):
     """Top-down and bottom-up paths, and one coarser level on top.
@@ -58,18 +64,17 @@ class PathAggregation(BaseModule):
                 distribution='uniform',
             )
         )
-        if len(in_channels) < 2:
+        if (
+            not isinstance(in_channels, Sequence)
+            or len(in_channels) < 2
+            or not all(map(is_count, in_channels))
+        ):
             raise ValueError(
-                f'in_channels must name at least 2 levels, got {in_channels!r}'
+                'in_channels must name, by ints >= 1, at least 2 levels, got '
+                f'{in_channels!r}'
             )
-        if out_channels < 1:
-            raise ValueError(
-                f'out_channels must be >= 1, got {out_channels!r}'
-            )
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f'kernel_size must be odd and >= 1, got {kernel_size!r}'
-            )
+        check_positive(out_channels=out_channels)
+        check_odd(kernel_size=kernel_size)
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
         steps = len(in_channels) - 1

@@ -116,10 +116,10 @@ def test_autocast_is_close_to_float32(dtype):
     [
         (dict(attention='sparse'), r"attention must be one of.*'sparse'"),
         (dict(pos_embed='sine'), r"pos_embed must be 'conv'.*'sine'"),
-        (dict(depth=0), r'depth must be >= 1, got 0'),
+        (dict(depth=0), r'depth must be an int >= 1, got 0'),
         (dict(num_heads=5), r'embed_dims=384, num_heads=5'),
         (dict(num_anchors=0), r'num_anchors must be an int >= 1, got 0'),
-        (dict(mlp_ratio=0), r'mlp_ratio must be > 0, got 0'),
+        (dict(mlp_ratio=0), r'mlp_ratio must be a number > 0, got 0'),
     ],
 )
 def test_bad_arguments_are_named(stage_cfg, message):

@@ -245,7 +245,7 @@ def test_onnxruntime_computes_the_same(tmp_path):
         (dict(patch_size=8), r'patch_size must be 16.*got 8'),
         (dict(num_anchors=0), r'num_anchors must be an int >= 1.*got 0'),
         (dict(num_anchors=(3, 4)), r'num_anchors .* 3 of them, got \(3, 4\)'),
-        (dict(anchor_std=0), r'anchor_std must be > 0, got 0'),
+        (dict(anchor_std=0), r'anchor_std must be a number > 0, got 0'),
         (dict(attn_ratio=0.5), r'attn_ratio must be an int >= 1, got 0.5'),
         (dict(mlp_ratio=0), r'mlp_ratio must be an int >= 1, got 0'),
         (dict(drop_path_rate=1), r'drop_path_rate must be in .*got 1'),

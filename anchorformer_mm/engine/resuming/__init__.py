@@ -1,0 +1,1 @@
+"""Trainings that can end at any moment and go on as if they had not."""

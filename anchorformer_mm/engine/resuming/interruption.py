@@ -1,0 +1,72 @@
+"""SIGINT and SIGTERM end a training in order."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received: list[int] = []
+
+
+class Interrupted(Exception):
+    """A training ended because it was asked to.
+
+    Args:
+        number: The signal.
+        saved: Its checkpoint; None if there is no hook that could save one.
+    """
+
+    def __init__(self, number: int, saved: str | None) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+        self.saved = saved
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell reports of a process that the signal ended."""
+        return 128 + self.number
+
+
+def requested_signal() -> int:
+    """Return the signal that was received within the block, or 0."""
+    return _received[0] if _received else 0
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Take the first SIGINT or SIGTERM as a request; the second ends at once.
+
+    Processes that are forked meanwhile, such as the loaders' workers, leave
+    SIGINT to this one, and end on SIGTERM.
+    """
+    own = os.getpid()
+
+    def handle(number: int, frame: object) -> None:
+        if os.getpid() != own:
+            if number == signal.SIGTERM:
+                _end_by(number)
+            return
+        if _received:
+            _end_by(number)
+        _received.append(number)
+        print(
+            f'{signal.Signals(number).name}: saving a checkpoint after this '
+            'step; once more to end at once',
+            file=sys.stderr,
+            flush=True,
+        )
+
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _received.clear()
+
+
+def _end_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

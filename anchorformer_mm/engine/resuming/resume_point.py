@@ -1,0 +1,142 @@
+"""Where a training goes on: its newest checkpoint that can be read."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from mmengine.config import Config
+
+from anchorformer_mm.utils.checkpoint import weights_only
+from anchorformer_mm.utils.errors import UsageError
+
+LAST_CHECKPOINT = 'last_checkpoint'
+INTERRUPTED = 'interrupted.pth'
+# What mmengine's Runner.resume reads.
+_NEEDED = ('meta', 'state_dict', 'message_hub')
+# Names that utils.files.replacing gives to files before they are whole.
+_UNFINISHED = re.compile(r'\.(.+\.\d+\.pth|last_checkpoint\.\d+)')
+
+
+class ResumePoint(NamedTuple):
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: Its file.
+        seed: Seed of the run that wrote it.
+        warning: What was wrong with newer ones; '' if this is the newest.
+    """
+
+    path: Path
+    seed: int | None
+    warning: str = ''
+
+
+def checkpoint_folder(cfg: Config) -> Path:
+    """Folder of a config's checkpoints, as mmengine derives it."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if hook.get('out_dir') is None:
+        return Path(cfg.work_dir)
+    return Path(hook['out_dir']) / Path(cfg.work_dir).name
+
+
+def remove_unfinished(*folders: Path) -> list[Path]:
+    """Remove what a killed training left of files that it was writing.
+
+    Returns:
+        list[Path]: The removed files.
+    """
+    found = [
+        path
+        for folder in dict.fromkeys(folders)
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.is_file() and _UNFINISHED.fullmatch(path.name)
+    ]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def newest_resume_point(cfg: Config) -> ResumePoint | None:
+    """Find the newest whole checkpoint of a config's work folder.
+
+    First the one that ``last_checkpoint`` names, then the others, the last
+    written first.
+
+    Returns:
+        ResumePoint | None: None if there is no checkpoint at all.
+
+    Raises:
+        UsageError: There are checkpoints, and none can be read.
+    """
+    problems = []
+    for path in _candidates(cfg):
+        try:
+            point = read_resume_point(path)
+        except UsageError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warning = f'{"; ".join(problems)}: going on from {path} instead'
+            point = point._replace(warning=warning)
+        return point
+    if problems:
+        raise UsageError(
+            'no checkpoint to resume from can be read:\n  '
+            + '\n  '.join(problems)
+            + '\nTo start anew, remove these, or choose another --work-dir'
+        )
+    return None
+
+
+def _candidates(cfg: Config) -> list[Path]:
+    folder = checkpoint_folder(cfg)
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    pattern = r'(epoch|iter)_\d+\.pth'
+    if hook.get('filename_tmpl'):
+        before, _, after = hook['filename_tmpl'].partition('{}')
+        pattern = rf'{re.escape(before)}\d+{re.escape(after)}'
+    pattern = re.compile(f'{pattern}|{re.escape(INTERRUPTED)}')
+    found = []
+    if folder.is_dir():
+        found = [p for p in folder.iterdir() if pattern.fullmatch(p.name)]
+        found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    named = Path(cfg.work_dir) / LAST_CHECKPOINT
+    name = named.read_text().strip() if named.is_file() else ''
+    if name:
+        # Absolute or from the folder of the run; that may have been moved.
+        last = Path(name) if Path(name).exists() else folder / Path(name).name
+        found = [last, *(p for p in found if p.name != last.name)]
+    return found
+
+
+def read_resume_point(path: Path) -> ResumePoint:
+    """Read a checkpoint as a whole, and its seed.
+
+    Raises:
+        UsageError: It is not there, cannot be read without running code from
+            it, or lacks what resuming needs.
+    """
+    if not path.is_file():
+        raise UsageError(f'{path} is not there')
+    try:
+        with weights_only():
+            checkpoint = torch.load(
+                path, map_location='cpu', weights_only=True
+            )
+    except Exception as error:
+        # Whatever torch, zip or pickle make of damaged bytes.
+        reason = str(error).strip().split('\n', 1)[0]
+        raise UsageError(
+            f'{path} cannot be read ({type(error).__name__}: {reason[:200]})'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UsageError(f'{path} is not a checkpoint of a training')
+    missing = [name for name in _NEEDED if name not in checkpoint]
+    if missing:
+        raise UsageError(
+            f'{path} is not a checkpoint to resume from: it lacks '
+            f'{", ".join(missing)}'
+        )
+    return ResumePoint(path, checkpoint['meta'].get('seed'))

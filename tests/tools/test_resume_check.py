@@ -1,0 +1,96 @@
+"""Trainings killed with SIGKILL, end to end on a tiny classifier."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from anchorformer_mm.datasets import DigitsSpec, write_digits
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools' / 'misc' / 'resume_check.py'
+CONFIG = ROOT / 'configs' / 'anchorformer_t_digits.py'
+OPTIONS = (
+    'model.backbone.arch.embed_dims=24',
+    'model.backbone.arch.num_layers=1',
+    'model.backbone.drop_path_rate=0.2',
+    'model.head.in_channels=24',
+    'train_dataloader.batch_size=4',
+    'train_dataloader.dataset.indices=16',
+    'val_dataloader.dataset.indices=8',
+    'train_dataloader.num_workers=1',
+    'train_cfg.max_epochs=2',
+    'train_cfg.val_interval=1',
+    'param_scheduler.0.end=3',
+    'param_scheduler.1.T_max=2',
+    'param_scheduler.1.end=2',
+    'default_hooks.checkpoint.interval=1',
+    'default_hooks.logger.interval=1',
+)
+
+
+def check(folder, *args):
+    return subprocess.run(
+        [sys.executable, TOOL, *map(str, args)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.smoke
+def test_killed_and_resumed_trainings_equal_the_unbroken_one(tmp_path):
+    spec = DigitsSpec(num_train=4, num_val=2, scene_size=(96, 64))
+    write_digits(tmp_path / 'data' / 'digits', spec)
+    out = check(tmp_path, CONFIG, '--kills', 3, '--cfg-options', *OPTIONS)
+    assert out.returncode == 0, out.stdout + out.stderr[-3000:]
+    assert '3 of 3 equal the unbroken run' in out.stdout
+    _, checkpoint, _ = (
+        line for line in out.stdout.splitlines() if line.endswith('equal |')
+    )
+    # Or just after it: it takes milliseconds.
+    assert 'checkpoint, iteration' in checkpoint or 'training' in checkpoint
+    # Nothing of another run is written over.
+    again = check(tmp_path, CONFIG, '--cfg-options', *OPTIONS)
+    assert again.returncode == 2
+    assert 'is not empty: choose another --work-dir' in again.stderr
+
+
+@pytest.mark.smoke
+def test_sigterm_leaves_a_checkpoint_and_one_line(tmp_path):
+    spec = DigitsSpec(num_train=4, num_val=2, scene_size=(96, 64))
+    write_digits(tmp_path / 'data' / 'digits', spec)
+    command = [sys.executable, ROOT / 'tools' / 'train.py', CONFIG]
+    options = ['--work-dir', 'run', '--cfg-options', *OPTIONS]
+    options += ['train_cfg.max_epochs=99']
+    process = subprocess.Popen(
+        [*command, *options],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # The log is there before training, but not a line of figures.
+    while not list((tmp_path / 'run').glob('*/vis_data/scalars.json')):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert 'Traceback' not in errors
+    *_, last = errors.splitlines()
+    assert last.startswith('SIGTERM: saved ')
+    assert last.endswith('; to go on, run the same command with --resume')
+    saved = last.split()[2].rstrip(';')
+    assert Path(saved).parent == tmp_path / 'run'
+    assert Path(saved).is_file()
+    assert (tmp_path / 'run/last_checkpoint').read_text() == saved
+
+
+def test_no_kill_is_no_check(tmp_path):
+    out = check(tmp_path, CONFIG, '--kills', 0)
+    assert out.returncode == 2
+    assert 'error: --kills must be at least 1, got 0' in out.stderr
