@@ -105,6 +105,7 @@ def test_metrics_equal_those_of_the_checkpoint(folder, monkeypatch):
         (
             (
                 'model.onnx',
+                '--skip-data-check',
                 '--cfg-options',
                 'test_dataloader.dataset.metainfo.classes=[a,b]',
             ),
