@@ -18,14 +18,14 @@ from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import BaseDataElement
 from packaging.version import Version
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from anchorformer_mm.analysis.raw_outputs import raw_outputs
 from anchorformer_mm.analysis.uncounted import UncountedOperators
 from anchorformer_mm.models.fusing import (
     fuse,
@@ -168,7 +168,7 @@ def _count(
             counter,
             others,
         ):
-            _forward(copy, *shape)
+            raw_outputs(copy, torch.empty(1, 3, *shape))
     except Exception as error:
         # Whatever an unknown model may raise.
         raise UsageError(
@@ -253,29 +253,6 @@ def _without_compiled_operators() -> Iterator[None]:
 
 def _refuse(name: str, *_, **__) -> None:
     raise UsageError(f'{name} is a compiled operator of mmcv')
-
-
-def _forward(model: nn.Module, height: int, width: int) -> None:
-    inputs = torch.empty(1, 3, height, width)
-    if not isinstance(model, BaseModel):
-        model(inputs)
-        return
-    # Detectors with a transformer ask for what was padded: nothing.
-    size = (height, width)
-    sample = BaseDataElement(
-        metainfo=dict(
-            img_shape=size,
-            ori_shape=size,
-            pad_shape=size,
-            batch_input_shape=size,
-            scale_factor=(1.0, 1.0),
-        )
-    )
-    if hasattr(model, 'encode_decode'):
-        # Not all segmentors of mmseg know the mode.
-        model.encode_decode(inputs, [sample.metainfo])
-    else:
-        model(inputs, [sample], mode='tensor')
 
 
 def _params(module: nn.Module | None) -> int:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import cv2
 import torch
-from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.structures import BaseDataElement
+from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from anchorformer_mm.analysis.inference import require_image
+from anchorformer_mm.analysis.raw_outputs import raw_outputs
 from anchorformer_mm.utils.errors import UsageError
 
 Build = Callable[[], nn.Module]
@@ -154,15 +154,4 @@ class RawOutputs(nn.Module):
         self.task = task
 
     def forward(self, images: Tensor) -> object:
-        images = images / 255
-        if not isinstance(self.model, BaseModel):
-            return self.model(images)
-        # Detectors with a transformer ask for what was padded: nothing.
-        size = tuple(images.shape[2:])
-        names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
-        meta = dict.fromkeys(names, size) | dict(scale_factor=(1.0, 1.0))
-        if hasattr(self.model, 'encode_decode'):
-            # Not all segmentors of mmseg know the mode.
-            return self.model.encode_decode(images, [meta] * len(images))
-        samples = [BaseDataElement(metainfo=meta) for _ in images]
-        return self.model(images, samples, mode='tensor')
+        return raw_outputs(self.model, images / 255)

@@ -6,6 +6,7 @@ from mmengine.model import (
     BaseModel,
     revert_sync_batchnorm,
 )
+from mmengine.utils import get_object_from_string
 from torch import Tensor, nn
 
 from anchorformer_mm.models.fusing import fuse
@@ -36,56 +37,29 @@ def deployable(model: BaseModel) -> nn.Module:
         UsageError: It is another kind of model, or has a head that predicts
             in another way.
     """
-    makers = {
-        'mmdet': _detector,
-        'mmseg': _segmentor,
-        'mmpretrain': _classifier,
+    kinds = {
+        'mmdet': ('models.detectors.SingleStageDetector', DetectionNetwork),
+        'mmseg': ('models.segmentors.EncoderDecoder', SegmentationNetwork),
+        'mmpretrain': ('models.ImageClassifier', ClassificationNetwork),
     }
     libraries = {cls.__module__.split('.')[0] for cls in type(model).__mro__}
-    for library, make in makers.items():
-        if library in libraries:
-            # Norms that are synchronised between GPUs become plain ones.
-            network = revert_sync_batchnorm(make(fuse(model)))
-            # The forks' version of some backbones returns None from `eval`.
-            network.eval()
-            return network.requires_grad_(False)
+    for library, (name, network_type) in kinds.items():
+        if library not in libraries:
+            continue
+        if not isinstance(model, get_object_from_string(f'{library}.{name}')):
+            raise UsageError(
+                f'{type(model).__name__} is no {name.split(".")[-1]}; of the '
+                f'models of {library} only these can be exported'
+            )
+        # Norms that are synchronised between GPUs become plain ones.
+        network = revert_sync_batchnorm(network_type(fuse(model)))
+        # The forks' version of some backbones returns None from `eval`.
+        network.eval()
+        return network.requires_grad_(False)
     raise UsageError(
         'model must be a detector of mmdet, a segmentor of mmseg or a '
         f'classifier of mmpretrain, got {type(model).__name__}'
     )
-
-
-def _detector(model: BaseModel) -> nn.Module:
-    from mmdet.models.detectors import SingleStageDetector
-
-    if not isinstance(model, SingleStageDetector):
-        raise UsageError(
-            f'{type(model).__name__} is no single-stage detector; of '
-            'detectors only these can be exported'
-        )
-    return DetectionNetwork(model)
-
-
-def _segmentor(model: BaseModel) -> nn.Module:
-    from mmseg.models.segmentors import EncoderDecoder
-
-    if not isinstance(model, EncoderDecoder):
-        raise UsageError(
-            f'{type(model).__name__} is no EncoderDecoder; of segmentors '
-            'only these can be exported'
-        )
-    return SegmentationNetwork(model)
-
-
-def _classifier(model: BaseModel) -> nn.Module:
-    from mmpretrain.models import ImageClassifier
-
-    if not isinstance(model, ImageClassifier):
-        raise UsageError(
-            f'{type(model).__name__} is no ImageClassifier; of classifiers '
-            'only these can be exported'
-        )
-    return ClassificationNetwork(model)
 
 
 class PixelNormalisation(nn.Module):

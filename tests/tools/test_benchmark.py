@@ -1,8 +1,7 @@
 """The command line; what is measured: see analysis/test_benchmark.py."""
 
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,6 @@ from torch import nn
 
 from anchorformer_mm.analysis import benchmark as library
 
-TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/benchmark.py'
 CONFIG = """
 default_scope = 'mmpretrain'
 model = dict(
@@ -29,23 +27,13 @@ model = dict(
 
 
 @pytest.fixture
-def benchmark(tmp_path, monkeypatch, capfd):
+def benchmark(run_tool, tmp_path, monkeypatch):
     """Run the tool beside the configs; gives status, lines, errors."""
     for name in ('vanilla', 'learned'):
         (tmp_path / f'{name}.py').write_text(CONFIG.format(name))
     monkeypatch.chdir(tmp_path)
 
-    def call(*args):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *args])
-        status = 0
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as end:
-            status = end.code
-        printed = capfd.readouterr()
-        return status, printed.out, printed.err.splitlines()
-
-    return call
+    return partial(run_tool, 'analysis_tools/benchmark.py')
 
 
 @pytest.fixture

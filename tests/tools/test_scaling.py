@@ -1,36 +1,24 @@
 """The command line; what is measured: see analysis/test_scaling.py."""
 
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from anchorformer_mm.analysis import scaling as library
 
-TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/scaling.py'
 SMALL = ['--embed-dims=8', '--num-heads=2', '--num-anchors=2', '--runs=2']
 
 
 @pytest.fixture
-def scaling(tmp_path, monkeypatch, capfd):
+def scaling(run_tool, tmp_path, monkeypatch):
     """Run the tool in an empty folder; gives status, output, errors."""
     monkeypatch.chdir(tmp_path)
     # Without the processes, which take seconds to start.
     monkeypatch.setattr(library, 'cpu_memory', lambda begin, threads: 2**20)
 
-    def call(*args):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *args])
-        status = 0
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as end:
-            status = end.code
-        printed = capfd.readouterr()
-        return status, printed.out, printed.err.splitlines()
-
-    return call
+    return partial(run_tool, 'analysis_tools/scaling.py')
 
 
 def test_layers_are_followed_over_tokens(scaling):

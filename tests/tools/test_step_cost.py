@@ -1,16 +1,12 @@
 """The command line; what is measured: see analysis/test_step_cost.py."""
 
 import json
-import runpy
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from anchorformer_mm.analysis import step_setup
 
-TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/step_cost.py'
 CONFIG = """
 default_scope = 'mmdet'
 model = dict(
@@ -38,7 +34,7 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.001))
 
 
 @pytest.fixture
-def step_cost(tmp_path, monkeypatch, capfd):
+def step_cost(run_tool, tmp_path, monkeypatch):
     """Run the tool beside the config; gives status, output, errors."""
     (tmp_path / 'config.py').write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
@@ -48,17 +44,7 @@ def step_cost(tmp_path, monkeypatch, capfd):
         partial(step_setup.write_synthetic_coco, num_images=5, shape=(60, 80)),
     )
 
-    def call(*args):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *args])
-        status = 0
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as end:
-            status = end.code
-        printed = capfd.readouterr()
-        return status, printed.out, printed.err.splitlines()
-
-    return call
+    return partial(run_tool, 'analysis_tools/step_cost.py')
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
