@@ -103,7 +103,9 @@ def loader(count, batch, shuffle):
     )
 
 
-hooks = [dict(type='Teller')] + ([dict(type='Dies')] if FATE == 'dies' else [])
+# The layout of weights is one that processes must agree on.
+hooks = [dict(type='anchorformer_mm.ChannelsLastHook'), dict(type='Teller')]
+hooks += [dict(type='Dies')] if FATE == 'dies' else []
 launch.run(
     Config(
         dict(

@@ -3,8 +3,10 @@
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.nn.parallel import DistributedDataParallel
 
 from anchorformer_mm.registry import HOOKS
+from anchorformer_mm.utils.errors import UsageError
 
 
 @HOOKS.register_module()
@@ -18,5 +20,24 @@ class ChannelsLastHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Before training, validation and test alike."""
-        runner.model.to(memory_format=torch.channels_last)
+        """Before training, validation and test alike.
+
+        Raises:
+            UsageError: Several processes train with a runner that is not
+                mmengine's ``Runner``.
+        """
+        wrapped = runner.model
+        if not isinstance(wrapped, DistributedDataParallel):
+            wrapped.to(memory_format=torch.channels_last)
+            return
+        # torch exchanges gradients in the layout that weights had when they
+        # were wrapped: changed under it, they come back in another order.
+        if not isinstance(runner, Runner):
+            raise UsageError(
+                'ChannelsLastHook takes several processes with mmengine.Runner'
+                f' only, got {type(runner).__name__}: leave the hook out'
+            )
+        model = wrapped.module.to(memory_format=torch.channels_last)
+        runner.model = runner.wrap_model(
+            runner.cfg.get('model_wrapper_cfg'), model
+        )
