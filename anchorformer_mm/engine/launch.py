@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from anchorformer_mm.engine.plain_norm_runner import PlainNormRunner
+from anchorformer_mm.engine.resuming.elastic import restarts
 from anchorformer_mm.engine.safe_training import build_runner, train_safely
 from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 from anchorformer_mm.utils.dataset_paths import require_datasets
@@ -84,7 +85,7 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     if 'train' in splits:
         require_pretrained_weights(cfg)
     checked = scope in ('mmdet', 'mmseg', 'mmpretrain') and splits
-    if checked and not args.skip_data_check:
+    if checked and not args.skip_data_check and not restarts():
         _check_data_once(cfg, splits, args.launcher)
 
     cfg.launcher = args.launcher

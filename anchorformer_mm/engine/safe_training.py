@@ -8,6 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from anchorformer_mm.engine.resuming.elastic import beginning, mark_beginning
 from anchorformer_mm.engine.resuming.interruption import (
     Interrupted,
     ending_in_order,
@@ -58,28 +59,36 @@ def add_safe_hooks(cfg: Config) -> None:
 def find_resume_point(cfg: Config) -> ResumePoint | None:
     """Choose the checkpoint of a training that is to be resumed.
 
-    With ``load_from`` that one; else the newest of the work folder that can
-    be read. ``resume``, ``load_from`` and the seed of the config are set
-    accordingly: data follows from the seed, and is built before mmengine
-    reads the checkpoint.
+    For a job that torchrun has started again, that is the newest that it has
+    written itself. Else, with ``resume`` and ``load_from`` that one; with
+    ``resume`` alone the newest of the work folder that can be read.
+    ``resume``, ``load_from`` and the seed of the config are set accordingly:
+    data follows from the seed, and is built before mmengine reads the
+    checkpoint.
 
     Raises:
         UsageError: ``load_from``, or every checkpoint there is, is unreadable.
     """
-    if not cfg.get('resume'):
-        return None
-    chosen = cfg.get('load_from')
-    if chosen is not None and '://' in chosen:
-        return None
     begin_from = cfg.pop('begin_from', None)
-    if chosen is None:
-        point = newest_resume_point(cfg)
-    else:
-        point = read_resume_point(Path(chosen))
+    point = None
+    began = beginning(Path(cfg.work_dir))
+    if began is not None:
+        point = newest_resume_point(cfg, since=began)
+    if point is None:
+        if not cfg.get('resume'):
+            return None
+        chosen = cfg.get('load_from')
+        if chosen is not None and '://' in chosen:
+            return None
+        if chosen is None:
+            point = newest_resume_point(cfg)
+        else:
+            point = read_resume_point(Path(chosen))
     if point is None:
         cfg.resume = False
         cfg.load_from = begin_from
         return None
+    cfg.resume = True
     cfg.load_from = str(point.path)
     if point.seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=point.seed)
@@ -109,6 +118,7 @@ def train_safely(cfg: Config) -> None:
         return
     add_safe_hooks(cfg)
     point = find_resume_point(cfg)
+    mark_beginning(Path(cfg.work_dir))
     with ending_in_order():
         runner = build_runner(cfg, ResumableRunner)
         if is_main_process():

@@ -32,6 +32,29 @@ OPTIONS = (
 )
 
 
+SCENES = (
+    'train_dataloader.num_workers=0',
+    'train_dataloader.batch_size=2',
+    'default_hooks.checkpoint.interval=1',
+    'default_hooks.logger.interval=1',
+)
+DETECTOR = (
+    *SCENES,
+    'train_cfg.max_epochs=2',
+    'train_cfg.val_interval=1',
+    'param_scheduler.0.end=2',
+    'param_scheduler.1.T_max=2',
+    'param_scheduler.1.end=2',
+)
+SEGMENTOR = (
+    *SCENES,
+    'model.backbone.init_cfg=None',
+    'model.decode_head.loss_decode.class_weight=None',
+    'train_cfg.max_iters=4',
+    'train_cfg.val_interval=2',
+)
+
+
 def check(folder, *args):
     return subprocess.run(
         [sys.executable, TOOL, *map(str, args)],
@@ -51,12 +74,34 @@ def test_killed_and_resumed_trainings_equal_the_unbroken_one(tmp_path):
     _, checkpoint, _ = (
         line for line in out.stdout.splitlines() if line.endswith('equal |')
     )
-    # Or just after it: it takes milliseconds.
-    assert 'checkpoint, iteration' in checkpoint or 'training' in checkpoint
+    # Within it or, as it takes milliseconds, in what comes next.
+    assert 'setting up' not in checkpoint
     # Nothing of another run is written over.
     again = check(tmp_path, CONFIG, '--cfg-options', *OPTIONS)
     assert again.returncode == 2
     assert 'is not empty: choose another --work-dir' in again.stderr
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'args'),
+    [
+        ('semfpn_anchorformer_t_digits.py', SEGMENTOR, ()),
+        ('picodet_anchorformer_t_digits.py', DETECTOR, ('--processes', 2)),
+    ],
+)
+def test_so_do_those_of_other_tasks_and_of_several_processes(
+    tmp_path, name, options, args
+):
+    spec = DigitsSpec(num_train=4, num_val=2, scene_size=(96, 64))
+    write_digits(tmp_path / 'data' / 'digits', spec)
+    config = CONFIG.with_name(name)
+    args = [config, '--kills', 1, *args, '--skip-data-check']
+    out = check(tmp_path, *args, '--cfg-options', *options)
+    assert out.returncode == 0, out.stdout + out.stderr[-3000:]
+    assert '1 of 1 equal the unbroken run' in out.stdout
+    if '--processes' in args:
+        log = next(tmp_path.glob('work_dirs/resume_check/*/output.log'))
+        assert 'terminated with signal SIGKILL' in log.read_text()
 
 
 @pytest.mark.smoke
@@ -90,7 +135,12 @@ def test_sigterm_leaves_a_checkpoint_and_one_line(tmp_path):
     assert (tmp_path / 'run/last_checkpoint').read_text() == saved
 
 
-def test_no_kill_is_no_check(tmp_path):
-    out = check(tmp_path, CONFIG, '--kills', 0)
-    assert out.returncode == 2
-    assert 'error: --kills must be at least 1, got 0' in out.stderr
+def test_no_kill_is_no_check(run_tool):
+    tool = 'misc/resume_check.py'
+    status, _, errors = run_tool(tool, str(CONFIG), '--kills', '0')
+    assert status == 2
+    assert errors == ['error: --kills must be at least 1, got 0']
+    status, _, errors = run_tool(tool, str(CONFIG), '--processes', '0')
+    assert status == 2
+    message = 'error: --processes must lie between 1 and 64, got 0'
+    assert errors == [message]

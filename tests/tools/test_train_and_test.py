@@ -39,6 +39,28 @@ tta_pipeline = [
     ),
 ]
 """
+# The second of several processes, once, after the first epoch.
+DYING = """
+import os
+import signal
+
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class Dies(Hook):
+    def before_train_iter(self, runner, **kwargs):
+        first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'
+        if first and get_rank() == 1 and runner.iter == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+DYING_CONFIG = f"""
+_base_ = {str(CONFIG)!r}
+custom_imports = dict(imports=['anchorformer_mm', 'dying'])
+custom_hooks = [dict(type='Dies')]
+"""
 OPTIONS = (
     'train_dataloader.batch_size=4',
     'train_cfg.val_interval=1',
@@ -102,23 +124,29 @@ def test_a_resumed_run_equals_an_unbroken_one(folder):
 
 
 @pytest.mark.smoke
-def test_two_processes_without_gpus_train_and_leave_together(folder):
+def test_two_processes_go_on_after_one_died_and_leave_together(folder):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = str(s.getsockname()[1])
-    options = [*OPTIONS, 'train_cfg.max_epochs=1']
+    (folder / 'dying.py').write_text(DYING)
+    config = folder / 'dying_config.py'
+    config.write_text(DYING_CONFIG)
+    options = [*OPTIONS, 'train_cfg.max_epochs=2']
     options += ['train_dataloader.batch_size=2']
+    place = dict(PYTHON=sys.executable, PORT=port, PYTHONPATH=str(folder))
     out = subprocess.run(
-        [ROOT / 'tools' / 'dist_train.sh', CONFIG, '2']
+        [ROOT / 'tools' / 'dist_train.sh', config, '2']
         + ['--work-dir', 'two', '--cfg-options', *options],
         cwd=folder,
-        env=os.environ | dict(PYTHON=sys.executable, PORT=port),
+        env=os.environ | place | dict(MAX_RESTARTS='1'),
         capture_output=True,
         text=True,
     )
     assert out.returncode == 0, out.stderr[-3000:]
+    assert 'failed (exitcode: -9)' in out.stderr
+    assert 'resumed epoch: 1, iter: 2' in out.stdout
     # Eight scenes, two for each process a step.
-    assert load(folder / 'two' / 'epoch_1.pth')['meta']['iter'] == 2
+    assert load(folder / 'two' / 'epoch_2.pth')['meta']['iter'] == 4
 
 
 @pytest.mark.smoke

@@ -17,6 +17,7 @@ def main() -> None:
     # Imports what was just checked.
     from anchorformer_mm.engine import launch
     from anchorformer_mm.engine.resuming.check import check_resuming
+    from anchorformer_mm.engine.resuming.killing import MAX_PROCESSES
 
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -29,20 +30,37 @@ def main() -> None:
     parser.add_argument(
         '--seed', type=int, default=0, help='of the random moments'
     )
+    parser.add_argument(
+        '--processes',
+        type=int,
+        default=1,
+        metavar='N',
+        help='train in N processes of torchrun, kill one of them, and have '
+        'it start all of them again',
+    )
     launch.add_common_arguments(parser)
     args = parser.parse_args()
     if args.kills < 1:
         raise UsageError(f'--kills must be at least 1, got {args.kills}')
+    if not 1 <= args.processes <= MAX_PROCESSES:
+        raise UsageError(
+            f'--processes must lie between 1 and {MAX_PROCESSES}, got '
+            f'{args.processes}'
+        )
     if args.launcher != 'none':
-        raise UsageError('--launcher must be none: one process is checked')
+        raise UsageError('--launcher must be none: --processes launches them')
 
     top = Path(args.work_dir or 'work_dirs/resume_check')
     differences = 0
     for config in args.configs:
         args.config, args.work_dir = config, str(top)
         cfg = launch.load_config(args, splits=('train', 'val'))
+        if args.processes > 1:
+            cfg.launcher = 'pytorch'
         folder = top / Path(config).stem
-        kills = check_resuming(cfg, folder, args.kills, args.seed)
+        kills = check_resuming(
+            cfg, folder, args.kills, args.seed, args.processes
+        )
         print(f'\n{config}\n')
         print(
             markdown_table(

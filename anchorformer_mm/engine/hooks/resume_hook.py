@@ -9,6 +9,7 @@ from anchorformer_mm.engine.resuming.data_order import (
     ResumedIterator,
 )
 from anchorformer_mm.engine.resuming.random_states import set_random_states
+from anchorformer_mm.engine.resuming.rank_buffers import set_rank_buffers
 from anchorformer_mm.registry import HOOKS
 
 
@@ -47,6 +48,7 @@ class ResumeHook(Hook):
         random = state['random']
         if get_rank() < len(random):
             set_random_states(random[get_rank()])
+        set_rank_buffers(runner, state.get('buffers', []))
         for name, parameter in runner.model.named_parameters():
             if name in state.get('gradients', {}):
                 gradient = state['gradients'][name]

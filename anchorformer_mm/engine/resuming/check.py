@@ -38,19 +38,21 @@ class Kill(NamedTuple):
 
 
 def check_resuming(
-    cfg: Config, folder: Path, kills: int, seed: int = 0
+    cfg: Config, folder: Path, kills: int, seed: int = 0, processes: int = 1
 ) -> list[Kill]:
     """Train a config once as it is, and often killed with SIGKILL.
 
     Each of those is killed once: the first, fourth, ... anywhere, the second,
     fifth, ... within a checkpoint, the third, sixth, ... within an
-    evaluation. Then it is resumed, and ends.
+    evaluation. Then it is resumed, and ends. Of processes that train
+    together, one is killed, and torchrun starts all of them again.
 
     Args:
         cfg: From :func:`anchorformer_mm.engine.launch.load_config`.
         folder: Takes the trainings; must be empty or not there.
         kills: How many.
-        seed: Of the moments.
+        seed: Of the moments, and of which process is killed.
+        processes: That train together.
 
     Returns:
         list[Kill]: One for each.
@@ -70,7 +72,8 @@ def check_resuming(
     # Threads of this process would not be in those that it forks.
     torch.set_num_threads(1)
     draw = random.Random(seed)
-    extent = Training(_config(cfg, folder / 'unbroken'), _log(folder)).wait()
+    unbroken = _config(cfg, folder / 'unbroken')
+    extent = Training(unbroken, _log(folder), processes).wait()
     print(
         f'unbroken: {extent.seconds:.1f} s, {extent.evaluations} evaluations, '
         f'{extent.checkpoints} checkpoints',
@@ -79,10 +82,9 @@ def check_resuming(
     results = []
     for number in range(kills):
         run = folder / f'killed_{number + 1}'
-        moment = _kill(cfg, run, folder, draw, number, extent)
-        unfinished = len(remove_unfinished(run)) if run.exists() else 0
-        resumed = _config(cfg, run, resume=True)
-        Training(resumed, _log(folder)).wait()
+        moment, unfinished = _kill_and_resume(
+            cfg, run, draw, number, extent, processes
+        )
         difference = runs_difference(folder / 'unbroken', run)
         results.append(Kill(moment, unfinished, difference))
         print(
@@ -92,21 +94,31 @@ def check_resuming(
     return results
 
 
-def _kill(
+def _kill_and_resume(
     cfg: Config,
     run: Path,
-    folder: Path,
     draw: random.Random,
     turn: int,
     extent: Extent,
-) -> str:
+    processes: int,
+) -> tuple[str, int]:
+    """Return the moment, and how many files were not whole."""
     for _ in range(_ATTEMPTS):
-        training = Training(_config(cfg, run), _log(folder))
-        moment = training.kill_when(random_moment(draw, turn, extent))
-        if moment is not None:
-            return moment
-        # It ended before: go on from its end would prove nothing.
-        run.rename(folder / f'ended_{turn + 1}_{draw.randrange(10**9)}')
+        training = Training(_config(cfg, run), _log(run.parent), processes)
+        moment = training.kill_when(
+            random_moment(draw, turn, extent), draw.randrange(processes)
+        )
+        if moment is None:
+            # It ended before: go on from its end would prove nothing.
+            run.rename(run.with_name(f'ended_{turn}_{draw.randrange(10**9)}'))
+            continue
+        unfinished = 0
+        if processes == 1:
+            unfinished = len(remove_unfinished(run)) if run.exists() else 0
+            resumed = _config(cfg, run, resume=True)
+            training = Training(resumed, _log(run.parent))
+        training.wait()
+        return moment, unfinished
     raise RuntimeError(f'no training could be killed in {_ATTEMPTS} attempts')
 
 

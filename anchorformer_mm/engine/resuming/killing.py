@@ -11,10 +11,13 @@ from contextlib import suppress
 from ctypes import c_long
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from anchorformer_mm.registry import HOOKS
 
@@ -23,34 +26,43 @@ STAGES = ('setting up', 'training', 'evaluation', 'checkpoint')
 # checkpoints it has begun, the milliseconds of its last evaluation, and those
 # at its first step. Without a lock, which a killed process would keep.
 _shared = multiprocessing.RawArray(c_long, 6)
+# The processes that train together, by rank.
+MAX_PROCESSES = 64
+_trainers = multiprocessing.RawArray(c_long, MAX_PROCESSES)
 _POLL_SECONDS = 0.001
 
 
 @HOOKS.register_module()
 class MomentHook(Hook):
-    """Tell another process what the training is doing."""
+    """Tell another process what the training is doing.
+
+    Of processes that train together, the first one does.
+    """
 
     priority = 'LOWEST'
 
+    def before_run(self, runner: Runner) -> None:
+        self.told = _shared if is_main_process() else [0] * len(_shared)
+
     def before_train_iter(self, runner: Runner, **kwargs) -> None:
-        _shared[0], _shared[1] = 1, runner.iter + 1
-        if not _shared[5]:
-            _shared[5] = int(time.monotonic() * 1000)
+        self.told[0], self.told[1] = 1, runner.iter + 1
+        if not self.told[5]:
+            self.told[5] = int(time.monotonic() * 1000)
 
     def before_val(self, runner: Runner) -> None:
-        _shared[2] += 1
-        _shared[0] = 2
+        self.told[2] += 1
+        self.told[0] = 2
         self._began = time.monotonic()
 
     def after_val_epoch(self, runner: Runner, **kwargs) -> None:
-        _shared[4] = int((time.monotonic() - self._began) * 1000)
+        self.told[4] = int((time.monotonic() - self._began) * 1000)
 
     def after_val(self, runner: Runner) -> None:
-        _shared[0] = 1
+        self.told[0] = 1
 
     def before_save_checkpoint(self, runner: Runner, **kwargs) -> None:
-        _shared[3] += 1
-        _shared[0] = 3
+        self.told[3] += 1
+        self.told[0] = 3
 
 
 class Extent(NamedTuple):
@@ -70,19 +82,27 @@ class Extent(NamedTuple):
 
 
 class Training:
-    """A training that runs in a process group of its own.
+    """A training in processes of its own.
+
+    One process has a group of its own. Several belong to a job of torchrun,
+    which starts them again once if one of them dies.
 
     Args:
         cfg: What :func:`anchorformer_mm.engine.launch.run` takes.
         log: File that takes its output.
+        processes: That train together.
     """
 
-    def __init__(self, cfg: Config, log: Path) -> None:
+    def __init__(self, cfg: Config, log: Path, processes: int = 1) -> None:
         _shared[:] = [0] * len(_shared)
+        _trainers[:] = [0] * len(_trainers)
         # Forked, so that libraries are imported once for all.
         context = multiprocessing.get_context('fork')
-        self.log = log
-        self.process = context.Process(target=_train, args=(cfg, log))
+        self.log, self.processes = log, processes
+        target, args = _train, (cfg, log)
+        if processes > 1:
+            target, args = _train_together, (cfg, log, processes)
+        self.process = context.Process(target=target, args=args)
         self.started = time.monotonic()
         self.process.start()
 
@@ -106,27 +126,34 @@ class Training:
         seconds = time.monotonic() - (_shared[5] / 1000 or self.started)
         return Extent(seconds, _shared[2], _shared[3], _shared[4] / 1000)
 
-    def kill_when(self, reached: Callable[[], bool]) -> str | None:
-        """Kill it, and all of its workers, as soon as a condition holds.
+    def kill_when(
+        self, reached: Callable[[], bool], rank: int = 0
+    ) -> str | None:
+        """Kill a process and its workers as soon as a condition holds.
+
+        Args:
+            reached: The condition.
+            rank: Which of the processes that train together.
 
         Returns:
             str | None: The moment; None if the training ended before.
         """
-        while not reached():
+        while not (reached() and _trainers[rank]):
             if not self.process.is_alive():
                 return None
             time.sleep(_POLL_SECONDS)
+        moment = f'{STAGES[_shared[0]]}, iteration {_shared[1]}'
+        if self.processes > 1:
+            killed = _kill(_trainers[rank])
+            return f'{moment}, process {rank}' if killed else None
         self._kill()
         self.process.join()
-        if self.process.exitcode != -signal.SIGKILL:
-            return None
-        return f'{STAGES[_shared[0]]}, iteration {_shared[1]}'
+        ended_before = self.process.exitcode != -signal.SIGKILL
+        return None if ended_before else moment
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            # Before it has a group of its own, it has no workers either.
-            os.kill(self.process.pid, signal.SIGKILL)
-            os.killpg(self.process.pid, signal.SIGKILL)
+        for process in {self.process.pid, *filter(None, _trainers)}:
+            _kill(process)
 
 
 def within(kind: int, number: int, seconds: float) -> Callable[[], bool]:
@@ -166,11 +193,22 @@ def random_moment(
     return within(1, 1, draw.uniform(0, extent.seconds))
 
 
+def _kill(process: int) -> bool:
+    """Kill a process and those of its group; False if it was not there."""
+    try:
+        os.kill(process, signal.SIGKILL)
+        # Before it has a group of its own, it has no workers either.
+        with suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def _train(cfg: Config, log: Path) -> None:
     os.setsid()
-    with log.open('a') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    _trainers[int(os.environ.get('RANK', 0))] = os.getpid()
+    _write_to(log)
     from anchorformer_mm.engine import launch
     from anchorformer_mm.utils.errors import UsageError
 
@@ -178,3 +216,30 @@ def _train(cfg: Config, log: Path) -> None:
         launch.run(cfg, 'train')
     except UsageError as error:
         sys.exit(f'error: {error}')
+
+
+def _train_together(cfg: Config, log: Path, processes: int) -> None:
+    """Train as torchrun does, without loading libraries anew."""
+    _write_to(log)
+    # Its store would hand on the addresses of the dead, see dist_run.sh.
+    os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
+    launch_job = elastic_launch(
+        LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=str(uuid4()),
+            rdzv_backend='c10d',
+            rdzv_endpoint='127.0.0.1:0',
+            max_restarts=1,
+            start_method='fork',
+        ),
+        _train,
+    )
+    launch_job(cfg, log)
+
+
+def _write_to(log: Path) -> None:
+    with log.open('a') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

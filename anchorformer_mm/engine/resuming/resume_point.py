@@ -58,11 +58,15 @@ def remove_unfinished(*folders: Path) -> list[Path]:
     return found
 
 
-def newest_resume_point(cfg: Config) -> ResumePoint | None:
+def newest_resume_point(cfg: Config, since: int = 0) -> ResumePoint | None:
     """Find the newest whole checkpoint of a config's work folder.
 
     First the one that ``last_checkpoint`` names, then the others, the last
     written first.
+
+    Args:
+        cfg: Of the training.
+        since: Checkpoints from before do not count; in nanoseconds.
 
     Returns:
         ResumePoint | None: None if there is no checkpoint at all.
@@ -72,6 +76,8 @@ def newest_resume_point(cfg: Config) -> ResumePoint | None:
     """
     problems = []
     for path in _candidates(cfg):
+        if since and path.is_file() and path.stat().st_mtime_ns < since:
+            continue
         try:
             point = read_resume_point(path)
         except UsageError as error:

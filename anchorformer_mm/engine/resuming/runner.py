@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from anchorformer_mm.engine.plain_norm_runner import PlainNormRunner
 from anchorformer_mm.engine.resuming.data_order import number_batches
 from anchorformer_mm.engine.resuming.random_states import get_random_states
+from anchorformer_mm.engine.resuming.rank_buffers import get_rank_buffers
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
 
@@ -25,10 +26,10 @@ class ResumableRunner(PlainNormRunner):
     """Trains such that going on from any checkpoint repeats the unbroken run.
 
     Beyond mmengine's, ``meta['run_state']`` of a checkpoint has the random
-    states of all processes, gradients that wait for a step, whether the
-    evaluation that follows is still due, and how many batches of the epoch
-    under way are done. A checkpoint on a local disk gets its name once it is
-    whole.
+    states and own buffers of all processes, gradients that wait for a step,
+    whether the evaluation that follows is still due, and how many batches of
+    the epoch under way are done. A checkpoint on a local disk gets its name
+    once it is whole.
     :class:`anchorformer_mm.engine.hooks.ResumeHook` takes the state up again.
 
     Attributes:
@@ -89,6 +90,7 @@ class ResumableRunner(PlainNormRunner):
         )
         # Of every process, so that every process has to be here.
         meta['run_state']['random'] = all_gather_object(get_random_states())
+        meta['run_state']['buffers'] = get_rank_buffers(self)
         if not is_main_process():
             return
         if '://' in str(out_dir):
