@@ -1,7 +1,9 @@
 """A tiny network with a norm, and a run of mmengine's Runner on it."""
 
+from functools import partial
 from itertools import count
 
+import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
@@ -110,3 +112,13 @@ def make_runner(tmp_path):
         return runner
 
     return make
+
+
+@pytest.fixture
+def amp_on_a_cpu(monkeypatch):
+    """mmengine's mixed precision and torch's scaler, without an accelerator:
+    mmengine knows the scaler of GPUs alone."""
+    monkeypatch.setattr(amp, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(
+        amp, 'GradScaler', partial(torch.amp.GradScaler, 'cpu')
+    )

@@ -141,52 +141,39 @@ def test_skipping_for_ever_stops(make):
         make('always', action='skip').train()
 
 
-class Scaler:
-    def __init__(self, scale):
-        self.scale = scale
-
-    def is_enabled(self):
-        return True
-
-    def get_scale(self):
-        return self.scale
-
-
-class Scaled(OptimWrapper):
-    """As AmpOptimWrapper, which needs an accelerator."""
-
-    def __init__(self, scale, fixed=None, **kwargs):
-        super().__init__(**kwargs)
-        self.loss_scaler = Scaler(scale)
-        self._scale_update_param = fixed
-
-    def step(self, **kwargs):
-        grads = [p.grad for g in self.param_groups for p in g['params']]
-        if all(grad.isfinite().all() for grad in grads):
-            super().step(**kwargs)
-
-
 @pytest.mark.parametrize(
-    ('scale', 'fixed', 'failure', 'stops'),
+    ('loss_scale', 'failure', 'stops'),
     [
-        (65536.0, None, 'gradient', False),
-        (1.0, None, 'gradient', True),
-        (512.0, 512.0, 'gradient', True),
-        (65536.0, None, 'loss', True),
+        ('dynamic', 'never', False),
+        ('dynamic', 'gradient', False),
+        (dict(init_scale=1.0), 'gradient', True),
+        (512.0, 'gradient', True),
+        ('dynamic', 'loss', True),
     ],
 )
 def test_overflow_under_a_dynamic_scale_is_left_to_the_scaler(
-    make, scale, fixed, failure, stops
+    make, amp_on_a_cpu, loss_scale, failure, stops
 ):
-    model = Model(failure)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    wrapper = Scaled(scale, fixed, optimizer=optimizer)
-    runner = make(failure, model=model, optim_wrapper=wrapper)
+    wrapper = dict(
+        type='AmpOptimWrapper',
+        loss_scale=loss_scale,
+        optimizer=dict(type='SGD', lr=0.1),
+    )
+    runner = make(failure, optim_wrapper=wrapper)
     if stops:
         with pytest.raises(NonFiniteError):
             runner.train()
-    else:
-        runner.train()
+        return
+    runner.train()
+    overflowed = failure == 'gradient'
+    assert runner.optim_wrapper.loss_scaler.get_scale() == (
+        32768.0 if overflowed else 65536.0
+    )
+    # Running statistics go on, weights do not.
+    before, after = runner.states[BAD_ITERATION - 1 : BAD_ITERATION + 1]
+    same = torch.equal(before['fc.weight'], after['fc.weight'])
+    assert same == overflowed
+    assert all(value.isfinite().all() for value in runner.states[-1].values())
 
 
 def test_an_unknown_action_is_refused():

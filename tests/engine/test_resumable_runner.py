@@ -190,6 +190,22 @@ def test_gradients_that_wait_for_a_step_are_not_lost(make):
     assert first_difference(final(unbroken), final(resumed)) is None
 
 
+def test_the_scale_of_mixed_precision_is_not_lost(make, amp_on_a_cpu):
+    wrapper = dict(
+        type='AmpOptimWrapper',
+        loss_scale=dict(growth_interval=4),
+        optimizer=dict(type='SGD', lr=0.4, momentum=0.9),
+    )
+    unbroken = make(optim_wrapper=wrapper)
+    unbroken.train()
+    broken = make(At('before_train_iter', 7, die), optim_wrapper=wrapper)
+    with pytest.raises(Dead):
+        broken.train()
+    resumed = go_on(make, broken, optim_wrapper=wrapper)
+    assert resumed.optim_wrapper.loss_scaler.get_scale() == 65536.0 * 2**3
+    assert first_difference(final(unbroken), final(resumed)) is None
+
+
 @pytest.mark.parametrize('by_epoch', [True, False])
 @pytest.mark.parametrize(
     ('point', 'iteration'),
