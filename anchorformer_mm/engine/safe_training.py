@@ -1,6 +1,7 @@
 """Trainings that can be killed, interrupted and resumed."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.config import Config
@@ -15,7 +16,6 @@ from anchorformer_mm.engine.resuming.interruption import (
 )
 from anchorformer_mm.engine.resuming.resume_point import (
     ResumePoint,
-    checkpoint_folder,
     newest_resume_point,
     read_resume_point,
     remove_unfinished,
@@ -110,7 +110,7 @@ def train_safely(cfg: Config) -> None:
     Raises:
         UsageError: There is nothing whole to resume from, the disk is full,
             or a loss or gradient is not finite.
-        SystemExit: With status 130 or 143, after SIGINT or SIGTERM.
+        SystemExit: With 130, 143 or 129, after SIGINT, SIGTERM or SIGHUP.
     """
     if 'runner_type' in cfg:
         cfg.pop('begin_from', None)
@@ -122,7 +122,7 @@ def train_safely(cfg: Config) -> None:
     with ending_in_order():
         runner = build_runner(cfg, ResumableRunner)
         if is_main_process():
-            remove_unfinished(Path(cfg.work_dir), checkpoint_folder(cfg))
+            remove_unfinished(cfg)
         if point is not None and point.warning:
             runner.logger.warning(point.warning)
         try:
@@ -135,8 +135,10 @@ def train_safely(cfg: Config) -> None:
 
 def _say_how_to_go_on(error: Interrupted) -> None:
     what = f'saved {error.saved}' if error.saved else 'saved no checkpoint'
-    print(
-        f'{error}: {what}; to go on, run the same command with --resume',
-        file=sys.stderr,
-        flush=True,
-    )
+    # There is no terminal any more after SIGHUP.
+    with suppress(OSError):
+        print(
+            f'{error}: {what}; to go on, run the same command with --resume',
+            file=sys.stderr,
+            flush=True,
+        )

@@ -4,16 +4,21 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
+from anchorformer_mm.engine.resuming.data_order import number_batches
 from anchorformer_mm.engine.resuming.interruption import (
     ending_in_order,
     requested_signal,
 )
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    'number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+)
 def test_the_first_signal_is_a_request(number, capsys):
     before = signal.getsignal(number)
     with ending_in_order():
@@ -51,3 +56,53 @@ def test_workers_end_on_sigterm_and_the_second_signal_ends_at_once():
     )
     assert out.returncode == -signal.SIGTERM, out.stderr
     assert out.stdout == 'still here\n'
+
+
+def test_what_nohup_has_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending_in_order():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert requested_signal() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Slow(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        time.sleep(0.1)
+        return index
+
+
+def test_workers_finish_when_the_whole_group_is_asked_to_end():
+    loader = DataLoader(Slow(), num_workers=1)
+    number_batches(loader, seed=0, rank=0)
+    with ending_in_order():
+        batches = iter(loader)
+        (worker,) = batches._workers
+        seen = [next(batches)]
+        # As scancel and torchrun do.
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen += batches
+        assert requested_signal() == signal.SIGTERM
+    assert [int(batch) for batch in seen] == [0, 1, 2, 3]
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+def test_a_worker_that_is_stuck_ends_on_a_second_signal():
+    loader = DataLoader(Slow(), num_workers=1)
+    number_batches(loader, seed=0, rank=0)
+    batches = iter(loader)
+    (worker,) = batches._workers
+    next(batches)
+    os.kill(worker.pid, signal.SIGTERM)
+    time.sleep(0.3)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)
+    with pytest.raises(RuntimeError, match='killed by signal: Terminated'):
+        time.sleep(10)

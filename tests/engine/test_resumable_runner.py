@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -314,6 +315,57 @@ def test_what_a_killed_run_could_not_remove_is_removed(make, monkeypatch):
     assert final(resumed)['names'] == final(unbroken)['names']
 
 
+def test_no_name_in_a_checkpoint_leads_out_of_the_folder(make, tmp_path):
+    """It may be a copy, or be made to have other files removed."""
+    others = {}
+    for name in ('best_tiny_mAP_epoch_2.pth', 'thesis', 'epoch_1.pth'):
+        others[name] = tmp_path / 'others' / name
+        others[name].mkdir(parents=True)
+    runner = make()
+    folder = os.path.join(runner.work_dir, 'kept')
+    os.makedirs(folder)
+    hub = runner.message_hub
+    path = str(others['best_tiny_mAP_epoch_2.pth'])
+    hub.update_info('best_ckpt', path)
+    hub.update_info('best_score', -1e9)
+    hub.update_info('best_ckpt_other', str(others['thesis']))
+    hub.update_info('last_ckpt', '../..')
+    hub.update_info('keep_ckpt_ids', ['/../kept', 1])
+    outdated = ['..', '.', '', folder, f'{folder}/..', 3, *others.values()]
+    hub.update_info('outdated_ckpts', [str(path) for path in outdated])
+    runner.train()
+    assert all(path.is_dir() for path in others.values())
+    assert os.path.isdir(folder)
+    assert hub.get_info('best_ckpt_other') is None
+    best = hub.get_info('best_ckpt')
+    assert os.path.dirname(best) == runner.work_dir and os.path.isfile(best)
+
+
+def test_the_config_in_a_checkpoint_is_not_run(make, tmp_path):
+    """mmengine executes ``meta['config']``, which mmcv 1.x wrote."""
+    base = make()
+    base.train()
+    path = os.path.join(base.work_dir, 'epoch_3.pth')
+    checkpoint = load(path)
+    mark = tmp_path / 'mark'
+    checkpoint['meta']['config'] = f'open({str(mark)!r}, "w")'
+    torch.save(checkpoint, path)
+    make(load_from=path, resume=True).train()
+    assert not mark.exists()
+
+
+def test_a_fork_of_a_run_leaves_the_best_of_the_original(make, tmp_path):
+    base = make()
+    base.train()
+    best = base.message_hub.get_info('best_ckpt')
+    path = os.path.join(base.work_dir, 'epoch_3.pth')
+    fork = make(load_from=path, resume=True, work_dir=str(tmp_path / 'fork'))
+    # Any score is better than this.
+    fork.message_hub.update_info('best_score', -1e9)
+    fork.train()
+    assert os.path.isfile(best)
+
+
 def test_a_full_disk_is_told_before_anything_is_written(make, monkeypatch):
     monkeypatch.setattr(safe, '_free_bytes', lambda folder: 2**19)
     runner = make()
@@ -321,7 +373,8 @@ def test_a_full_disk_is_told_before_anything_is_written(make, monkeypatch):
         runner.train()
     assert str(runner.work_dir) in str(error.value)
     assert not [n for n in os.listdir(runner.work_dir) if 'epoch' in n]
-    assert remove_unfinished() == []
+    cfg = Config(dict(work_dir=runner.work_dir))
+    assert remove_unfinished(cfg) == []
 
 
 def test_a_checkpoint_counts_shared_arrays_once():

@@ -115,19 +115,27 @@ def test_a_moved_folder_and_one_of_its_own_are_found(cfg, tmp_path):
     assert newest_resume_point(cfg).path == path
 
 
+def test_a_copy_goes_on_from_its_own_files(cfg, tmp_path):
+    """Its ``last_checkpoint`` still names the original's."""
+    original = tmp_path / 'original'
+    original.mkdir()
+    named = save(original / 'epoch_3.pth', age=0, seed=1)
+    (tmp_path / 'last_checkpoint').write_text(str(named))
+    assert newest_resume_point(cfg) == (tmp_path / 'epoch_3.pth', 7, '')
+
+
 def test_only_unfinished_files_are_removed(cfg, tmp_path):
     kept = {path.name for path in tmp_path.iterdir()}
+    others = ['.hidden', '.a.pth', '.my_notes.2024.pth', '.last_checkpoint.a']
     for name in (
         '.epoch_4.123.pth',
+        '.best_coco_bbox_mAP_epoch_4.123.pth',
+        '.interrupted.4.pth',
         '.last_checkpoint.9',
-        '.hidden',
-        '.a.pth',
+        *others,
     ):
         (tmp_path / name).touch()
-    removed = remove_unfinished(tmp_path, tmp_path / 'not_there')
-    assert {p.name for p in removed} == {
-        '.epoch_4.123.pth',
-        '.last_checkpoint.9',
-    }
+    removed = remove_unfinished(cfg)
+    assert len(removed) == 4
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == kept | {'.hidden', '.a.pth'}
+    assert left == kept | set(others)

@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import Runner
 
 from anchorformer_mm.engine.resuming.resume_point import (
     INTERRUPTED,
     LAST_CHECKPOINT,
+    checkpoint_pattern,
 )
 from anchorformer_mm.registry import HOOKS
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
 
-_OUTDATED = 'outdated_ckpts'
+_OUTDATED, _KEPT, _BEST = 'outdated_ckpts', 'keep_ckpt_ids', 'best_ckpt_'
 _MIB = 2**20
 
 
@@ -50,19 +51,48 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Take up the state of a resumed run, and finish its removals."""
+        hub = runner.message_hub
+        if _KEPT in hub.runtime_info:
+            ids = [i for i in _list(hub, _KEPT) if type(i) is int]
+            hub.update_info(_KEPT, ids)
         super().before_train(runner)
         self.file_backend = _LateRemoval(self.file_backend)
+        self._adopt_names(hub)
         # As in the unbroken run, where there is one by now.
-        self.last_ckpt = runner.message_hub.get_info('last_ckpt')
+        self.last_ckpt = hub.get_info('last_ckpt')
         self._saved: tuple[int, int, str] | None = None
         loaded = Path(runner._load_from or '')
         if runner.iter and loaded.parent == Path(self.out_dir):
             self._saved = (runner.epoch, runner.iter, str(loaded))
-        outdated = runner.message_hub.get_info(_OUTDATED) or []
-        self.file_backend.outdated = [
-            self._beside(path) for path in outdated if Path(path).name
-        ]
         self._remove_outdated()
+
+    def _adopt_names(self, hub: MessageHub) -> None:
+        """Take from a checkpoint names of checkpoints in this folder alone.
+
+        The files that it names are removed in the course of the training, and
+        it may be a copy, or from somebody else.
+        """
+        pattern = checkpoint_pattern(self.filename_tmpl, best=True)
+
+        def ours(path: Any) -> str | None:
+            name = Path(path).name if isinstance(path, str) else ''
+            if not pattern.fullmatch(name):
+                return None
+            return self.file_backend.join_path(self.out_dir, name)
+
+        for key in list(hub.runtime_info):
+            if key in ('last_ckpt', 'best_ckpt') or key.startswith(_BEST):
+                hub.update_info(key, ours(hub.get_info(key)))
+        self.file_backend.outdated = [
+            path for path in map(ours, _list(hub, _OUTDATED)) if path
+        ]
+        if self.save_best is None:
+            return
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = hub.get_info('best_ckpt')
+            return
+        for key in self.key_indicators:
+            self.best_ckpt_path_dict[key] = hub.get_info(_BEST + key)
 
     def save_interrupted(self, runner: Runner, meta: dict) -> str:
         """Write ``interrupted.pth``, which the next checkpoint replaces.
@@ -114,7 +144,7 @@ class SafeCheckpointHook(CheckpointHook):
                     self.file_backend.join_path(self.out_dir, old)
                 )
             ids.append(step)
-            hub.update_info('keep_ckpt_ids', list(ids))
+            hub.update_info(_KEPT, list(ids))
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         hub.update_info('last_ckpt', self.last_ckpt)
@@ -167,9 +197,10 @@ class SafeCheckpointHook(CheckpointHook):
                 # As deepspeed saves them.
                 late.backend.rmtree(path)
 
-    def _beside(self, path: str) -> str:
-        """Where that file is now; the work folder may have been moved."""
-        return self.file_backend.join_path(self.out_dir, Path(path).name)
+
+def _list(hub: MessageHub, key: str) -> list:
+    value = hub.runtime_info.get(key)
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _bytes_of(value: Any) -> int:

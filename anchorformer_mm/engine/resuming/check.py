@@ -114,7 +114,7 @@ def _kill_and_resume(
             continue
         unfinished = 0
         if processes == 1:
-            unfinished = len(remove_unfinished(run)) if run.exists() else 0
+            unfinished = len(remove_unfinished(training.cfg))
             resumed = _config(cfg, run, resume=True)
             training = Training(resumed, _log(run.parent))
         training.wait()

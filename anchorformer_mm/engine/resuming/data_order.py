@@ -8,6 +8,7 @@ number, in whatever process and after whatever other batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from anchorformer_mm.engine.resuming.interruption import (
+    leave_signals_to_the_trainer,
+)
 from anchorformer_mm.engine.resuming.random_states import (
     get_random_states,
     seed_batch,
@@ -120,10 +124,17 @@ def number_batches(loader: DataLoader, seed: int, rank: int) -> None:
     # Torch's protocol for loading a batch at once.
     loader.dataset.__getitems__ = loading.load
     loader.collate_fn = loading.collate
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
     # It refuses plain assignment, for those that iterate already.
     object.__setattr__(
         loader, 'batch_sampler', NumberedBatches(loader.batch_sampler)
     )
+
+
+def _start_worker(init: Callable[[int], None] | None, number: int) -> None:
+    leave_signals_to_the_trainer()
+    if init is not None:
+        init(number)
 
 
 class ResumedIterator(_InfiniteDataloaderIterator):

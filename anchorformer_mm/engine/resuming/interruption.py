@@ -1,12 +1,12 @@
-"""SIGINT and SIGTERM end a training in order."""
+"""SIGINT, SIGTERM and SIGHUP end a training in order."""
 
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 
 
@@ -36,10 +36,12 @@ def requested_signal() -> int:
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Take the first SIGINT or SIGTERM as a request; the second ends at once.
+    """Take the first signal as a request; the second ends at once.
 
-    Processes that are forked meanwhile, such as the loaders' workers, leave
-    SIGINT to this one, and end on SIGTERM.
+    Signals that are ignored, as SIGHUP is under ``nohup``, stay so. Processes
+    that are forked meanwhile, such as the loaders' workers, leave SIGINT and
+    SIGHUP to this one, and end on SIGTERM unless they call
+    :func:`leave_signals_to_the_trainer`.
     """
     own = os.getpid()
 
@@ -51,20 +53,42 @@ def ending_in_order() -> Iterator[None]:
         if _received:
             _end_by(number)
         _received.append(number)
-        print(
-            f'{signal.Signals(number).name}: saving a checkpoint after this '
-            'step; once more to end at once',
-            file=sys.stderr,
-            flush=True,
-        )
+        # The terminal may be what went away.
+        with suppress(OSError):
+            print(
+                f'{signal.Signals(number).name}: saving a checkpoint after '
+                'this step; once more to end at once',
+                file=sys.stderr,
+                flush=True,
+            )
 
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    before = {
+        number: signal.signal(number, handle)
+        for number in _SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _received.clear()
+
+
+def leave_signals_to_the_trainer() -> None:
+    """Let a loader's worker pass over the first SIGTERM.
+
+    Which its whole group or job was sent, as ``scancel`` and torchrun do: the
+    training needs the worker to end in order. From a second one, or from one
+    that a trainer sends a worker that does not end by itself, it ends.
+    """
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, handle)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_by(number: int) -> None:

@@ -98,7 +98,7 @@ class Training:
         _trainers[:] = [0] * len(_trainers)
         # Forked, so that libraries are imported once for all.
         context = multiprocessing.get_context('fork')
-        self.log, self.processes = log, processes
+        self.cfg, self.log, self.processes = cfg, log, processes
         target, args = _train, (cfg, log)
         if processes > 1:
             target, args = _train_together, (cfg, log, processes)

@@ -14,8 +14,6 @@ LAST_CHECKPOINT = 'last_checkpoint'
 INTERRUPTED = 'interrupted.pth'
 # What mmengine's Runner.resume reads.
 _NEEDED = ('meta', 'state_dict', 'message_hub')
-# Names that utils.files.replacing gives to files before they are whole.
-_UNFINISHED = re.compile(r'\.(.+\.\d+\.pth|last_checkpoint\.\d+)')
 
 
 class ResumePoint(NamedTuple):
@@ -40,22 +38,52 @@ def checkpoint_folder(cfg: Config) -> Path:
     return Path(hook['out_dir']) / Path(cfg.work_dir).name
 
 
-def remove_unfinished(*folders: Path) -> list[Path]:
+def checkpoint_pattern(
+    template: str | None = None, best: bool = False
+) -> re.Pattern[str]:
+    """Describe the file names of a training's checkpoints.
+
+    Args:
+        template: ``filename_tmpl`` of the hook; None for mmengine's.
+        best: Also those of the best ones.
+    """
+    numbered = r'(epoch|iter)_\d+\.pth'
+    if template:
+        before, _, after = template.partition('{}')
+        numbered = rf'{re.escape(before)}\d+{re.escape(after)}'
+    if best:
+        numbered = rf'(best_[^/]+_)?{numbered}'
+    return re.compile(f'({numbered}|{re.escape(INTERRUPTED)})')
+
+
+def remove_unfinished(cfg: Config) -> list[Path]:
     """Remove what a killed training left of files that it was writing.
 
     Returns:
         list[Path]: The removed files.
     """
+    whole = checkpoint_pattern(_template(cfg), best=True)
     found = [
         path
-        for folder in dict.fromkeys(folders)
+        for folder in dict.fromkeys(
+            [Path(cfg.work_dir), checkpoint_folder(cfg)]
+        )
         if folder.is_dir()
         for path in folder.iterdir()
-        if path.is_file() and _UNFINISHED.fullmatch(path.name)
+        if path.is_file() and _is_unfinished(path.name, whole)
     ]
     for path in found:
         path.unlink(missing_ok=True)
     return found
+
+
+def _is_unfinished(name: str, whole: re.Pattern[str]) -> bool:
+    """Whether utils.files.replacing gave a checkpoint this name meanwhile."""
+    match = re.fullmatch(r'\.(.+)\.\d+(\.[^.\d]+|)', name)
+    if match is None:
+        return False
+    name = match[1] + match[2]
+    return name == LAST_CHECKPOINT or whole.fullmatch(name) is not None
 
 
 def newest_resume_point(cfg: Config, since: int = 0) -> ResumePoint | None:
@@ -98,12 +126,7 @@ def newest_resume_point(cfg: Config, since: int = 0) -> ResumePoint | None:
 
 def _candidates(cfg: Config) -> list[Path]:
     folder = checkpoint_folder(cfg)
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    pattern = r'(epoch|iter)_\d+\.pth'
-    if hook.get('filename_tmpl'):
-        before, _, after = hook['filename_tmpl'].partition('{}')
-        pattern = rf'{re.escape(before)}\d+{re.escape(after)}'
-    pattern = re.compile(f'{pattern}|{re.escape(INTERRUPTED)}')
+    pattern = checkpoint_pattern(_template(cfg))
     found = []
     if folder.is_dir():
         found = [p for p in folder.iterdir() if pattern.fullmatch(p.name)]
@@ -111,10 +134,15 @@ def _candidates(cfg: Config) -> list[Path]:
     named = Path(cfg.work_dir) / LAST_CHECKPOINT
     name = named.read_text().strip() if named.is_file() else ''
     if name:
-        # Absolute or from the folder of the run; that may have been moved.
-        last = Path(name) if Path(name).exists() else folder / Path(name).name
+        # Of this folder, which may have been moved or copied.
+        last = folder / Path(name).name
         found = [last, *(p for p in found if p.name != last.name)]
     return found
+
+
+def _template(cfg: Config) -> str | None:
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    return hook.get('filename_tmpl')
 
 
 def read_resume_point(path: Path) -> ResumePoint:

@@ -55,6 +55,8 @@ class ResumableRunner(PlainNormRunner):
     def load_checkpoint(self, *args, **kwargs) -> dict:
         """Load weights; of a resumed run, take in the state as well."""
         checkpoint = super().load_checkpoint(*args, **kwargs)
+        # As mmcv 1.x wrote it. mmengine would run it, as it does configs.
+        checkpoint.get('meta', {}).pop('config', None)
         if self._resume:
             self.run_state = checkpoint['meta'].get('run_state')
         return checkpoint
