@@ -104,5 +104,6 @@ def test_a_worker_that_is_stuck_ends_on_a_second_signal():
     time.sleep(0.3)
     assert worker.is_alive()
     os.kill(worker.pid, signal.SIGTERM)
-    with pytest.raises(RuntimeError, match='killed by signal: Terminated'):
-        time.sleep(10)
+    # Quietly, as its trainer says so.
+    worker.join(10)
+    assert worker.exitcode == 0

@@ -1,5 +1,7 @@
 """Infinite and undefined numbers stay out of the weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -62,7 +64,7 @@ class States(Hook):
 
 @pytest.fixture
 def make(make_runner):
-    def make(failure, action='stop', **options):
+    def make(failure, action='stop', more=(), **options):
         hook = dict(type='anchorformer_mm.NonFiniteHook', action=action)
         states = States()
         loader = dict(
@@ -71,7 +73,7 @@ def make(make_runner):
             sampler=dict(type='DefaultSampler', shuffle=False),
         )
         runner = make_runner(
-            [hook, states],
+            [hook, states, *more],
             train_dataloader=loader,
             val_dataloader=None,
             val_cfg=None,
@@ -134,6 +136,37 @@ def test_a_gathered_step_names_the_batch_that_broke_it(make):
     )
     with pytest.raises(NonFiniteError, match='iteration 5.*images: 4.jpg'):
         make('loss', optim_wrapper=wrapper).train()
+
+
+def test_no_gathered_gradient_of_it_gets_into_a_checkpoint(make):
+    wrapper = dict(
+        type=OptimWrapper,
+        optimizer=dict(type='SGD', lr=0.1),
+        accumulative_counts=3,
+    )
+    runner = make('loss', optim_wrapper=wrapper)
+    with pytest.raises(NonFiniteError, match='iteration 5'):
+        runner.train()
+    # The step is due after the sixth; the fifth itself is not gathered.
+    assert len(runner.states) == 4
+    assert all(p.grad.isfinite().all() for p in runner.model.parameters())
+
+
+class Overflows(Hook):
+    """An infinite learning rate, which no loss and no gradient shows."""
+
+    def before_train_iter(self, runner, **kwargs):
+        if runner.iter == 14:
+            runner.optim_wrapper.optimizer.param_groups[0]['lr'] = float('inf')
+
+
+def test_weights_that_are_not_finite_are_not_saved(make):
+    words = r'iteration 15: .* \(fc.weight, .*learning rate'
+    runner = make('never', more=[Overflows()])
+    with pytest.raises(NonFiniteError, match=words):
+        runner.train()
+    saved = sorted(Path(runner.work_dir).glob('*.pth'))
+    assert [path.name for path in saved][-1] == 'epoch_4.pth'
 
 
 def test_skipping_for_ever_stops(make):

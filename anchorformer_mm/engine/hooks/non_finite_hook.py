@@ -37,7 +37,10 @@ class NonFiniteHook(Hook):
     """Keep infinite and undefined numbers out of the weights.
 
     Looked at are, before each step of the optimiser, the losses of all the
-    batches that it gathers, and the gradients. In mixed precision with a
+    batches that it gathers, and the gradients; to stop before it is gathered,
+    a loss of several batches at once. A checkpoint is not written if weights
+    are not finite all the same, as after a step with an infinite learning
+    rate. In mixed precision with a
     dynamic loss scale above 1, gradients overflow now and then as a matter of
     course, whereupon torch's scaler leaves out the step and lowers the scale;
     these pass. Those with a scale of 1 or less, or a fixed one, do not. A
@@ -83,6 +86,11 @@ class NonFiniteHook(Hook):
             self._forwards.append(
                 _Forward(runner.iter, dict(terms), self._paths)
             )
+            if self.action == 'stop' and optim._accumulative_counts > 1:
+                # Its gradients would be in the checkpoints before the step.
+                problem = self._find_problem(optim, gradients=False)
+                if problem is not None:
+                    self._leave_out(runner, problem)
             return loss, terms
 
         def careful_step(**kwargs) -> None:
@@ -106,10 +114,31 @@ class NonFiniteHook(Hook):
         if self.action == 'skip' and self._buffers is None:
             self._buffers = [(b, b.clone()) for b in runner.model.buffers()]
 
-    def _find_problem(self, optim: OptimWrapper) -> str | None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Refuse to save weights that are of no use.
+
+        Raises:
+            NonFiniteError: A parameter is infinite or not a number.
+        """
+        bad = [
+            name
+            for name, parameter in runner.model.named_parameters()
+            if not torch.isfinite(parameter.detach()).all()
+        ]
+        if bad:
+            names = ', '.join(bad[:3]) + (', ...' if len(bad) > 3 else '')
+            raise NonFiniteError(
+                f'iteration {runner.iter + 1}: {len(bad)} weights are not '
+                f'finite ({names}), though losses and gradients were: look '
+                'at the learning rate. No checkpoint is written of them'
+            )
+
+    def _find_problem(
+        self, optim: OptimWrapper, gradients: bool = True
+    ) -> str | None:
         """Say what is not finite, in any process; None if all is."""
         check = [f.terms['loss'].detach().sum() for f in self._forwards]
-        if not _overflow_is_normal(optim):
+        if gradients and not _overflow_is_normal(optim):
             check += [
                 torch.linalg.vector_norm(p.grad.detach(), math.inf)
                 for group in optim.param_groups

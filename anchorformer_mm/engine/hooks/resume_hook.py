@@ -1,5 +1,7 @@
 """Take up a run where its checkpoint left it."""
 
+from typing import Any
+
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -37,6 +39,7 @@ class ResumeHook(Hook):
                 )
             elif isinstance(loop, EpochBasedTrainLoop) and state is not None:
                 batches.skip = state['batches_done']
+                _count_on(loop, batches)
         if state is None:
             if runner.iter:
                 runner.logger.warning(
@@ -66,6 +69,21 @@ class ResumeHook(Hook):
             batches.start = runner.iter
             if isinstance(runner.train_loop, EpochBasedTrainLoop):
                 runner.epoch_start -= batches.skip
+
+
+def _count_on(loop: EpochBasedTrainLoop, batches: NumberedBatches) -> None:
+    """Let hooks see where in its epoch a batch stands.
+
+    mmengine counts the batches of an epoch as they are loaded.
+    """
+    passed_over, epoch, run_iter = batches.skip, loop.epoch, loop.run_iter
+
+    def run_counted(index: int, data_batch: Any) -> None:
+        resumed = loop.epoch == epoch
+        run_iter(index + passed_over if resumed else index, data_batch)
+
+    if passed_over:
+        loop.run_iter = run_counted
 
 
 def _evaluates_here(runner: Runner) -> bool:

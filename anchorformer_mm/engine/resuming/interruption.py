@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from torch._C import _set_worker_signal_handlers
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 
@@ -84,7 +86,8 @@ def leave_signals_to_the_trainer() -> None:
     """
 
     def handle(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        # torch's own again, which leaves quietly when its trainer says so.
+        _set_worker_signal_handlers()
 
     signal.signal(signal.SIGTERM, handle)
     for number in (signal.SIGINT, signal.SIGHUP):
