@@ -161,7 +161,7 @@ class Overflows(Hook):
 
 
 def test_weights_that_are_not_finite_are_not_saved(make):
-    words = r'iteration 15: .* \(fc.weight, .*learning rate'
+    words = r'after iteration 15 4 weights .* \(fc.weight, .*learning rate'
     runner = make('never', more=[Overflows()])
     with pytest.raises(NonFiniteError, match=words):
         runner.train()

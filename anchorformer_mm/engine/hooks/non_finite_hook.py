@@ -128,9 +128,10 @@ class NonFiniteHook(Hook):
         if bad:
             names = ', '.join(bad[:3]) + (', ...' if len(bad) > 3 else '')
             raise NonFiniteError(
-                f'iteration {runner.iter + 1}: {len(bad)} weights are not '
-                f'finite ({names}), though losses and gradients were: look '
-                'at the learning rate. No checkpoint is written of them'
+                f'after iteration {checkpoint["meta"]["iter"]} {len(bad)} '
+                f'weights are not finite ({names}), though losses and '
+                'gradients were: look at the learning rate. No checkpoint is '
+                'written of them'
             )
 
     def _find_problem(
