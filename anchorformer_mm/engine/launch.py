@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.dist import init_dist
 
 from anchorformer_mm.engine.plain_norm_runner import PlainNormRunner
-from anchorformer_mm.engine.resuming.elastic import restarts
+from anchorformer_mm.engine.processes import is_first_process, restarts
 from anchorformer_mm.engine.safe_training import build_runner, train_safely
 from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 from anchorformer_mm.utils.dataset_paths import require_datasets
@@ -17,11 +18,6 @@ from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.pretrained_weights import (
     require_pretrained_weights,
-)
-
-# Where each launcher says which of its processes this is.
-RANK_VARIABLES = dict(
-    pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK'
 )
 
 
@@ -105,8 +101,7 @@ def _check_data_once(
     wait for it where the processes meet, and the launchers end them when it
     leaves with an error.
     """
-    variable = RANK_VARIABLES.get(launcher)
-    if variable is not None and os.environ.get(variable, '0') != '0':
+    if not is_first_process(launcher):
         return
     if cfg.default_scope == 'mmseg':
         # Needs mmseg, which other configs do without.
@@ -169,6 +164,10 @@ def run(cfg: Config, task: str) -> None:
     admit_mmengine_checkpoints()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _distribute_on_cpu(cfg)
+    elif cfg.launcher != 'none':
+        # As mmengine would, but before they choose what to resume from.
+        settings = (cfg.get('env_cfg') or {}).get('dist_cfg')
+        init_dist(cfg.launcher, **(settings or dict(backend='nccl')))
     if task == 'train':
         train_safely(cfg)
     else:

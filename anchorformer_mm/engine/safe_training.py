@@ -5,11 +5,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
-from anchorformer_mm.engine.resuming.elastic import beginning, mark_beginning
+from anchorformer_mm.engine.processes import is_first_process
+from anchorformer_mm.engine.resuming.config_changes import config_changes
 from anchorformer_mm.engine.resuming.interruption import (
     Interrupted,
     ending_in_order,
@@ -21,6 +22,12 @@ from anchorformer_mm.engine.resuming.resume_point import (
     remove_unfinished,
 )
 from anchorformer_mm.engine.resuming.runner import ResumableRunner
+from anchorformer_mm.engine.resuming.work_folder import (
+    last_beginning,
+    lock,
+    mark_beginning,
+)
+from anchorformer_mm.utils.errors import UsageError
 
 # Each can be given other arguments, or taken out with None, by its name in
 # default_hooks.
@@ -29,6 +36,9 @@ SAFE_HOOKS = dict(
     resume='ResumeHook',
     interruption='InterruptionHook',
 )
+
+# Of a config, told in one warning.
+MAX_CHANGES = 20
 
 
 def add_safe_hooks(cfg: Config) -> None:
@@ -67,32 +77,100 @@ def find_resume_point(cfg: Config) -> ResumePoint | None:
     checkpoint.
 
     Raises:
-        UsageError: ``load_from``, or every checkpoint there is, is unreadable.
+        UsageError: ``load_from``, or every checkpoint there is, is
+            unreadable, or is older than another training in the folder.
     """
     begin_from = cfg.pop('begin_from', None)
+    began = last_beginning(Path(cfg.work_dir))
     point = None
-    began = beginning(Path(cfg.work_dir))
-    if began is not None:
-        point = newest_resume_point(cfg, since=began)
+    if began is not None and began.is_ours:
+        point = newest_resume_point(cfg, since=began.time)
     if point is None:
         if not cfg.get('resume'):
             return None
         chosen = cfg.get('load_from')
         if chosen is not None and '://' in chosen:
             return None
-        if chosen is None:
-            point = newest_resume_point(cfg)
-        else:
+        if chosen is not None:
             point = read_resume_point(Path(chosen))
+        else:
+            point = newest_resume_point(cfg, since=began.time if began else 0)
+            if point is None and began is not None:
+                _refuse_older(cfg)
     if point is None:
         cfg.resume = False
         cfg.load_from = begin_from
         return None
     cfg.resume = True
     cfg.load_from = str(point.path)
+    point = point._replace(warning=_all_warnings(point, cfg))
     if point.seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=point.seed)
     return point
+
+
+def _refuse_older(cfg: Config) -> None:
+    older = newest_resume_point(cfg)
+    if older is not None:
+        raise UsageError(
+            f'{older.path} is of before the last training in {cfg.work_dir} '
+            'began, which has saved nothing: to go on from it all the same, '
+            f'--resume {older.path}; to begin, leave --resume out'
+        )
+
+
+def _all_warnings(point: ResumePoint, cfg: Config) -> str:
+    """Tell what was wrong with newer checkpoints, and what was changed."""
+    warnings = [point.warning] if point.warning else []
+    seed = (cfg.get('randomness') or {}).get('seed')
+    if None not in (seed, point.seed) and seed != point.seed:
+        warnings.append(
+            f'randomness.seed={seed} is of no use: the run goes on with '
+            f'{point.seed}'
+        )
+    changes = config_changes(point.config, cfg.pretty_text)
+    if changes:
+        shown = '\n  '.join(changes[:MAX_CHANGES])
+        more = len(changes) - MAX_CHANGES
+        warnings.append(
+            f'the config differs from that of {point.path}:\n  {shown}\n'
+            + (f'  and {more} more\n' if more > 0 else '')
+            + 'The state of the optimiser and of the schedules goes on as it '
+            'was, rates and lengths included'
+        )
+    return '\n'.join(warnings)
+
+
+def _enter(cfg: Config) -> ResumePoint | None:
+    """Take the work folder, and choose what to go on from."""
+    work_dir = Path(cfg.work_dir)
+    is_first = is_first_process(cfg.get('launcher', 'none'))
+    if is_first:
+        lock(work_dir)
+    began = last_beginning(work_dir)
+    goes_on = cfg.get('resume') and not cfg.get('load_from')
+    point = find_resume_point(cfg)
+    _agree(point)
+    started_again = began is not None and began.is_ours
+    if is_first and not started_again and not (goes_on and point):
+        mark_beginning(work_dir)
+    return point
+
+
+def _agree(point: ResumePoint | None) -> None:
+    """Let processes that train together go on from the same checkpoint.
+
+    Raises:
+        UsageError: They see different ones.
+    """
+    own = None if point is None else point.path.name
+    seen = all_gather_object(own)
+    if any(name != seen[0] for name in seen):
+        raise UsageError(
+            'the processes would go on from different checkpoints '
+            f'({", ".join(map(str, seen))}): all machines need the same work '
+            'folder, on a disk that they share'
+        )
 
 
 def build_runner(cfg: Config, default: type[Runner]) -> Runner:
@@ -113,12 +191,17 @@ def train_safely(cfg: Config) -> None:
         SystemExit: With 130, 143 or 129, after SIGINT, SIGTERM or SIGHUP.
     """
     if 'runner_type' in cfg:
-        cfg.pop('begin_from', None)
+        begin_from = cfg.pop('begin_from', None)
+        chosen = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
+        if cfg.get('resume') and chosen is None:
+            cfg.resume, cfg.load_from = False, begin_from
+        if cfg.get('resume') and Path(chosen).is_file():
+            # mmengine would run the config of an old one.
+            read_resume_point(Path(chosen))
         build_runner(cfg, Runner).train()
         return
     add_safe_hooks(cfg)
-    point = find_resume_point(cfg)
-    mark_beginning(Path(cfg.work_dir))
+    point = _enter(cfg)
     with ending_in_order():
         runner = build_runner(cfg, ResumableRunner)
         if is_main_process():

@@ -362,6 +362,20 @@ def test_the_config_in_a_checkpoint_is_not_run(make, tmp_path):
     assert not mark.exists()
 
 
+def test_another_model_does_not_go_on(make):
+    base = make()
+    base.train()
+    path = os.path.join(base.work_dir, 'epoch_3.pth')
+    other = RandomModel()
+    other.fc = nn.Linear(5, 3)
+    with pytest.raises(UsageError, match=r'fc.weight is \(3, 4\) .*\(3, 5\)'):
+        make(load_from=path, resume=True, model=other).train()
+    other = RandomModel()
+    other.added = nn.Linear(2, 2)
+    with pytest.raises(UsageError, match='added.weight is not in .*1 more'):
+        make(load_from=path, resume=True, model=other).train()
+
+
 def test_a_fork_of_a_run_leaves_the_best_of_the_original(make, tmp_path):
     base = make()
     base.train()

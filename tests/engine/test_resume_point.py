@@ -43,7 +43,7 @@ def cfg(tmp_path):
 
 def test_the_named_one_is_the_newest(cfg, tmp_path):
     point = newest_resume_point(cfg)
-    assert point == (tmp_path / 'epoch_3.pth', 7, '')
+    assert point[:3] == (tmp_path / 'epoch_3.pth', 7, '')
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 no zip'])
@@ -54,6 +54,15 @@ def test_a_damaged_one_gives_way_to_the_one_before(cfg, tmp_path, content):
     assert point.path == tmp_path / 'epoch_1.pth'
     for name in ('epoch_3.pth', 'epoch_2.pth', 'epoch_1.pth'):
         assert name in point.warning
+
+
+def test_a_config_in_a_file_is_refused(cfg, tmp_path):
+    """mmengine would run it."""
+    meta = dict(config='import os')
+    checkpoint = dict(meta=meta, state_dict={}, message_hub={})
+    torch.save(checkpoint, tmp_path / 'epoch_3.pth')
+    with pytest.raises(UsageError, match='has code in its meta..config'):
+        read_resume_point(tmp_path / 'epoch_3.pth')
 
 
 def test_code_in_a_file_is_not_run(cfg, tmp_path):
@@ -121,7 +130,8 @@ def test_a_copy_goes_on_from_its_own_files(cfg, tmp_path):
     original.mkdir()
     named = save(original / 'epoch_3.pth', age=0, seed=1)
     (tmp_path / 'last_checkpoint').write_text(str(named))
-    assert newest_resume_point(cfg) == (tmp_path / 'epoch_3.pth', 7, '')
+    point = newest_resume_point(cfg)
+    assert point[:3] == (tmp_path / 'epoch_3.pth', 7, '')
 
 
 def test_only_unfinished_files_are_removed(cfg, tmp_path):
@@ -139,3 +149,16 @@ def test_only_unfinished_files_are_removed(cfg, tmp_path):
     assert len(removed) == 4
     left = {path.name for path in tmp_path.iterdir()}
     assert left == kept | set(others)
+
+
+def test_what_is_given_anew_and_has_no_effect_is_told(cfg, tmp_path):
+    path = tmp_path / 'epoch_3.pth'
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint['meta']['cfg'] = 'optim_wrapper = dict(lr=0.1)'
+    torch.save(checkpoint, path)
+    cfg.optim_wrapper = dict(lr=0.5)
+    cfg.randomness = dict(seed=8)
+    warning = find_resume_point(cfg).warning
+    assert 'randomness.seed=8 is of no use: the run goes on with 7' in warning
+    assert 'optim_wrapper.lr: 0.1 -> 0.5' in warning
+    assert cfg.randomness.seed == 7

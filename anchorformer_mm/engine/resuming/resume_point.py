@@ -23,11 +23,13 @@ class ResumePoint(NamedTuple):
         path: Its file.
         seed: Seed of the run that wrote it.
         warning: What was wrong with newer ones; '' if this is the newest.
+        config: Text of that run's config.
     """
 
     path: Path
     seed: int | None
     warning: str = ''
+    config: str = ''
 
 
 def checkpoint_folder(cfg: Config) -> Path:
@@ -149,8 +151,8 @@ def read_resume_point(path: Path) -> ResumePoint:
     """Read a checkpoint as a whole, and its seed.
 
     Raises:
-        UsageError: It is not there, cannot be read without running code from
-            it, or lacks what resuming needs.
+        UsageError: It is not there, cannot be read or resumed without running
+            code from it, or lacks what resuming needs.
     """
     if not path.is_file():
         raise UsageError(f'{path} is not there')
@@ -173,4 +175,10 @@ def read_resume_point(path: Path) -> ResumePoint:
             f'{path} is not a checkpoint to resume from: it lacks '
             f'{", ".join(missing)}'
         )
-    return ResumePoint(path, checkpoint['meta'].get('seed'))
+    meta = checkpoint['meta']
+    if 'config' in meta:
+        # As mmcv 1.x wrote it; mmengine would run it, as it does configs.
+        raise UsageError(
+            f"{path} has code in its meta['config']: it is not resumed from"
+        )
+    return ResumePoint(path, meta.get('seed'), config=meta.get('cfg', ''))

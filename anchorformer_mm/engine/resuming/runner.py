@@ -10,6 +10,7 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -51,6 +52,38 @@ class ResumableRunner(PlainNormRunner):
         built = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         number_batches(built, self.seed, get_rank())
         return built
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        """Call hooks; look at a checkpoint before they take weights of it.
+
+        Raises:
+            UsageError: The checkpoint to resume from is of another model.
+        """
+        if fn_name == 'after_load_checkpoint' and self._resume:
+            self._refuse_another_model(kwargs['checkpoint']['state_dict'])
+        super().call_hook(fn_name, **kwargs)
+
+    def _refuse_another_model(self, saved: dict[str, torch.Tensor]) -> None:
+        # mmengine logs what does not fit, and goes on with random weights.
+        model = self.model
+        if is_model_wrapper(model):
+            model = model.module
+        problems = [
+            f'{name} is {tuple(saved[name].shape)} in the checkpoint and '
+            f'{tuple(value.shape)} here'
+            for name, value in model.state_dict().items()
+            if name in saved and saved[name].shape != value.shape
+        ]
+        problems += [
+            f'{name} is not in the checkpoint'
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and name not in saved
+        ]
+        if problems:
+            raise UsageError(
+                f'{self._load_from} is of another model: {problems[0]}'
+                + (f', and {len(problems) - 1} more' if problems[1:] else '')
+            )
 
     def load_checkpoint(self, *args, **kwargs) -> dict:
         """Load weights; of a resumed run, take in the state as well."""
