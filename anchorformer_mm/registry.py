@@ -16,6 +16,8 @@ from mmengine.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
 )
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -128,6 +130,16 @@ OPTIM_WRAPPER_CONSTRUCTORS = PluginRegistry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     locations=[f'{SCOPE}.engine.optimizers'],
+)
+RUNNERS = PluginRegistry(
+    'runner',
+    parent=MMENGINE_RUNNERS,
+    locations=[f'{SCOPE}.engine.strategies'],
+)
+STRATEGIES = PluginRegistry(
+    'strategy',
+    parent=MMENGINE_STRATEGIES,
+    locations=[f'{SCOPE}.engine.strategies'],
 )
 
 admit_mmengine_checkpoints()

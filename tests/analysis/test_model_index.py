@@ -27,8 +27,10 @@ ENTRIES = {m['Name']: m for m in yaml.safe_load(STORED)['Models']}
 # Configs that are examples, and no models to list.
 EXAMPLES = {
     'anchorformer_t_digits',
+    'anchorformer_t_fsdp_digits',
     'anchorformer_t_query_digits',
     'anchorformer_t_vanilla_digits',
+    'anchorformer_t_zero2_digits',
     'clustr_t_digits',
     'picodet_anchorformer_s_bccd',
     'picodet_anchorformer_t_bccd',
