@@ -205,5 +205,5 @@ def test_every_requirement_is_pinned() -> None:
         for line in path.read_text().splitlines():
             if line and not line.startswith(('#', '-r ')):
                 assert re.match(
-                    r'[\w.-]+==[\w.]+(; python_version < .*)?$', line
+                    r'[\w.-]+==[\w.]+(; python_version (<|>=) .*)?$', line
                 )

@@ -140,7 +140,7 @@ class Environment:
         """
         answer = self.ask('import cv2')
         if 'cannot open shared object file' in answer.stderr:
-            pins = (ROOT / 'requirements/common.txt').read_text()
+            pins = (ROOT / f'requirements/{self.stack}.txt').read_text()
             version = re.search(r'^opencv-python==(\S+)', pins, re.M).group(1)
             self.pip(
                 'no display libraries here: installing the headless OpenCV',
