@@ -28,7 +28,7 @@ OPTIONS = (
     'param_scheduler.1.T_max=2',
     'param_scheduler.1.end=2',
     'default_hooks.checkpoint.interval=1',
-    'default_hooks.logger.interval=1',
+    'default_hooks.logger.interval=3',
 )
 
 
@@ -36,7 +36,7 @@ SCENES = (
     'train_dataloader.num_workers=0',
     'train_dataloader.batch_size=2',
     'default_hooks.checkpoint.interval=1',
-    'default_hooks.logger.interval=1',
+    'default_hooks.logger.interval=3',
 )
 DETECTOR = (
     *SCENES,
@@ -68,14 +68,15 @@ def check(folder, *args):
 def test_killed_and_resumed_trainings_equal_the_unbroken_one(tmp_path):
     spec = DigitsSpec(num_train=4, num_val=2, scene_size=(96, 64))
     write_digits(tmp_path / 'data' / 'digits', spec)
-    out = check(tmp_path, CONFIG, '--kills', 3, '--cfg-options', *OPTIONS)
+    out = check(tmp_path, CONFIG, '--kills', 4, '--cfg-options', *OPTIONS)
     assert out.returncode == 0, out.stdout + out.stderr[-3000:]
-    assert '3 of 3 equal the unbroken run' in out.stdout
-    _, checkpoint, _ = (
+    assert '4 of 4 equal the unbroken run' in out.stdout
+    _, checkpoint, _, interrupted = (
         line for line in out.stdout.splitlines() if line.endswith('equal |')
     )
     # Within it or, as it takes milliseconds, in what comes next.
     assert 'setting up' not in checkpoint
+    assert interrupted.startswith('| SIGTERM in ')
     # Nothing of another run is written over.
     again = check(tmp_path, CONFIG, '--cfg-options', *OPTIONS)
     assert again.returncode == 2

@@ -1,7 +1,8 @@
 """Prove that killed and resumed trainings end with the bits of unbroken ones.
 
-Each config is trained as it is, and then as often as asked with a SIGKILL at
-a random moment, and resumed. Use small ones: --cfg-options shortens them.
+Each config is trained as it is, and then as often as asked with a SIGKILL, or
+every fourth time a SIGTERM, at a random moment, and resumed. Use small ones:
+--cfg-options shortens them.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def main() -> None:
         print(f'\n{config}\n')
         print(
             markdown_table(
-                ('Killed in', 'Unfinished files', 'Resumed run'),
+                ('Ended in', 'Unfinished files', 'Resumed run'),
                 [
                     (k.moment, str(k.unfinished), k.difference or 'equal')
                     for k in kills

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ from anchorformer_mm.utils.errors import UsageError
 
 # A training that was faster than the unbroken one ended before its moment.
 _ATTEMPTS = 20
+_TURNS = (signal.SIGKILL,) * 3 + (signal.SIGTERM,)
 
 
 class Kill(NamedTuple):
@@ -40,12 +42,13 @@ class Kill(NamedTuple):
 def check_resuming(
     cfg: Config, folder: Path, kills: int, seed: int = 0, processes: int = 1
 ) -> list[Kill]:
-    """Train a config once as it is, and often killed with SIGKILL.
+    """Train a config once as it is, and often killed or interrupted.
 
-    Each of those is killed once: the first, fourth, ... anywhere, the second,
-    fifth, ... within a checkpoint, the third, sixth, ... within an
-    evaluation. Then it is resumed, and ends. Of processes that train
-    together, one is killed, and torchrun starts all of them again.
+    Each of those is killed once with SIGKILL: the first, fifth, ... anywhere,
+    the second, sixth, ... within a checkpoint, the third, seventh, ... within
+    an evaluation; the fourth, eighth, ... is sent a SIGTERM anywhere. Then it
+    is resumed, and ends. Of processes that train together, one is killed, and
+    torchrun starts all of them again.
 
     Args:
         cfg: From :func:`anchorformer_mm.engine.launch.load_config`.
@@ -105,9 +108,11 @@ def _kill_and_resume(
     """Return the moment, and how many files were not whole."""
     for _ in range(_ATTEMPTS):
         training = Training(_config(cfg, run), _log(run.parent), processes)
-        moment = training.kill_when(
-            random_moment(draw, turn, extent), draw.randrange(processes)
-        )
+        reached = random_moment(draw, turn % len(_TURNS), extent)
+        if processes == 1 and _TURNS[turn % len(_TURNS)] == signal.SIGTERM:
+            moment = training.interrupt_when(reached)
+        else:
+            moment = training.kill_when(reached, draw.randrange(processes))
         if moment is None:
             # It ended before: go on from its end would prove nothing.
             run.rename(run.with_name(f'ended_{turn}_{draw.randrange(10**9)}'))

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, killed at chosen moments."""
+"""Trainings in processes of their own, ended at chosen moments."""
 
 import multiprocessing
 import os
@@ -138,11 +138,9 @@ class Training:
         Returns:
             str | None: The moment; None if the training ended before.
         """
-        while not (reached() and _trainers[rank]):
-            if not self.process.is_alive():
-                return None
-            time.sleep(_POLL_SECONDS)
-        moment = f'{STAGES[_shared[0]]}, iteration {_shared[1]}'
+        if not self._wait_for(lambda: reached() and _trainers[rank]):
+            return None
+        moment = _moment()
         if self.processes > 1:
             killed = _kill(_trainers[rank])
             return f'{moment}, process {rank}' if killed else None
@@ -150,6 +148,40 @@ class Training:
         self.process.join()
         ended_before = self.process.exitcode != -signal.SIGKILL
         return None if ended_before else moment
+
+    def interrupt_when(self, reached: Callable[[], bool]) -> str | None:
+        """Ask one process and its workers to end, as a cluster does.
+
+        Args:
+            reached: The condition.
+
+        Returns:
+            str | None: The moment; None if the training ended before.
+
+        Raises:
+            RuntimeError: It did not end in order.
+        """
+        if not self._wait_for(lambda: reached() and _shared[5]):
+            return None
+        moment = _moment()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        self.process.join()
+        if self.process.exitcode == 0:
+            return None
+        if self.process.exitcode != 128 + signal.SIGTERM:
+            raise RuntimeError(
+                f'a training ended with {self.process.exitcode} on SIGTERM'
+            )
+        return f'SIGTERM in {moment}'
+
+    def _wait_for(self, reached: Callable[[], bool]) -> bool:
+        """Wait for a condition; False if the training ends before."""
+        while not reached():
+            if not self.process.is_alive():
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
 
     def _kill(self) -> None:
         for process in {self.process.pid, *filter(None, _trainers)}:
@@ -177,20 +209,25 @@ def within(kind: int, number: int, seconds: float) -> Callable[[], bool]:
 def random_moment(
     draw: random.Random, turn: int, extent: Extent
 ) -> Callable[[], bool]:
-    """Choose when to kill: anywhere, within a checkpoint, an evaluation.
+    """Choose when to end one: anywhere, within a checkpoint, an evaluation.
 
     Args:
         draw: Random numbers.
-        turn: Which of the three it is the turn of, modulo 3.
+        turn: 1 for within a checkpoint, 2 for within an evaluation, others
+            for anywhere.
         extent: Of the unbroken training.
     """
-    if turn % 3 == 1 and extent.checkpoints:
+    if turn == 1 and extent.checkpoints:
         number = draw.randint(1, extent.checkpoints)
         return within(3, number, draw.uniform(0, 0.02))
-    if turn % 3 == 2 and extent.evaluations:
+    if turn == 2 and extent.evaluations:
         number = draw.randint(1, extent.evaluations)
         return within(2, number, draw.uniform(0, extent.evaluation_seconds))
     return within(1, 1, draw.uniform(0, extent.seconds))
+
+
+def _moment() -> str:
+    return f'{STAGES[_shared[0]]}, iteration {_shared[1]}'
 
 
 def _kill(process: int) -> bool:
