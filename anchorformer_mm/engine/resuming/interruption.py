@@ -5,8 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-
-from torch._C import _set_worker_signal_handlers
+from threading import Thread
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
@@ -78,20 +77,24 @@ def ending_in_order() -> Iterator[None]:
 
 
 def leave_signals_to_the_trainer() -> None:
-    """Let a loader's worker pass over the first SIGTERM.
+    """Let a loader's worker end when its trainer says so, and not before.
 
-    Which its whole group or job was sent, as ``scancel`` and torchrun do: the
-    training needs the worker to end in order. From a second one, or from one
-    that a trainer sends a worker that does not end by itself, it ends.
+    Clusters and torchrun send SIGTERM to all processes of a training, which
+    needs its workers to end in order. Where the sender of a signal cannot be
+    known, as on macOS, workers end on SIGTERM at once.
     """
-
-    def handle(number: int, frame: object) -> None:
-        # torch's own again, which leaves quietly when its trainer says so.
-        _set_worker_signal_handlers()
-
-    signal.signal(signal.SIGTERM, handle)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_wait_for_trainer, daemon=True).start()
+
+
+def _wait_for_trainer() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    # As torch's own handler.
+    os._exit(0)
 
 
 def _end_by(number: int) -> None:
