@@ -376,6 +376,19 @@ def test_another_model_does_not_go_on(make):
         make(load_from=path, resume=True, model=other).train()
 
 
+def test_an_epoch_that_got_shorter_is_not_gone_on_with(make):
+    broken = make(At('before_train_iter', 7, interrupt))
+    with ending_in_order(), pytest.raises(Interrupted):
+        broken.train()
+    loader = dict(
+        batch_size=12,
+        dataset=RandomData(),
+        sampler=dict(type='DefaultSampler'),
+    )
+    with pytest.raises(UsageError, match='2 batches into .* now has 1'):
+        go_on(make, broken, train_dataloader=loader)
+
+
 def test_a_fork_of_a_run_leaves_the_best_of_the_original(make, tmp_path):
     base = make()
     base.train()

@@ -13,6 +13,7 @@ from anchorformer_mm.engine.resuming.data_order import (
 from anchorformer_mm.engine.resuming.random_states import set_random_states
 from anchorformer_mm.engine.resuming.rank_buffers import set_rank_buffers
 from anchorformer_mm.registry import HOOKS
+from anchorformer_mm.utils.errors import UsageError
 
 
 @HOOKS.register_module()
@@ -39,6 +40,7 @@ class ResumeHook(Hook):
                 )
             elif isinstance(loop, EpochBasedTrainLoop) and state is not None:
                 batches.skip = state['batches_done']
+                _check_length(batches)
                 _count_on(loop, batches)
         if state is None:
             if runner.iter:
@@ -69,6 +71,20 @@ class ResumeHook(Hook):
             batches.start = runner.iter
             if isinstance(runner.train_loop, EpochBasedTrainLoop):
                 runner.epoch_start -= batches.skip
+
+
+def _check_length(batches: NumberedBatches) -> None:
+    """Refuse to go on in an epoch that is shorter than what was done of it.
+
+    Raises:
+        UsageError: Batch size, data or number of processes are others.
+    """
+    if batches.skip > len(batches):
+        raise UsageError(
+            f'the checkpoint is of {batches.skip} batches into an epoch, '
+            f'which now has {len(batches)}: go on with the data, '
+            'train_dataloader.batch_size and processes that it had'
+        )
 
 
 def _count_on(loop: EpochBasedTrainLoop, batches: NumberedBatches) -> None:
