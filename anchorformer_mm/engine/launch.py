@@ -164,7 +164,7 @@ def run(cfg: Config, task: str) -> None:
     admit_mmengine_checkpoints()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _distribute_on_cpu(cfg)
-    elif cfg.launcher != 'none':
+    elif cfg.launcher != 'none' and 'runner_type' not in cfg:
         # As mmengine would, but before they choose what to resume from.
         settings = (cfg.get('env_cfg') or {}).get('dist_cfg')
         init_dist(cfg.launcher, **(settings or dict(backend='nccl')))
