@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import mmengine
 import numpy as np
 import pytest
 import torch
@@ -46,9 +47,13 @@ PRETRAINED = """
 model['backbone']['init_cfg'] = dict(
     type='Pretrained', checkpoint='evil.pth')
 """
-PICKLED = """
+ANNOTATED = """
 loader['dataset'] = dict(
-    type='mmengine.BaseDataset', ann_file='data/evil.pkl')
+    type='mmengine.BaseDataset', ann_file='data/evil.{}')
+"""
+WEIGHED = """
+model['head']['loss'] = dict(
+    type='mmseg.CrossEntropyLoss', class_weight='data/evil.{}')
 """
 
 
@@ -73,7 +78,10 @@ def folder(tmp_path, monkeypatch):
     """A config, its images, and the working folder."""
     (tmp_path / 'x.py').write_text(CLASSIFIER)
     (tmp_path / 'pretrained.py').write_text(CLASSIFIER + PRETRAINED)
-    (tmp_path / 'pickled.py').write_text(CLASSIFIER + PICKLED)
+    for form in ('pkl', 'yaml'):
+        for name, change in (('ann', ANNOTATED), ('loss', WEIGHED)):
+            text = CLASSIFIER + change.format(form)
+            (tmp_path / f'{name}_{form}.py').write_text(text)
     for name in ('a', 'b'):
         (tmp_path / 'data' / name).mkdir(parents=True)
         image = np.random.default_rng(0).integers(0, 256, (32, 32, 3))
@@ -184,21 +192,43 @@ def test_paddle_weights_run_no_code(folder, marker, run, capsys):
     assert not (folder / 'out.pth').exists()
 
 
+def write_annotations(path, marker):
+    """Annotations that make a file as soon as they are read."""
+    if path.suffix == '.pkl':
+        path.write_bytes(pickle.dumps(Payload(marker)))
+    else:
+        path.write_text(f'!!python/object/apply:open ["{marker}", "w"]')
+
+
+@pytest.mark.parametrize('form', ['pkl', 'yaml'])
+@pytest.mark.parametrize('place', ['ann', 'loss'])
 @pytest.mark.parametrize(
     ('tool', 'args'),
     [
         ('train.py', []),
         ('test.py', ['a.pth']),
         ('analysis_tools/browse_dataset.py', ['--out', 'out']),
+        ('misc/check_dataset.py', []),
     ],
 )
-def test_annotations_run_no_code(folder, marker, run, capsys, tool, args):
-    pickled = pickle.dumps(Payload(marker))
-    (folder / 'data' / 'evil.pkl').write_bytes(pickled)
+def test_annotations_run_no_code(
+    folder, marker, run, capsys, tool, args, place, form
+):
+    write_annotations(folder / 'data' / f'evil.{form}', marker)
     write_checkpoint(folder / 'a.pth', None, 'zip')
-    assert run(tool, 'pickled.py', *args) == 2
-    assert 'a pickle runs code when it is read' in capsys.readouterr().err
+    assert run(tool, f'{place}_{form}.py', *args) == 2
+    message = capsys.readouterr().err
+    assert 'run code when mmengine reads them' in message
+    assert f"='data/evil.{form}'" in message
     assert not marker.exists()
+
+
+@pytest.mark.parametrize('form', ['pkl', 'yaml'])
+def test_the_annotations_would_run_code(folder, marker, form):
+    path = folder / 'data' / f'evil.{form}'
+    write_annotations(path, marker)
+    mmengine.load(path)
+    assert marker.exists()
 
 
 def test_pictures_of_outside_images_are_written_inside(folder, run):

@@ -35,6 +35,7 @@ def write(split, count):
                 category_id=digit,
                 bbox=[digit, digit, 20, 30],
                 area=600,
+                iscrowd=0,
             )
             for n in numbers
             for digit in range(10)
@@ -87,7 +88,7 @@ def test_an_error_ends_in_status_one_and_names_the_file(main, capsys):
 def test_warnings_alone_end_in_status_zero(main, capsys):
     content = json.loads(Path(VAL).read_text())
     for entry in content['annotations'][:3]:
-        entry['bbox'] = [180, 0, 20, 20]
+        entry['bbox'] = [180, 0, 20, 30]
     Path(VAL).write_text(json.dumps(content))
     main('--splits', 'val', '--limit', '1')
     out = capsys.readouterr().out

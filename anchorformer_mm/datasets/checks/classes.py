@@ -8,6 +8,7 @@ from anchorformer_mm.datasets.checks.findings import (
     WARNING,
     Finding,
     found,
+    shown,
 )
 from anchorformer_mm.utils.listing import listing
 
@@ -88,7 +89,7 @@ def name_findings(
         is_training: Whether every class needs objects.
     """
     unused = [
-        f'{name!r} ({counts[name]} objects)'
+        f'{shown(name)} ({counts[name]} objects)'
         for name in counts
         if name not in classes and counts[name]
     ]

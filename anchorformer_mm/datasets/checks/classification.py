@@ -12,8 +12,12 @@ from anchorformer_mm.datasets.checks.classes import (
     head_sizes,
     name_findings,
 )
-from anchorformer_mm.datasets.checks.findings import Finding, found
+from anchorformer_mm.datasets.checks.findings import Finding, found, shown
 from anchorformer_mm.datasets.checks.images import Contents, ImageRecord
+from anchorformer_mm.datasets.checks.passed_over import (
+    files_below,
+    passed_over,
+)
 from anchorformer_mm.utils.listing import listing
 
 
@@ -40,29 +44,23 @@ def read_labels(
     if not os.path.isdir(root):
         finding = found('set-empty', root, 'is no folder')
         return Contents(findings=[finding]), classes
+    names = files_below(root)
+    taken = [name for name in names if dataset.is_valid_file(name)]
+    others = [name for name in names if not dataset.is_valid_file(name)]
     if not dataset.with_label:
-        return _contents(dataset, root, _images(dataset, root)), None
+        contents = _contents(dataset, root, taken)
+        contents.findings += passed_over(root, others)
+        return contents, None
     folders = sorted(e.name for e in os.scandir(root) if e.is_dir())
-    images = {
-        name: _images(dataset, os.path.join(root, name)) for name in folders
-    }
-    contents = _contents(
-        dataset,
-        root,
-        [os.path.join(f, name) for f in folders for name in images[f]],
-    )
+    images = {folder: [] for folder in folders}
+    for name in taken:
+        folder, _, rest = name.partition(os.sep)
+        # What is in none of the folders has no label.
+        (images[folder] if rest else others).append(name)
+    contents = _contents(dataset, root, sum(images.values(), []))
     contents.findings += _folder_findings(dataset, root, images, classes)
+    contents.findings += passed_over(root, others)
     return contents, classes or folders
-
-
-def _images(dataset: BaseDataset, folder: str) -> list[str]:
-    """Images below a folder, relative to it."""
-    return [
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if dataset.is_valid_file(name) and not name.startswith('.')
-    ]
 
 
 def _contents(
@@ -135,7 +133,7 @@ def _read_list(
                     found(
                         'label-invalid',
                         file,
-                        f'line {number} is {line!r}',
+                        f'line {number} is {shown(line)}',
                     )
                 )
                 continue

@@ -8,17 +8,23 @@ import json
 import os.path
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from numbers import Real
 
 from mmengine.dataset import BaseDataset
 
 from anchorformer_mm.datasets.checks.boxes import box_problem
 from anchorformer_mm.datasets.checks.classes import name_findings
+from anchorformer_mm.datasets.checks.coco_entries import (
+    area_doubt,
+    entry_flaw,
+    image_flaw,
+    name_flaw,
+)
 from anchorformer_mm.datasets.checks.findings import (
     ERROR,
     WARNING,
     Finding,
     found,
+    shown,
 )
 from anchorformer_mm.datasets.checks.images import Contents, ImageRecord
 from anchorformer_mm.utils.errors import UsageError
@@ -46,10 +52,15 @@ def read_coco(dataset: BaseDataset, split: str) -> Contents:
         )
     file = dataset.ann_file
     try:
-        with open(file, 'rb') as stream:
+        # As pycocotools does where texts are in UTF-8; no byte order mark.
+        with open(file, encoding='utf-8') as stream:
             content = json.load(stream)
+    except UnicodeDecodeError:
+        return _nothing(file, 'is not text in UTF-8')
     except ValueError as error:
         return _nothing(file, f'is not JSON ({error})')
+    except RecursionError:
+        return _nothing(file, 'is JSON that is nested too deep')
     required = ['images', 'categories']
     # The lists of test sets have no annotations.
     required += [] if split == 'test' else ['annotations']
@@ -96,13 +107,15 @@ class _File:
         self.images: dict[int | str, dict] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
         self.category_counts: Counter = Counter()
+        # Images, categories and boxes of the annotations so far.
+        self.boxes: set[tuple] = set()
 
     def image_findings(self) -> Iterator[Finding]:
         """Check the list of images, and take the sound ones from it."""
         if not self.entries:
             yield found('set-empty', self.path, 'lists no image')
         for index, entry in enumerate(self.entries):
-            flaw = _entry_flaw(entry, _IMAGE_KEYS) or _size_flaw(entry)
+            flaw = entry_flaw(entry, _IMAGE_KEYS) or image_flaw(entry)
             if flaw:
                 yield found(
                     'image-entry', self.path, f': images[{index}] {flaw}'
@@ -114,7 +127,7 @@ class _File:
                 yield found(
                     'image-id-twice',
                     self.path,
-                    f'has the image id {entry["id"]!r} for {other} and '
+                    f'has the image id {shown(entry["id"])} for {other} and '
                     f'{name}, of which the last is used',
                 )
             if name in self.sizes:
@@ -127,7 +140,10 @@ class _File:
     def category_findings(self, classes: Sequence[str]) -> Iterator[Finding]:
         """Compare the categories with the names of ``metainfo``."""
         for index, entry in enumerate(self.categories):
-            if flaw := _entry_flaw(entry, ('id', 'name')):
+            flaw = entry_flaw(entry, ('id', 'name')) or name_flaw(
+                entry, 'name'
+            )
+            if flaw:
                 yield found(
                     'annotation-file',
                     self.path,
@@ -137,7 +153,7 @@ class _File:
                 return
         for key in ('id', 'name'):
             counts = Counter(c[key] for c in self.categories)
-            twice = [repr(value) for value, n in counts.items() if n > 1]
+            twice = [shown(value) for value, n in counts.items() if n > 1]
             if twice:
                 yield found(
                     'category-twice',
@@ -172,7 +188,7 @@ class _File:
         known = {category['id'] for category in self.categories}
         ids = set()
         for index, entry in enumerate(self.annotations):
-            flaw = _entry_flaw(entry, _ANNOTATION_KEYS)
+            flaw = entry_flaw(entry, _ANNOTATION_KEYS)
             if flaw:
                 yield found(
                     'annotation-entry',
@@ -205,19 +221,21 @@ class _File:
                 'object counts as missed',
                 WARNING if self.split == 'train' else ERROR,
             )
-        if entry['category_id'] not in known:
+        # There are none if their list is faulty, which is told.
+        if known and entry['category_id'] not in known:
             yield self._told(
                 'annotation-category',
                 entry,
-                f'is of the category {entry["category_id"]!r}, which is not '
-                'defined',
+                f'is of the category {shown(entry["category_id"])}, which is '
+                'not defined',
             )
         image = self.images.get(entry['image_id'])
         if image is None:
             yield self._told(
                 'annotation-image',
                 entry,
-                f'is on the image {entry["image_id"]!r}, which is not listed',
+                f'is on the image {shown(entry["image_id"])}, which is not '
+                'listed',
             )
         size = image and (image['width'], image['height'])
         problem = box_problem(entry['bbox'], size)
@@ -230,12 +248,28 @@ class _File:
                 f'has the {text}',
                 WARNING if passed_over else None,
             )
-        elif not isinstance(entry['area'], Real) or not (entry['area'] > 0):
+        elif (doubt := area_doubt(entry)) is not None:
+            level, text = doubt
+            yield self._told('annotation-area', entry, text, level)
+        if (not problem or problem[0] != 'box-invalid') and self._had(entry):
+            text = f'has the box {shown(entry["bbox"])} of another one'
+            yield self._told('box-twice', entry, text)
+        if self.split != 'train' and entry.get('iscrowd') not in (0, 1):
+            has = 'no iscrowd'
+            if 'iscrowd' in entry:
+                has = f'the iscrowd {shown(entry["iscrowd"])}'
             yield self._told(
-                'annotation-area',
+                'annotation-crowd',
                 entry,
-                f'has the area {entry["area"]!r}, so that it is passed over',
+                f'has {has}, which the metric stops at',
             )
+
+    def _had(self, entry: dict) -> bool:
+        """Whether a box, of four numbers, was there before."""
+        box = entry['image_id'], entry['category_id'], *entry['bbox']
+        count = len(self.boxes)
+        self.boxes.add(box)
+        return len(self.boxes) == count
 
     def _told(
         self, kind: str, entry: dict, text: str, level: str | None = None
@@ -245,34 +279,6 @@ class _File:
         return found(
             kind,
             self.path,
-            f': annotation {entry["id"]!r}{where} {text}',
+            f': annotation {shown(entry["id"])}{where} {text}',
             level,
         )
-
-
-def _entry_flaw(entry: object, keys: Sequence[str]) -> str:
-    """What an entry lacks, or nothing; ids must be numbers or strings."""
-    if not isinstance(entry, dict):
-        return 'is no object of JSON'
-    lacking = [key for key in keys if key not in entry]
-    if lacking:
-        return f'has no {listing(lacking)}'
-    for key in keys:
-        is_id = key == 'id' or key.endswith('_id')
-        if is_id and not _is_id(entry[key]):
-            return f'has the {key} {entry[key]!r}'
-    return ''
-
-
-def _is_id(value: object) -> bool:
-    # One that is not equal to itself is NaN.
-    return isinstance(value, (int, float, str)) and value == value
-
-
-def _size_flaw(entry: dict) -> str:
-    if not isinstance(entry['file_name'], str) or not entry['file_name']:
-        return f'has the file_name {entry["file_name"]!r}'
-    size = entry['width'], entry['height']
-    if all(isinstance(side, Real) and side > 0 for side in size):
-        return ''
-    return f'has the width {size[0]!r} and the height {size[1]!r}'

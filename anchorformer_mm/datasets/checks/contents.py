@@ -13,6 +13,7 @@ from anchorformer_mm.datasets.checks.coco import read_coco
 from anchorformer_mm.datasets.checks.findings import found
 from anchorformer_mm.datasets.checks.image_files import Loader
 from anchorformer_mm.datasets.checks.images import Contents, ImageRecord
+from anchorformer_mm.datasets.checks.passed_over import unpaired_findings
 from anchorformer_mm.datasets.checks.voc import read_voc
 from anchorformer_mm.utils.errors import UsageError
 
@@ -61,6 +62,7 @@ def open_dataset(cfg: ConfigDict, config: ConfigDict, split: str) -> Opened:
     loader = _loader(dataset)
     if any(c.__name__ == 'BaseSegDataset' for c in type(dataset).__mro__):
         contents = _read_itself(dataset)
+        contents.findings += unpaired_findings(dataset)
         return Opened(contents, loader, segmentation=dataset)
     reader = _reader(type(dataset))
     if reader not in _KNOWN:

@@ -155,10 +155,7 @@ def _map_findings(
     # Needs mmseg, which other configs do without.
     from anchorformer_mm.datasets.checks.segmentation import map_findings
 
-    chosen = even_sample(len(dataset), sample)
-    if len(chosen) < len(dataset):
-        dataset.get_subset_(chosen)
-    return list(map_findings(dataset, cfg, split))
+    return list(map_findings(dataset, cfg, split, sample))
 
 
 def _leaks(

@@ -7,9 +7,16 @@ or time.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from reprlib import Repr
 from typing import NamedTuple
 
 ERROR, WARNING = 'error', 'warning'
+
+
+# Files of others may hold values of any length and depth.
+_REPR = Repr()
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 8
+_REPR.maxstring = _REPR.maxother = 200
 
 
 class Kind(NamedTuple):
@@ -42,6 +49,9 @@ KINDS = {
         "load with color_type='color_ignore_orientation', or delete the tag",
     ),
     'image-size': Kind(ERROR, 'correct the annotation or the image'),
+    'image-passed-over': Kind(
+        WARNING, 'rename or convert them as the others, if they are of use'
+    ),
     'image-in-training': Kind(WARNING, 'take it out of one of the splits'),
     # Lists and entries of annotations
     'annotation-file': Kind(ERROR, 'correct or export it again'),
@@ -57,10 +67,12 @@ KINDS = {
     'annotation-image': Kind(ERROR, 'list the image, or delete the entry'),
     'annotation-category': Kind(ERROR, 'define it, or delete the entry'),
     'annotation-area': Kind(ERROR, "set 'area' in px^2"),
+    'annotation-crowd': Kind(ERROR, "set 'iscrowd' to 0, or 1 for a group"),
     'box-invalid': Kind(ERROR, _REDRAW),
     'box-without-area': Kind(ERROR, _REDRAW),
     'box-tiny': Kind(WARNING, _REDRAW),
     'box-outside': Kind(ERROR, _REDRAW),
+    'box-twice': Kind(WARNING, 'delete one of them'),
     'box-partly-outside': Kind(WARNING, 'cut the box at the border'),
     # Classes
     'category-twice': Kind(ERROR, 'merge the categories into one'),
@@ -73,6 +85,7 @@ KINDS = {
     'classes-head': Kind(ERROR, 'set num_classes of the model'),
     # Label maps
     'label-map': Kind(ERROR, 'write one id of 8 bits for each pixel'),
+    'label-map-alone': Kind(WARNING, 'put its image there, or delete it'),
     'label-ids': Kind(ERROR, 'correct the map, num_classes or ignore_index'),
     'label-ignored': Kind(ERROR, 'take them off the list'),
     # Labels of whole images
@@ -111,7 +124,19 @@ class Finding:
             f'{KINDS[self.kind].remedy} [{self.kind}]'
         )
         # Names of files may hold anything.
-        return ' '.join(line.splitlines())
+        return ''.join(map(_printable, ' '.join(line.splitlines())))
+
+
+def _printable(character: str) -> str:
+    """A character, or its escape if it could not be printed as it is."""
+    if character.isprintable():
+        return character
+    return character.encode('unicode_escape').decode()
+
+
+def shown(value: object) -> str:
+    """A value of an annotation, as ``repr`` has it, with an end to it."""
+    return _REPR.repr(value)
 
 
 def found(

@@ -1,9 +1,13 @@
 """What an image file holds, found out without libraries of deep learning."""
 
+import os
+import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -12,11 +16,18 @@ from PIL.ExifTags import Base
 
 # From here on only the header is read: a copy takes 300 MB.
 HUGE = 100_000_000
-# What OpenCV refuses, unless an environment variable says otherwise.
+# What OpenCV refuses, unless environment variables say otherwise.
 OPENCV_LIMIT = 1 << 30
-# What OpenCV is known to decode wherever Pillow does.
-_COMMON = ('JPEG', 'MPO', 'PNG', 'BMP')
+OPENCV_SIDE = 1 << 20
+# What OpenCV decodes wherever Pillow does. Of others, PNG above all, it
+# checks sums that Pillow passes over.
 _JPEG = ('JPEG', 'MPO')
+# What Pillow may take a file for, whatever its name: what loaders read. It
+# knows more, of which EPS starts Ghostscript, a program that the file is for.
+_FORMATS = (
+    *('JPEG', 'PNG', 'BMP', 'DIB', 'GIF', 'WEBP', 'TIFF', 'PPM', 'SUN'),
+    *('JPEG2000', 'AVIF', 'ICO', 'ICNS', 'PCX', 'SGI', 'QOI', 'TGA'),
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,9 @@ def read_image(path: str, loader: Loader, decode: bool) -> ImageFacts:
     """Read the header of an image and, if asked for, decode it.
 
     JPEG files are decoded at an eighth of their size, which goes through
-    every byte of them. OpenCV, which the loaders use, says nothing of a file
-    that ends early: it fills the rest with grey. Pillow does.
+    every byte of them. OpenCV, which the loaders use, says nothing of one
+    that ends early: it fills the rest with grey. Pillow does. Other files are
+    decoded by OpenCV as well, which refuses some that Pillow takes.
 
     Args:
         path: A file on this machine.
@@ -74,16 +86,40 @@ def read_image(path: str, loader: Loader, decode: bool) -> ImageFacts:
         decode: Whether to look beyond the header; images from :data:`HUGE`
             pixels on are not decoded.
     """
+    if problem := place_problem(path):
+        return problem
     with _any_size():
         try:
-            image = Image.open(path)
-        except FileNotFoundError:
-            return ImageFacts(problem='image-missing', detail='is not there')
+            image = Image.open(path, formats=_known_formats())
         # Plugins of Pillow raise what they like.
         except Exception as error:
             return _without_pillow(path, loader, error)
         with image:
             return _read(path, image, loader, decode)
+
+
+def place_problem(path: str) -> ImageFacts | None:
+    """What is wrong with a path, None if it is of a file to be read."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ImageFacts(problem='image-missing', detail='is not there')
+    # Of names that no file can have it is a ValueError.
+    except (OSError, ValueError) as error:
+        detail = f'cannot be read ({_reason(error)})'
+        return ImageFacts(problem='image-unreadable', detail=detail)
+    if stat.S_ISREG(mode):
+        return None
+    # Reading a pipe waits for a writer, and some devices have no end.
+    detail = 'is a folder' if stat.S_ISDIR(mode) else 'is no regular file'
+    return ImageFacts(problem='image-unreadable', detail=detail)
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of :data:`_FORMATS` with which Pillow was built."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextmanager
@@ -104,28 +140,39 @@ def _read(
     path: str, image: Image.Image, loader: Loader, decode: bool
 ) -> ImageFacts:
     size, mode, is_deep = image.size, image.mode, _is_deep(image)
-    orientation = _orientation(image)
     pixels = size[0] * size[1]
-    if loader.backend == 'cv2' and pixels > OPENCV_LIMIT:
+    by_opencv = loader.backend == 'cv2'
+    if by_opencv and (pixels > OPENCV_LIMIT or max(size) > OPENCV_SIDE):
         return ImageFacts(
             size,
             problem='image-unreadable',
-            detail=f'has {pixels} pixels; OpenCV reads up to {OPENCV_LIMIT}',
+            detail=f'has {size[0]}x{size[1]} pixels; OpenCV reads up to '
+            f'{OPENCV_LIMIT}, and {OPENCV_SIDE} in a row or column',
         )
-    if decode and pixels < HUGE:
+    is_decoded = decode and pixels < HUGE
+    # TIFF files are turned, and PNG files read to their end, when decoded.
+    if image.format != 'PNG':
+        orientation = _orientation(image)
+    if is_decoded:
         try:
             image.draft('L', (1, 1))
             image.load()
         except Exception as error:
             return ImageFacts(size, **_decoding_problem(error))
-        unusual = loader.backend == 'cv2' and image.format not in _COMMON
-        if unusual and _by_opencv(path) is None:
+    if image.format == 'PNG':
+        orientation = _orientation(image)
+    is_turned = orientation >= 5 and loader.turns
+    loaded = size[::-1] if is_turned else size
+    if by_opencv and image.format not in _JPEG and (is_decoded or is_turned):
+        seen = _by_opencv(path)
+        if is_decoded and seen is None:
             return ImageFacts(
                 size,
                 problem='image-unreadable',
-                detail=f'is {image.format}, which OpenCV does not decode',
+                detail=f'is {image.format} that OpenCV does not decode',
             )
-    loaded = _loaded_size(path, image, size, orientation, loader)
+        # Whether it turns these depends on its version.
+        loaded = seen or size
     return ImageFacts(size, loaded, mode, is_deep, orientation)
 
 
@@ -136,8 +183,10 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
+    """The tag of EXIF, 1 if there is none or it is behind the pixels."""
     try:
-        value = image.getexif().get(Base.Orientation, 1)
+        # That of PNG files would decode them.
+        value = Image.Image.getexif(image).get(Base.Orientation, 1)
     # Loaders, too, pass over EXIF data that cannot be parsed.
     except Exception:
         return 1
@@ -146,7 +195,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _decoding_problem(error: Exception) -> dict[str, str]:
     reason = _reason(error)
-    if 'truncated' in reason or 'unexpected end' in reason:
+    if re.search('truncated|unexpected end', reason, re.IGNORECASE):
         return dict(problem='image-truncated', detail=f'ends early ({reason})')
     return dict(
         problem='image-unreadable', detail=f'does not decode ({reason})'
@@ -177,18 +226,3 @@ def _without_pillow(path: str, loader: Loader, error: Exception) -> ImageFacts:
     if isinstance(error, Image.UnidentifiedImageError):
         detail = 'is no image'
     return ImageFacts(problem='image-unreadable', detail=detail)
-
-
-def _loaded_size(
-    path: str,
-    image: Image.Image,
-    size: tuple[int, int],
-    orientation: int,
-    loader: Loader,
-) -> tuple[int, int]:
-    if orientation < 5 or not loader.turns:
-        return size
-    if loader.backend == 'cv2' and image.format not in _JPEG:
-        # Whether it turns these depends on its version.
-        return _by_opencv(path) or size
-    return size[::-1]

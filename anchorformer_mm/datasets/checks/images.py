@@ -152,7 +152,7 @@ def _size_findings(
 ) -> Iterator[Finding]:
     told, loaded = record.size, facts.loaded
     if told is None or told == loaded:
-        if has_places and facts.orientation in (2, 3, 4):
+        if has_places and _may_be_turned(told, facts):
             yield found(
                 'image-turned',
                 record.path,
@@ -172,6 +172,15 @@ def _size_findings(
             record.path,
             f'is {_px(loaded)}, but annotated as {_px(told)}',
         )
+
+
+def _may_be_turned(told: tuple[int, int] | None, facts: ImageFacts) -> bool:
+    """Whether annotations may be of the image before or after a turn.
+
+    A quarter turn shows in the size, if that is annotated and not square.
+    """
+    shows = told is not None and told[0] != told[1]
+    return facts.orientation != 1 and not (facts.orientation >= 5 and shows)
 
 
 def _colour_findings(

@@ -48,10 +48,13 @@ def read_voc(dataset: BaseDataset, split: str) -> Contents:
         annotation = root / dataset.ann_subdir / f'{image_id}.xml'
         size = None
         try:
+            # Reading a pipe waits for a writer.
+            if annotation.exists() and not annotation.is_file():
+                raise UsageError('is no regular file')
             tree = parse_annotation(annotation)
             size = _size(tree)
             contents.findings += _objects(tree, annotation, size, names, split)
-        except UsageError as error:
+        except (OSError, UsageError) as error:
             tell(found('annotation-file', annotation, str(error)))
         contents.images.append(ImageRecord(str(image), size))
     classes = dataset.metainfo.get('classes') or ()
@@ -95,13 +98,20 @@ def _objects(
 ) -> Iterator[Finding]:
     """Check the objects of an image, and count their classes."""
     tell = partial(found, file=annotation)
+    boxes = set()
     for index, element in enumerate(tree.findall('object')):
         try:
             item = read_object(element)
         except UsageError as error:
             yield tell('annotation-entry', text=f': object {index} {error}')
             continue
-        names[item.name] += 1
+        # As mmdet takes it, which passes over a name with spaces around it.
+        name = element.findtext('name')
+        names[name] += 1
+        if (name, item.corners) in boxes:
+            text = f': object {index} ({item.name}) has the box of another one'
+            yield tell('box-twice', text=text)
+        boxes.add((name, item.corners))
         # VOC counts pixels from 1, and mmdet cuts fractions off.
         x1, y1, x2, y2 = (int(corner) - 1 for corner in item.corners)
         problem = box_problem([x1, y1, x2 - x1, y2 - y1], size)

@@ -20,6 +20,7 @@ SIZE = (64, 48)
         ([1, 2, '3', 4], 'box-invalid'),
         ([math.nan, 2, 3, 4], 'box-invalid'),
         ([1, 2, 3, math.inf], 'box-invalid'),
+        ([1, 2, 3, -(10**310)], 'box-invalid'),
         ([9, 9, -3, 4], 'box-invalid'),
         ([1, 2, 0, 4], 'box-without-area'),
         ([64, 2, 3, 4], 'box-outside'),
@@ -32,7 +33,7 @@ SIZE = (64, 48)
 def test_the_gravest_thing_is_told(box, kind):
     found, text = box_problem(box, SIZE)
     assert found == kind
-    assert str(box) in text or repr(box) in text
+    assert str(box) in text or repr(box) in text or '...' in text
 
 
 @given(st.floats(0, 63), st.floats(0, 47), st.floats(1, 64), st.floats(1, 48))

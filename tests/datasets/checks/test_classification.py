@@ -102,6 +102,29 @@ def test_folders_without_images_are_told(tmp_path, check, content):
     assert finding.file.endswith('train/cat')
 
 
+@pytest.mark.parametrize('with_label', [True, False])
+def test_images_of_endings_that_are_passed_over_are_told(
+    tmp_path, check, with_label
+):
+    folder = tmp_path / 'train'
+    for name in ('cat/b.webp', 'dog/c.webp', 'dog/d.gif', 'dog/e.JPG'):
+        Image.new('RGB', (8, 8)).save(folder / name)
+    (folder / 'cat/notes.txt').touch()
+    Image.new('RGB', (8, 8)).save(folder / 'loose.png')
+    found = check(with_label=with_label)
+    texts = [
+        'has 1 images in .gif, which are passed over: dog/d.gif',
+        'has 1 images in .png, which are passed over: loose.png',
+        'has 2 images in .webp, which are passed over: cat/b.webp, dog/c.webp',
+    ]
+    # Without labels, folders do not matter.
+    assert [f.text for f in found] == texts[:: 1 if with_label else 2]
+    assert {(f.kind, f.level) for f in found} == {
+        ('image-passed-over', 'warning')
+    }
+    assert check(LINES) == []
+
+
 def test_each_class_has_a_folder(tmp_path, check):
     # What notebooks leave behind is a class to mmpretrain.
     (tmp_path / 'train/.ipynb_checkpoints').mkdir()

@@ -2,8 +2,11 @@
 
 import json
 import math
+import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mmengine.config import Config
 from PIL import Image
 
@@ -26,7 +29,7 @@ def content():
                 id=number,
                 image_id=1 + number // 3,
                 category_id=1 + number % 2,
-                bbox=[2, 3, 10, 8],
+                bbox=[1 + number, 3, 10, 8],
                 area=80,
                 iscrowd=0,
             )
@@ -44,9 +47,11 @@ def check(tmp_path):
 
     def check(annotations, split='train', num_classes=2, **dataset):
         file = tmp_path / 'a.json'
-        if not isinstance(annotations, str):
+        if not isinstance(annotations, (str, bytes)):
             annotations = json.dumps(annotations)
-        file.write_text(annotations)
+        if isinstance(annotations, str):
+            annotations = annotations.encode()
+        file.write_bytes(annotations)
         dataset = dict(
             type='CocoDataset',
             data_root=str(tmp_path),
@@ -77,11 +82,35 @@ def test_a_sound_file_gives_nothing(check, split):
     assert check(content(), split) == []
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"images": []}', '\0'])
+def deep(text):
+    return '[' * 100_000 + text + ']' * 100_000
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        *('', '{', '[]', '{"images": []}', '\0'),
+        pytest.param(deep(''), id='deep'),
+        pytest.param(json.dumps(content())[:-1] + f', "info": {deep("")}}}'),
+        pytest.param('[' + '9' * 5000 + ']', id='long number'),
+        *(json.dumps(content()).encode(e) for e in ('utf-8-sig', 'utf-16')),
+    ],
+)
 def test_a_file_that_is_no_coco_is_told(check, text):
     (finding,) = check(text)
     assert finding.kind == 'annotation-file'
     assert finding.file.endswith('a.json')
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
+def test_pycocotools_reads_no_other_encoding(tmp_path, encoding):
+    # Why they are refused.
+    from pycocotools.coco import COCO
+
+    file = tmp_path / 'a.json'
+    file.write_text(json.dumps(content()), encoding=encoding)
+    with pytest.raises(ValueError, match='BOM|decode'):
+        COCO(str(file))
 
 
 def test_only_a_test_set_may_lack_annotations(check):
@@ -110,6 +139,11 @@ def entry_findings(check, entries, index, **changes):
         (dict(file_name='1.jpg'), 'image-twice'),
         (dict(file_name='./1.jpg'), 'image-twice'),
         (dict(file_name=''), 'image-entry'),
+        (dict(file_name='a\0b.jpg'), 'image-entry'),
+        (dict(file_name='\ud800.jpg'), 'image-entry'),
+        (dict(file_name='a' * 999), 'image-unreadable'),
+        (dict(width=10**400), 'image-entry'),
+        (dict(width=math.inf), 'image-entry'),
         (dict(width=None), 'image-entry'),
         (dict(height=-4), 'image-entry'),
         (dict(id=[2]), 'image-entry'),
@@ -135,6 +169,9 @@ def test_entries_of_images_that_are_wrong_are_told(check, changes, kind):
         (dict(bbox=[1, 2, math.nan, 4]), 'box-invalid'),
         (dict(bbox=[9, 9, -3, 4]), 'box-invalid'),
         (dict(bbox=[]), 'box-invalid'),
+        (dict(bbox=[10**400, 2, 3, 4]), 'box-invalid'),
+        (dict(bbox=[10**300, 2, 10**300, 4]), 'box-outside'),
+        (dict(bbox=[5, 2, 3, 4], area=10**400), 'annotation-area'),
         (dict(bbox=[60, 3, 5, 5]), 'box-outside'),
         (dict(bbox=[30, 3, 20, 5]), 'box-partly-outside'),
         (dict(bbox=[30, 3, 0.5, 5]), 'box-tiny'),
@@ -145,6 +182,94 @@ def test_annotations_that_are_wrong_are_told_alone(check, changes, kind):
     assert finding.kind == kind
     assert finding.level == KINDS[kind].level
     assert finding.file.endswith('a.json')
+
+
+@pytest.mark.parametrize('changes', [{}, dict(iscrowd=None)])
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_the_metric_needs_to_know_of_crowds(check, changes, split):
+    lacking = content()
+    del lacking['annotations'][1]['iscrowd']
+    lacking['annotations'][1].update(changes)
+    (finding,) = check(lacking, split)
+    assert (finding.kind, finding.level) == ('annotation-crowd', 'error')
+    # mmdet takes it for none in training.
+    assert check(lacking, 'train') == []
+
+
+def test_the_same_box_twice_is_a_warning(check):
+    twice = content()
+    twice['annotations'].append(dict(twice['annotations'][0], id=9))
+    (finding,) = check(twice)
+    assert (finding.kind, finding.level) == ('box-twice', 'warning')
+    assert 'annotation 9 (1.jpg) has the box [2, 3, 10, 8]' in str(finding)
+    # Of another class, or on another image, it is another box.
+    twice['annotations'][-1]['category_id'] = 1
+    assert check(twice) == []
+    twice['annotations'][-1].update(category_id=2, image_id=2)
+    assert check(twice) == []
+
+
+@pytest.mark.parametrize(
+    ('area', 'expected'), [(99, []), (100, ['annotation-area'])]
+)
+def test_an_area_beyond_the_box_is_a_warning(check, area, expected):
+    # 10x8 px, or 11x9 px where both borders count.
+    found = entry_findings(check, 'annotations', 0, area=area)
+    assert kinds(found) == expected
+    assert all(finding.level == 'warning' for finding in found)
+
+
+@pytest.mark.parametrize('name', [['cat'], None, 5, ''])
+def test_names_of_categories_are_texts(check, name):
+    found = entry_findings(check, 'categories', 0, name=name)
+    assert found[0].kind == 'annotation-file'
+    assert f': categories[0] has the name {name!r}' in str(found[0])
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([10**400, -(10**300), -1, 0, 10**300, 0.5]),
+    st.floats(),
+    st.text(max_size=3),
+    st.sampled_from(['a\0b', '\ud800', '/dev/zero', '.', '..', 'x' * 5000]),
+    st.lists(st.sampled_from([1, 'a', None, [], 10**400]), max_size=5),
+    st.just({'a': []}),
+)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    entries=st.sampled_from(['images', 'annotations', 'categories']),
+    keys=st.lists(st.integers(0, 6), min_size=1, max_size=3),
+    value=ODD,
+    split=st.sampled_from(['train', 'val', 'test']),
+)
+def test_any_value_anywhere_ends_in_findings(
+    check, entries, keys, value, split
+):
+    changed = content()
+    for key in keys:
+        names = sorted(changed[entries][0])
+        changed[entries][0][names[key % len(names)]] = value
+    for finding in check(changed, split):
+        # Can be printed, in one line.
+        assert str(finding).isprintable()
+
+
+def test_values_of_any_length_and_depth_are_told_in_short(check):
+    # As deep as the reader of JSON lets it be.
+    nested = []
+    for _ in range(sys.getrecursionlimit() - 200):
+        nested = [nested]
+    for value in (nested, 'x' * 100_000, [5] * 100_000):
+        found = entry_findings(check, 'annotations', 0, bbox=value)
+        assert kinds(found) == ['box-invalid']
+        assert len(str(found[0])) < 500
 
 
 @pytest.mark.parametrize('entries', ['images', 'annotations', 'categories'])

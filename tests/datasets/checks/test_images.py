@@ -1,5 +1,6 @@
 """Image files that are broken or odd, one small file each."""
 
+import os
 import struct
 import zlib
 
@@ -7,10 +8,11 @@ import cv2
 import mmcv
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from anchorformer_mm.datasets.checks.image_files import (
     OPENCV_LIMIT,
+    OPENCV_SIDE,
     Loader,
     read_image,
 )
@@ -94,6 +96,90 @@ def test_a_file_that_is_no_image_is_unreadable(tmp_path, kinds, content):
     assert kinds(path, fast=True) == ['image-unreadable']
 
 
+@pytest.mark.parametrize('name', ['a\0b.jpg', '\ud800.jpg', 'a' * 999, '.'])
+def test_names_that_no_image_can_have_are_told(tmp_path, name):
+    (finding,) = check_images(
+        [ImageRecord(f'{tmp_path}/{name}')], Loader(), has_places=True
+    )
+    assert finding.kind == 'image-unreadable'
+    # Can be printed.
+    assert str(finding).isascii()
+
+
+def test_a_name_below_a_file_is_missing(sound, kinds):
+    assert kinds(sound / 'a.jpg') == ['image-missing']
+
+
+def test_a_pipe_is_told_and_not_opened(tmp_path, kinds, monkeypatch, sound):
+    path = tmp_path / 'a.jpg'
+    os.mkfifo(path)
+    opened = Image.open
+
+    def spy(file, **options):
+        # Opening the pipe would wait for ever.
+        assert file == str(sound)
+        return opened(file, **options)
+
+    monkeypatch.setattr(Image, 'open', spy)
+    monkeypatch.setattr(np, 'fromfile', None)
+    assert kinds(path) == kinds(path, fast=True) == ['image-unreadable']
+
+
+def test_no_image_starts_a_program(tmp_path, kinds, monkeypatch):
+    # Pillow reads EPS, whatever its name, by starting Ghostscript.
+    program = tmp_path / 'gs'
+    program.write_text(f'#!/bin/sh\ntouch {tmp_path}/marker\nexec cat\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)
+    path = tmp_path / 'a.jpg'
+    path.write_bytes(
+        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 24\n'
+        b'%%EndComments\nshowpage\n%%EOF\n'
+    )
+    for backend in ('cv2', 'pillow'):
+        assert kinds(path, SIZE, Loader(backend=backend)) == [
+            'image-unreadable'
+        ]
+    assert not (tmp_path / 'marker').exists()
+    with Image.open(path) as image, pytest.raises(OSError):
+        image.load()
+    assert (tmp_path / 'marker').exists()
+
+
+def test_damage_that_pillow_passes_over_and_the_loader_does_not_is_told(
+    tmp_path, kinds
+):
+    path = tmp_path / 'a.png'
+    Image.fromarray(pixels()).save(path)
+    content = bytearray(path.read_bytes())
+    # The sum at the end of the pixels, 12 bytes before that of the file.
+    content[-13] ^= 1
+    path.write_bytes(content)
+    Image.open(path).load()
+    assert cv2.imread(str(path)) is None
+    assert kinds(path, SIZE) == ['image-unreadable']
+    assert kinds(path, SIZE, Loader(backend='pillow')) == []
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'bmp', 'webp', 'tif'])
+def test_whatever_the_loader_refuses_is_told(tmp_path, suffix):
+    path = tmp_path / f'a.{suffix}'
+    Image.fromarray(pixels()).save(path)
+    sound = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        content = np.frombuffer(sound, np.uint8).copy()
+        content[rng.integers(8, len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        try:
+            is_loaded = mmcv.imfrombytes(content.tobytes()) is not None
+        except cv2.error:
+            is_loaded = False
+        problem = read_image(str(path), Loader(), decode=True).problem
+        assert is_loaded or problem
+
+
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])
 def test_a_file_that_ends_early_is_told_unless_only_headers_are_read(
     tmp_path, kinds, suffix
@@ -138,6 +224,22 @@ def test_huge_images_are_told_and_not_decoded(tmp_path, kinds):
     assert kinds(path) == ['image-truncated']
     empty_png(path, OPENCV_LIMIT // 1024, 1025)
     assert kinds(path) == ['image-unreadable']
+
+
+def test_headers_are_read_without_decoding(tmp_path, kinds, monkeypatch):
+    path = tmp_path / 'a.png'
+    Image.fromarray(pixels()).save(path)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', None)
+    assert kinds(path, fast=True) == []
+    empty_png(path, 10_000, 10_000)
+    assert kinds(path) == ['image-huge']
+
+
+@pytest.mark.parametrize('fast', [False, True])
+def test_images_wider_than_opencv_takes_are_told(tmp_path, kinds, fast):
+    path = tmp_path / 'a.png'
+    Image.new('L', (OPENCV_SIDE + 1, 2)).save(path)
+    assert kinds(path, fast=fast) == ['image-unreadable']
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -229,6 +331,20 @@ def test_a_turn_that_keeps_the_size_is_a_warning(tmp_path, sound):
     (finding,) = check_images([record], Loader(), has_places=True)
     assert (finding.kind, finding.level) == ('image-turned', 'warning')
     assert check_images([record], Loader(), has_places=False) == []
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_a_turn_that_no_size_shows_is_a_warning(tmp_path, kinds, orientation):
+    path = tmp_path / 'a.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels()[:, : SIZE[1]]).save(path, exif=exif)
+    expected = ['image-turned'] * (orientation != 1)
+    # Square, and of label maps and VOC without a size.
+    assert kinds(path, (SIZE[1], SIZE[1])) == expected
+    assert kinds(path) == expected
+    turned(path, orientation)
+    assert kinds(path) == expected
 
 
 def test_several_processes_find_the_same(tmp_path, sound, capsys):

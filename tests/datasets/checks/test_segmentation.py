@@ -1,5 +1,7 @@
 """Findings about label maps, one line each file."""
 
+import os
+
 import numpy as np
 import pytest
 from mmengine.config import Config
@@ -69,10 +71,74 @@ def test_maps_and_images_of_other_sizes_and_broken_ones_are_told(
     assert told(found) == [
         ('image-twice', 'names.txt'),
         ('image-unreadable', '2.jpg'),
-        ('label-map', '0.png'),
         ('label-map', '1.png'),
+        ('label-map', '0.png'),
     ]
-    assert '0.png (9x9, not 6x4): label maps differ in size' in str(found[2])
+    assert '1.png is not there' in str(found[2])
+    assert '0.png (9x9, not 6x4): label maps differ in size' in str(found[3])
+
+
+def test_all_maps_are_there_also_beyond_a_sample(check, tmp_path):
+    check([0, 1, 2, 0])
+    (tmp_path / 'maps/3.png').unlink()
+    assert told(check([], sample=2)) == [('label-map', '3.png')]
+
+
+def test_pipes_and_programs_are_told_and_not_read(check, tmp_path):
+    check([0, 1, 2, 0])
+    (tmp_path / 'names.txt').write_text('0\n1\n2\n3\n')
+    for name in ('maps/0.png', 'images/1.jpg'):
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+    eps = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\n'
+    (tmp_path / 'maps/2.png').write_bytes(eps)
+    found = check([], ann_file='names.txt')
+    assert told(found) == [
+        ('image-unreadable', '1.jpg'),
+        ('label-map', '0.png'),
+        ('label-map', '2.png'),
+    ]
+    # Pillow would start Ghostscript, and say so if there is none.
+    assert 'is no image' in str(found[2])
+
+
+def test_images_of_another_ending_and_maps_without_image_are_told(
+    check, tmp_path
+):
+    check([0, 1, 2, 0])
+    (tmp_path / 'images/1.jpg').rename(tmp_path / 'images/1.JPG')
+    (tmp_path / 'images/2.jpg').unlink()
+    Image.new('RGB', (6, 4)).save(tmp_path / 'images/a.png')
+    (tmp_path / 'images/notes.txt').touch()
+    found = check([])
+    assert told(found) == [
+        ('image-passed-over', 'images'),
+        ('image-passed-over', 'images'),
+        ('label-map-alone', '1.png'),
+        ('label-map-alone', '2.png'),
+    ]
+    assert {finding.level for finding in found} == {'warning'}
+    assert 'has 1 images in .JPG, which are passed over: 1.JPG' in str(
+        found[0]
+    )
+    assert 'there is no 2.jpg' in str(found[3])
+    # A list leaves out what it likes.
+    (tmp_path / 'names.txt').write_text('0\n')
+    assert check([], ann_file='names.txt') == []
+
+
+def test_images_and_maps_may_lie_together(check, tmp_path):
+    check([0, 1])
+    for path in (tmp_path / 'maps').iterdir():
+        path.rename(tmp_path / 'images' / path.name)
+    prefix = dict(img_path='images', seg_map_path='images')
+    assert check([], data_prefix=prefix) == []
+    # Endings that choose some images of a folder leave out others.
+    for path in (tmp_path / 'images').iterdir():
+        path.rename(path.with_stem(f'{path.stem}_left'))
+    Image.new('RGB', (6, 4)).save(tmp_path / 'images/0_depth.jpg')
+    suffixes = dict(img_suffix='_left.jpg', seg_map_suffix='_left.png')
+    assert check([], data_prefix=prefix, **suffixes) == []
 
 
 def test_maps_with_nothing_to_learn_are_told(check):
@@ -89,9 +155,12 @@ def test_classes_and_the_head_must_agree(check):
 
 
 def test_an_empty_set_is_told(check):
-    (finding,) = check([0], img_suffix='.tif')
-    assert finding.kind == 'set-empty'
-    assert "img_suffix='.tif'" in str(finding)
+    found = check([0], img_suffix='.tif')
+    assert told(found) == [
+        ('set-empty', 'images'),
+        ('image-passed-over', 'images'),
+    ]
+    assert "img_suffix='.tif'" in str(found[0])
 
 
 def test_a_sample_reads_a_part_of_the_maps(check):

@@ -1,7 +1,10 @@
 """Findings about annotations in the layout of Pascal VOC."""
 
+import os
+
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from anchorformer_mm.datasets.checks.data_sets import check_datasets
@@ -70,6 +73,9 @@ def test_a_sound_folder_gives_nothing(check):
         (box('dog', x1='nan'), 'annotation-entry'),
         (box(''), 'annotation-entry'),
         (box('cow'), 'category-unused'),
+        (box(' dog '), 'category-unused'),
+        (box('dog'), 'box-twice'),
+        (box('dog', x1='9' * 400), 'annotation-entry'),
     ],
 )
 def test_objects_that_are_wrong_are_told_with_their_file(check, item, kind):
@@ -77,6 +83,36 @@ def test_objects_that_are_wrong_are_told_with_their_file(check, item, kind):
     assert finding.kind == kind
     file = 'all.txt' if kind == 'category-unused' else 'b.xml'
     assert finding.file.endswith(file)
+
+
+def test_mmdet_passes_over_names_with_spaces(check, tmp_path):
+    # Why they are told.
+    check(box('\n dog'))
+    dataset = DATASETS.build(
+        dict(
+            type='mmdet.VOCDataset',
+            data_root=str(tmp_path),
+            ann_file='ImageSets/Main/all.txt',
+            data_prefix=dict(sub_data_root=''),
+            metainfo=dict(classes=CLASSES),
+        )
+    )
+    assert [len(dataset[i]['instances']) for i in (0, 1)] == [1, 1]
+
+
+def test_what_is_no_file_is_told_and_not_read(check, tmp_path):
+    check()
+    path = tmp_path / 'Annotations/c.xml'
+    os.mkfifo(path)
+    Image.new('RGB', (40, 24)).save(tmp_path / 'JPEGImages/c.jpg')
+    (finding,) = check(names='abc')
+    assert finding.kind == 'annotation-file'
+    assert finding.file == str(path)
+    assert 'is no regular file' in str(finding)
+    assert kinds(check(names=['a', 'b', 'c' * 300])) == [
+        'annotation-file',
+        'image-unreadable',
+    ]
 
 
 @pytest.mark.parametrize(
