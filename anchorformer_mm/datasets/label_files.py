@@ -63,6 +63,12 @@ def read_files(dataset: BaseDataset) -> list[Reading]:
         return list(pool.map(read, range(len(dataset))))
 
 
+def _require_file(path: str) -> None:
+    """Raise where reading would wait for a writer, or for ever."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError('no regular file')
+
+
 def _read(
     info: dict,
     load_image: BaseTransform | None,
@@ -71,10 +77,12 @@ def _read(
     """Read the header of an image, and its label map if there is one."""
     path = info['img_path']
     try:
+        _require_file(path)
         size = _image_size(info, load_image)
         if load_map is None or 'seg_map_path' not in info:
             return Reading(path)
         path = info['seg_map_path']
+        _require_file(path)
         wide = _wide_ids(path)
         label_map = load_map(info)['gt_seg_map']
     # Loaders of configs raise what they like.

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist
+from PIL import EpsImagePlugin
 
 from anchorformer_mm.engine.plain_norm_runner import PlainNormRunner
 from anchorformer_mm.engine.processes import is_first_process, restarts
@@ -64,6 +65,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
             the model.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # Pillow would start Ghostscript for an image that is EPS by content.
+    EpsImagePlugin.gs_binary = False
     if not Path(args.config).is_file():
         raise UsageError(f'config not found: {args.config}')
     try:

@@ -1,5 +1,6 @@
 """What keeps a segmentor from starting on the data of its config."""
 
+import os
 import re
 import warnings
 
@@ -250,3 +251,11 @@ def test_a_split_that_loads_no_maps_has_only_its_images_read(tmp_path):
     check_label_maps(cfg, ['test'])
     (tmp_path / 'images' / '0.jpg').write_bytes(b'')
     assert 'cannot be read' in refusal(cfg, 'test')[0]
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path):
+    write(tmp_path, [0, 1])
+    (tmp_path / 'maps' / '1.png').unlink()
+    os.mkfifo(tmp_path / 'maps' / '1.png')
+    (line,) = refusal(config(tmp_path))
+    assert '1.png' in line and 'no regular file' in line

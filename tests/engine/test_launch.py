@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 import pytest
+from PIL import EpsImagePlugin, Image
 
 from anchorformer_mm.engine.launch import load_config
 from anchorformer_mm.utils.errors import UsageError
@@ -65,3 +66,13 @@ def test_the_first_process_checks_the_label_maps(
 def test_the_check_of_label_maps_can_be_skipped(load, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     assert load(skip_data_check=True).default_scope == 'mmseg'
+
+
+def test_no_image_starts_a_program(load, monkeypatch, tmp_path):
+    """As one that is EPS by content, whatever its name."""
+    monkeypatch.setattr(EpsImagePlugin, 'gs_binary', 'ghostscript')
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.eps')
+    load(skip_data_check=True)
+    image = Image.open(tmp_path / 'a.eps')
+    with pytest.raises(OSError, match='Unable to locate Ghostscript'):
+        image.load()
