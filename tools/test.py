@@ -87,6 +87,7 @@ def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
     # Imports what was just checked.
     from anchorformer_mm.engine import launch
+    from anchorformer_mm.utils.checkpoint import require_checkpoint
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
@@ -110,8 +111,7 @@ def main() -> None:
     args = parser.parse_args()
 
     cfg = launch.load_config(args, splits=('test',))
-    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
-        raise UsageError(f'checkpoint not found: {args.checkpoint}')
+    require_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.tta:
         augment(cfg)

@@ -1,6 +1,5 @@
 """What of a config is measured, and how it gets there."""
 
-import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -83,7 +82,9 @@ def candidate_of_file(name: str, path: str | Path) -> Candidate:
 def _file_facts(path: str | Path) -> tuple[str, int]:
     import onnx
 
-    model = onnx.load(path)
+    from anchorformer_mm.deployment.onnx_file import read_onnx
+
+    model = read_onnx(path)
     about = {p.key: p.value for p in model.metadata_props}
     arrays = map(onnx.numpy_helper.to_array, model.graph.initializer)
     return about.get('task', 'network'), sum(a.nbytes for a in arrays)
@@ -95,17 +96,19 @@ def _copy_file(
     """Take a file as it is, if it is for such images.
 
     Raises:
-        UsageError: Its input has another shape.
+        UsageError: Its input has another shape, or it has data elsewhere.
     """
-    import onnx
+    # Needs a library that other runtimes do without.
+    from anchorformer_mm.deployment.onnx_file import read_onnx
 
+    model = read_onnx(source)
     wanted = (conditions.batch_size, 3, *conditions.shape)
-    (port,) = onnx.load(source, load_external_data=False).graph.input
+    (port,) = model.graph.input
     dims = [d.dim_value for d in port.type.tensor_type.shape.dim]
     # Of an open dimension it is 0.
     if any(d not in (0, w) for d, w in zip(dims, wanted, strict=True)):
         raise UsageError(f'{source} is for images {dims}, not {list(wanted)}')
-    shutil.copy(source, target)
+    target.write_bytes(model.SerializeToString())
 
 
 def build_network(

@@ -15,7 +15,10 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from anchorformer_mm.utils.checkpoint import weights_only
+from anchorformer_mm.utils.checkpoint import (
+    require_checkpoint,
+    weights_only,
+)
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -34,9 +37,10 @@ def load_model(
         checkpoint tells of the data set, or else the config.
 
     Raises:
-        UsageError: The file has no weights or those of another model, or
-            there is no such device.
+        UsageError: The file cannot be read, has no weights or those of
+            another model, or there is no such device.
     """
+    require_checkpoint(checkpoint)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     # Building may add to it.
     model_cfg = deepcopy(cfg.model)

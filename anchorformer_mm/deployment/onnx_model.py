@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anchorformer_mm.deployment.networks import takes_rgb
+from anchorformer_mm.deployment.onnx_file import read_onnx
 from anchorformer_mm.registry import MODELS
 from anchorformer_mm.utils.errors import UsageError
 
@@ -176,23 +177,30 @@ class OnnxModel(BaseModel):
 def open_session(
     path: str | Path, threads: int = 0
 ) -> onnxruntime.InferenceSession:
-    """Open an ONNX file on the CPU.
+    """Open an ONNX file that has all its data inside, on the CPU.
 
     Args:
         path: The file.
         threads: 0 means one for each core.
 
     Raises:
-        UsageError: It is not there, or ONNX Runtime refuses it.
+        UsageError: It is not there, has data in other files, or ONNX Runtime
+            refuses it.
     """
-    if not Path(path).is_file():
-        raise UsageError(f'ONNX file not found: {path}')
+    content = read_onnx(path).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Its errors are raised as well.
+    options.log_severity_level = 4
+    # It would take some files for those of a format of its own.
+    options.add_session_config_entry('session.load_model_format', 'ONNX')
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider']
+        session = onnxruntime.InferenceSession(
+            content, options, providers=['CPUExecutionProvider']
         )
+        # Decodes them, which fails where they are no text.
+        _ = session.get_modelmeta().custom_metadata_map
+        return session
     except Exception as error:  # its errors have no common class
         reason = str(error).splitlines()[0]
         raise UsageError(f'{path} is no usable ONNX file: {reason}') from error

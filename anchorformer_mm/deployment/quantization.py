@@ -19,6 +19,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from anchorformer_mm.deployment.onnx_file import read_onnx
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
 
@@ -63,8 +64,9 @@ def quantize(
         list[str]: Names of the nodes that were quantised.
 
     Raises:
-        UsageError: There is no image, the method is unknown, or a name fits
-            no node that could be quantised.
+        UsageError: There is no image, the method is unknown, a name fits no
+            node that could be quantised, or the file is not one or has data
+            in others.
     """
     if method not in METHODS:
         raise UsageError(
@@ -72,15 +74,18 @@ def quantize(
         )
     if not batches:
         raise UsageError('there is no image to calibrate with')
+    model = read_onnx(source)
     with (
         tempfile.TemporaryDirectory() as folder,
         replacing(target) as temporary,
         _quiet(),
     ):
+        original = Path(folder) / 'original.onnx'
         prepared = Path(folder) / 'prepared.onnx'
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        onnx.save(model, original)
+        quant_pre_process(original, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
-        names = quantizable_nodes(graph, task_of(source))
+        names = quantizable_nodes(graph, task_of(model))
         chosen = [n for n in names if not _fits(n, exclude)]
         _require_uses(exclude, names)
         if not chosen:
@@ -100,7 +105,7 @@ def quantize(
             # into the memory, and may differ in size.
             extra_options=dict(CalibStridedMinMax=1),
         )
-        _copy_metadata(source, temporary)
+        _copy_metadata(model, temporary)
     return chosen
 
 
@@ -124,10 +129,9 @@ class _Calibration(CalibrationDataReader):
         return None if make is None else {self.name: make()}
 
 
-def task_of(path: str | Path) -> str | None:
+def task_of(model: onnx.ModelProto) -> str | None:
     """The task that an ONNX file names in its metadata, if any."""
-    properties = onnx.load(path, load_external_data=False).metadata_props
-    return {p.key: p.value for p in properties}.get('task')
+    return {p.key: p.value for p in model.metadata_props}.get('task')
 
 
 def quantizable_nodes(graph: onnx.GraphProto, task: str | None) -> list[str]:
@@ -189,10 +193,10 @@ def _require_uses(patterns: Sequence[str], names: Sequence[str]) -> None:
             )
 
 
-def _copy_metadata(source: str | Path, target: str | Path) -> None:
-    properties = onnx.load(source, load_external_data=False).metadata_props
+def _copy_metadata(source: onnx.ModelProto, target: Path) -> None:
     model = onnx.load(target)
-    onnx.helper.set_model_props(model, {p.key: p.value for p in properties})
+    properties = {p.key: p.value for p in source.metadata_props}
+    onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
     onnx.save(model, target)
 

@@ -13,7 +13,10 @@ from PIL import EpsImagePlugin
 from anchorformer_mm.engine.plain_norm_runner import PlainNormRunner
 from anchorformer_mm.engine.processes import is_first_process, restarts
 from anchorformer_mm.engine.safe_training import build_runner, train_safely
-from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
+from anchorformer_mm.utils.checkpoint import (
+    admit_mmengine_checkpoints,
+    require_checkpoint,
+)
 from anchorformer_mm.utils.dataset_paths import require_datasets
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
@@ -83,6 +86,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     require_datasets(cfg, splits)
     if 'train' in splits:
         require_pretrained_weights(cfg)
+        if cfg.get('load_from') and 'runner_type' not in cfg:
+            require_checkpoint(cfg.load_from)
     checked = scope in ('mmdet', 'mmseg', 'mmpretrain') and splits
     if checked and not args.skip_data_check and not restarts():
         _check_data_once(cfg, splits, args.launcher)

@@ -2,12 +2,17 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+
+from anchorformer_mm.utils.errors import UsageError
 
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _STATISTICS = ('min', 'max', 'current', 'mean')
@@ -80,3 +85,68 @@ def weights_only() -> Iterator[None]:
             os.environ[_FORCE] = before
         # The forks take back what they admit, though we had admitted it.
         admit_mmengine_checkpoints()
+
+
+def require_checkpoint(path: str | Path) -> None:
+    """Check a checkpoint before anything is built for it.
+
+    Args:
+        path: Names with a scheme (``https://...``, ``s3://...``) are left to
+            mmengine.
+
+    Raises:
+        UsageError: As :func:`read_checkpoint`.
+    """
+    if '://' not in str(path):
+        read_checkpoint(path)
+
+
+def read_checkpoint(path: str | Path) -> Mapping:
+    """Read a whole checkpoint onto the CPU, and run no code from it.
+
+    Raises:
+        UsageError: It is not there, cannot be read so, or holds no
+            dictionary of weights.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f'checkpoint not found: {path}')
+    try:
+        with weights_only(), warnings.catch_warnings():
+            # Of other formats than its own, which the error names too.
+            warnings.simplefilter('ignore')
+            checkpoint = torch.load(
+                path, map_location='cpu', weights_only=True
+            )
+    except Exception as error:
+        # Whatever torch, zip or pickle make of damaged bytes.
+        raise UsageError(
+            f'{path} cannot be read as weights and plain data '
+            f'({_reason(error)})'
+        ) from error
+    if not isinstance(checkpoint, Mapping):
+        raise UsageError(
+            f'{path} is no checkpoint: it holds a '
+            f'{type(checkpoint).__name__}, not a dictionary of weights'
+        )
+    weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, Mapping):
+        raise UsageError(
+            f'{path} is no checkpoint: its state_dict is a '
+            f'{type(weights).__name__}, not a dictionary of weights'
+        )
+    return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without torch's advice to run the code of the file."""
+    text = str(error)
+    told = re.search(
+        r'[^.\n]*\bunsupported\b.*|WeightsUnpickler error:\s*\S.*',
+        text,
+        re.IGNORECASE,
+    )
+    words = (told.group() if told else text.strip().split('\n')[0]).split()
+    sentence = ' '.join(words).split('. ')[0].rstrip('.')
+    # Names in a pickle can be anything.
+    clean = ''.join(c if c.isprintable() else '?' for c in sentence)
+    return f'{type(error).__name__}: {clean[:200]}'.removesuffix(': ')

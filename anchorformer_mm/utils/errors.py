@@ -1,7 +1,22 @@
 """The error that a user can mend."""
 
+import errno
 import sys
 from collections.abc import Callable
+
+# Of a file or folder that cannot be made or opened; the message tells all.
+# That one is not there may as well be a mistake of the program.
+_OF_A_PATH = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 
 class UsageError(RuntimeError):
@@ -9,9 +24,19 @@ class UsageError(RuntimeError):
 
 
 def run_command_line(main: Callable[[], None]) -> None:
-    """Run ``main``; a :class:`UsageError` is one message and exit status 2."""
+    """Run ``main``; a :class:`UsageError` is one message and exit status 2.
+
+    So are a file and a folder that cannot be made or opened.
+    """
     try:
         main()
     except UsageError as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise SystemExit(2) from None
+        message = str(error)
+    except OSError as error:
+        if error.errno not in _OF_A_PATH or error.filename is None:
+            raise
+        message = f'{error.filename}: {error.strerror}'
+    else:
+        return
+    print(f'error: {message}', file=sys.stderr)
+    raise SystemExit(2)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmengine.config import ConfigDict
 
+from anchorformer_mm.utils.checkpoint import require_checkpoint
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -17,9 +18,10 @@ def require_pretrained_weights(cfg: ConfigDict) -> None:
         cfg: A whole config.
 
     Raises:
-        UsageError: A local file is missing; the message names where in the
-            config it stands. Names with a scheme (``https://...``,
-            ``torchvision://...``, ``open-mmlab://...``) are not looked up.
+        UsageError: A local file is missing, and the message names where in the
+            config it stands; or it cannot be read without running code.
+            Names with a scheme (``https://...``, ``torchvision://...``,
+            ``open-mmlab://...``) are not looked up.
     """
     missing = [
         f'{name}.checkpoint={path!r}'
@@ -33,6 +35,8 @@ def require_pretrained_weights(cfg: ConfigDict) -> None:
             'first, or name another file, or start from scratch with '
             f'--cfg-options {missing[0].split(".checkpoint")[0]}=None'
         )
+    for _, path in _checkpoints(cfg.get('model') or {}, 'model'):
+        require_checkpoint(path)
 
 
 def _checkpoints(node: object, name: str) -> Iterator[tuple[str, str]]:

@@ -40,7 +40,7 @@ def test_a_checkpoint_runs_no_code_and_the_environment_stays(
     monkeypatch.delenv(FORCE, raising=False)
     path = tmp_path / 'a.pth'
     torch.save(dict(state_dict={}, meta=Malicious()), path)
-    with pytest.raises(UsageError, match=r'a\.pth is no checkpoint'):
+    with pytest.raises(UsageError, match=r'a\.pth cannot be read'):
         load_model(Config(CONFIG), path)
     assert 'ran' not in capsys.readouterr().out
     assert FORCE not in os.environ

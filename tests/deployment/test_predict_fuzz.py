@@ -34,6 +34,12 @@ def test_thin_images_are_predicted(tool, folder, model, size):
     assert judge(tool, picture, folder) == 'predicted'
 
 
+@pytest.mark.parametrize('form', ['EPS', 'PPM'])
+def test_other_formats_are_not_opened(tool, folder, form):
+    picture = Picture('detection', (9, 5), form, 'RGB', '.png', 0, ('', 0), 0)
+    assert judge(tool, picture, folder) == 'refused'
+
+
 def test_a_traceback_is_noticed(tool, folder, monkeypatch):
     monkeypatch.setattr(tool, 'read_image', lambda path: 1 / 0)
     with pytest.raises(AssertionError, match='ZeroDivisionError'):

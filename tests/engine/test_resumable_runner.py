@@ -376,6 +376,19 @@ def test_another_model_does_not_go_on(make):
         make(load_from=path, resume=True, model=other).train()
 
 
+def test_an_epoch_whose_steps_were_done_ends_alike(make):
+    """And its checkpoint, which the interrupted run did not come to."""
+    unbroken = make()
+    unbroken.train()
+    broken = make(At('before_train_iter', 8, interrupt))
+    with ending_in_order(), pytest.raises(Interrupted):
+        broken.train()
+    resumed = go_on(make, broken)
+    folders = Path(unbroken.work_dir), Path(resumed.work_dir)
+    assert runs_difference(*folders) is None
+    assert (folders[1] / 'epoch_3.pth').is_file()
+
+
 def test_an_epoch_that_got_shorter_is_not_gone_on_with(make):
     broken = make(At('before_train_iter', 7, interrupt))
     with ending_in_order(), pytest.raises(Interrupted):

@@ -74,7 +74,7 @@ def test_one_that_is_gone_is_told(cfg, tmp_path):
     (tmp_path / 'epoch_3.pth').unlink()
     point = newest_resume_point(cfg)
     assert point.path == tmp_path / 'epoch_2.pth'
-    assert f'{tmp_path / "epoch_3.pth"} is not there' in point.warning
+    assert f'not found: {tmp_path / "epoch_3.pth"}' in point.warning
 
 
 def test_nothing_readable_is_an_error_that_names_all(cfg, tmp_path):

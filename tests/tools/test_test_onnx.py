@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from mmengine.config import Config
@@ -80,6 +81,8 @@ def run(monkeypatch, folder, name, *args):
     """Metrics that a tool logs."""
     DefaultScope._instance_dict.clear()
     monkeypatch.chdir(folder)
+    # As for any script, its own folder.
+    monkeypatch.syspath_prepend((TOOLS / name).parent)
     work_dir = folder / 'work' / Path(name).stem
     arguments = [name, 'config.py', *args, '--work-dir', str(work_dir)]
     monkeypatch.setattr(sys, 'argv', arguments)
@@ -96,6 +99,23 @@ def test_metrics_equal_those_of_the_checkpoint(folder, monkeypatch):
     assert len(names) == 3
     assert {n: ours[n] for n in names} == {n: theirs[n] for n in names}
     assert 0 < theirs['accuracy/top3'] < 100
+
+
+def test_metadata_that_cannot_be_is_one_message(folder, monkeypatch, capsys):
+    model = onnx.load(folder / 'model.onnx')
+    onnx.helper.set_model_props(
+        model,
+        dict(task='classification', classes='["a"]')
+        | dict(preprocess='[{"op": "pad", "value": [1]}]'),
+    )
+    onnx.save(model, folder / 'lying.onnx')
+    with pytest.raises(SystemExit) as leaving:
+        run(monkeypatch, folder, 'deployment/test_onnx.py', 'lying.onnx')
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        'error: metadata of lying.onnx: preprocess[0] (pad): value must be '
+        '[red, green, blue], numbers, got [1]\n'
+    )
 
 
 @pytest.mark.parametrize(

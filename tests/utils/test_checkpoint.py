@@ -1,10 +1,13 @@
 import os
 import pickle
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 from torch import nn
@@ -12,8 +15,11 @@ from torch import nn
 from anchorformer_mm.utils.checkpoint import (
     _history_statistic,
     admit_mmengine_checkpoints,
+    read_checkpoint,
+    require_checkpoint,
     weights_only,
 )
+from anchorformer_mm.utils.errors import UsageError
 
 FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
@@ -97,3 +103,103 @@ def test_training_checkpoints_load_inside_and_afterwards(tmp_path):
     assert loaded['message_hub']['loss'].current() == 1
     loaded = torch.load(tmp_path / 'a.pth', weights_only=True)
     assert loaded['message_hub']['loss'].current() == 1
+
+
+WEIGHTS = dict(state_dict=dict(a=torch.arange(400.0)))
+
+
+def refusal(path):
+    """The one line in which a file is refused."""
+    with pytest.raises(UsageError) as error, warnings.catch_warnings():
+        # They would be lines too.
+        warnings.simplefilter('error')
+        require_checkpoint(path)
+    line = str(error.value)
+    assert len(line.splitlines()) == 1 and len(line) < 400 + len(str(path))
+    assert str(path) in line
+    # No advice to run the code of the file.
+    assert 'trusted' not in line and 'False' not in line
+    return line
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_checkpoint_with_code_is_one_line(tmp_path, zipped, capsys):
+    content = dict(state_dict=Malicious())
+    torch.save(
+        content,
+        tmp_path / 'a.pth',
+        _use_new_zipfile_serialization=zipped,
+    )
+    line = refusal(tmp_path / 'a.pth')
+    assert (
+        'a.pth cannot be read as weights and plain data (UnpicklingError: '
+        in line
+    )
+    assert 'Unsupported global: GLOBAL print was not' in line
+    assert 'ran' not in capsys.readouterr().out
+
+
+def test_names_in_a_file_do_nothing_to_the_terminal(tmp_path):
+    (tmp_path / 'a.pth').write_bytes(b'\x80\x02ca\x1b[2J\nb\n.')
+    assert 'GLOBAL a?[2J.b' in refusal(tmp_path / 'a.pth')
+
+
+def test_other_pickles_are_one_line(tmp_path, capsys):
+    (tmp_path / 'a.pth').write_bytes(pickle.dumps(Malicious()))
+    refusal(tmp_path / 'a.pth')
+    script = torch.jit.script(nn.Linear(1, 1))
+    script.save(tmp_path / 'b.pth')
+    assert 'Cannot use ``weights_only=True``' in refusal(tmp_path / 'b.pth')
+    assert 'ran' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_that_breaks_off_is_one_line(tmp_path, zipped):
+    path = tmp_path / 'a.pth'
+    torch.save(WEIGHTS, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    for share in (0, 0.01, 0.3, 0.8, 0.99):
+        path.write_bytes(content[: int(share * len(content))])
+        assert 'a.pth cannot be read as weights and plain data (' in refusal(
+            path
+        )
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(content=st.binary(max_size=200))
+def test_noise_is_one_line(tmp_path, content):
+    (tmp_path / 'a.pth').write_bytes(content)
+    # A pickle of a single number happens, and is no checkpoint either.
+    refusal(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ([1, 2], 'is no checkpoint: it holds a list'),
+        (dict(state_dict='a'), 'is no checkpoint: its state_dict is a str'),
+    ],
+)
+def test_what_has_no_weights_is_one_line(tmp_path, content, words):
+    torch.save(content, tmp_path / 'a.pth')
+    assert words in refusal(tmp_path / 'a.pth')
+
+
+def test_a_checkpoint_that_is_not_here(tmp_path):
+    assert 'checkpoint not found: ' in refusal(tmp_path / 'no.pth')
+    assert 'checkpoint not found: ' in refusal(tmp_path)
+    # Theirs are not looked at.
+    require_checkpoint('https://example.org/a.pth')
+
+
+def test_whole_checkpoints_are_read(tmp_path):
+    torch.save(WEIGHTS, tmp_path / 'a.pth')
+    loaded = read_checkpoint(tmp_path / 'a.pth')
+    assert torch.equal(loaded['state_dict']['a'], torch.arange(400.0))
+    # Without a state_dict, as other libraries write them.
+    torch.save(WEIGHTS['state_dict'], tmp_path / 'b.pth')
+    assert list(read_checkpoint(tmp_path / 'b.pth')) == ['a']

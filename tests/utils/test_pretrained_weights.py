@@ -1,6 +1,7 @@
 """Weights that a config starts from, looked up before anything is built."""
 
 import pytest
+import torch
 from mmengine.config import ConfigDict
 
 from anchorformer_mm.utils.errors import UsageError
@@ -26,10 +27,13 @@ def test_what_is_fetched_is_not_looked_up(checkpoint):
     require_pretrained_weights(config(checkpoint))
 
 
-def test_a_file_that_is_there_is_fine(tmp_path):
+def test_a_file_that_is_there_and_whole_is_fine(tmp_path):
     file = tmp_path / 'backbone.pth'
-    file.touch()
+    torch.save({}, file)
     require_pretrained_weights(config(str(file)))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UsageError, match='backbone.pth cannot be read as'):
+        require_pretrained_weights(config(str(file)))
 
 
 def test_other_kinds_of_initialisation_and_no_model_are_fine():

@@ -15,25 +15,137 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import (
+    Image,
+    ImageDraw,
+    ImageFont,
+    ImageOps,
+    UnidentifiedImageError,
+)
 
+# Of all that Pillow opens: for some of the others it starts programs.
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 INPUT_TYPES = {'tensor(float)': np.float32, 'tensor(uint8)': np.uint8}
+# H and W are those of the input.
 OUTPUTS = dict(
-    detection=('boxes', 'scores', 'labels'),
-    segmentation=('logits',),
-    classification=('scores',),
+    detection=dict(boxes=('K', 4), scores=('K',), labels=('K',)),
+    segmentation=dict(logits=(1, 'C', 'H', 'W')),
+    classification=dict(scores=(1, 'C')),
 )
+# Of what the steps make: 3 GiB in floats.
+MAX_SIDE, MAX_PIXELS, MAX_NAME = 2**14, 2**28, 1_000
+# Controls, halves of characters, ends of lines and paragraphs.
+BAD_CHARACTERS = ('Cc', 'Cs', 'Zl', 'Zp')
 
 
 class InputError(Exception):
     """A model or an image that cannot be used; the message says why."""
+
+
+def clean(text: str) -> str:
+    """Without characters that do things to a terminal, or are none."""
+    return ''.join(
+        '?' if unicodedata.category(c) in BAD_CHARACTERS else c for c in text
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of a library says, in one line."""
+    return ' '.join(str(error).split())[:300] or type(error).__name__
+
+
+# ------------------------------------------------------ what a file refers to
+# An ONNX file may have tensors in other files, and ONNX Runtime before 1.24
+# opens any file of the machine that it names. Before it sees one, it is gone
+# through here, for which little has to be known of its format, protobuf.
+
+# For each kind of message the fields that have tensors in them, by number.
+PARTS = dict(
+    model={7: 'graph', 20: 'training', 25: 'function'},
+    training={1: 'graph', 2: 'graph'},
+    graph={1: 'node', 5: 'tensor', 15: 'sparse tensor'},
+    function={7: 'node', 11: 'attribute'},
+    node={5: 'attribute'},
+    attribute={
+        5: 'tensor',
+        6: 'graph',
+        10: 'tensor',
+        11: 'graph',
+        22: 'sparse tensor',
+        23: 'sparse tensor',
+    },
+    **{'sparse tensor': {1: 'tensor', 2: 'tensor'}},
+)
+VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}
+# Of a tensor: what tells where else its values are, and that they are there.
+EXTERNAL_DATA, DATA_LOCATION = 13, 14
+
+
+def has_external_data(content: bytes) -> bool:
+    """Whether any tensor of an ONNX file has its values in another file.
+
+    Raises:
+        ValueError: It is no protobuf message.
+    """
+    todo = [('model', 0, len(content))]
+    while todo:
+        kind, start, end = todo.pop()
+        for number, wire, first, last in read_fields(content, start, end):
+            if kind == 'tensor':
+                # 0 stands for this file. Other ways to write it are not
+                # looked into: nobody writes it so.
+                here = wire == VARINT and content[first:last] == b'\0'
+                if number == EXTERNAL_DATA or (
+                    number == DATA_LOCATION and not here
+                ):
+                    return True
+            elif wire == BYTES and number in PARTS[kind]:
+                todo.append((PARTS[kind][number], first, last))
+    return False
+
+
+def read_fields(
+    content: bytes, start: int, end: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, first byte and end of each field of a message."""
+    at = start
+    while at < end:
+        tag, first = read_varint(content, at, end)
+        number, wire = tag >> 3, tag & 7
+        if wire == VARINT:
+            last = read_varint(content, first, end)[1]
+        elif wire == BYTES:
+            length, first = read_varint(content, first, end)
+            last = first + length
+        else:
+            # The others are groups, which ONNX has none of.
+            last = first + FIXED.get(wire, end)
+        # Readers differ in what they make of a tag of more than 32 bits.
+        if last > end or not 0 < number < 2**29:
+            raise ValueError(f'it is damaged at byte {at}')
+        yield number, wire, first, last
+        at = last
+
+
+def read_varint(content: bytes, at: int, end: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            break
+        value |= (content[at] & 127) << shift
+        at += 1
+        if content[at - 1] < 128:
+            return value, at
+    raise ValueError(f'it is damaged at byte {at}')
 
 
 # ---------------------------------------------------------------- the model
@@ -72,24 +184,20 @@ class Model:
         """Outputs by name."""
         names = [output.name for output in self.session.get_outputs()]
         port = self.session.get_inputs()[0]
-        outputs = self.session.run(None, {port.name: batch})
-        return dict(zip(names, outputs, strict=True))
+        try:
+            outputs = self.session.run(None, {port.name: batch})
+        except Exception as error:  # its errors have no common class
+            raise InputError(
+                f'{self.path} cannot be run: {reason_of(error)}'
+            ) from error
+        named = dict(zip(names, outputs, strict=True))
+        check_results(self, named, batch.shape)
+        return named
 
 
 def load_model(path: Path, threads: int = 0) -> Model:
     """Open an ONNX file; ``threads`` 0 means one for each core."""
-    if not path.is_file():
-        raise InputError(f'model not found: {path}')
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider']
-        )
-    except Exception as error:  # its errors have no common class
-        reason = str(error).splitlines()[0]
-        raise InputError(f'{path} is no usable ONNX file: {reason}') from error
+    session = open_session(path, threads)
     meta = session.get_modelmeta().custom_metadata_map
     missing = {'task', 'classes', 'preprocess'} - set(meta)
     if missing:
@@ -100,16 +208,79 @@ def load_model(path: Path, threads: int = 0) -> Model:
     task = meta['task']
     if task not in OUTPUTS:
         raise InputError(
-            f'{path}: task is one of {", ".join(OUTPUTS)}, got {task!r}'
+            f'{path}: task must be one of {", ".join(OUTPUTS)}, got '
+            f'{task!r:.80}'
         )
     try:
-        classes = [str(name) for name in json.loads(meta['classes'])]
-        steps = list(json.loads(meta['preprocess']))
+        classes = read_list(meta, 'classes')
+        steps = read_list(meta, 'preprocess')
+        check_classes(classes)
         check_steps(steps)
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f'metadata of {path}: {error}') from error
     check_input(path, session)
-    return Model(path, session, task, classes, steps)
+    return Model(path, session, task, list(map(clean, classes)), steps)
+
+
+def open_session(path: Path, threads: int) -> ort.InferenceSession:
+    """Start a file in ONNX Runtime, if all its data is inside."""
+    if not path.is_file():
+        raise InputError(f'model not found: {path}')
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Its errors are raised as well.
+    options.log_severity_level = 4
+    # It would take some files for those of a format of its own.
+    options.add_session_config_entry('session.load_model_format', 'ONNX')
+    try:
+        if path.stat().st_size >= 2**31:
+            raise ValueError('with all data inside it is smaller than 2 GiB')
+        content = path.read_bytes()
+        if not has_external_data(content):
+            # Not the path: it could be another file by now.
+            session = ort.InferenceSession(
+                content, options, providers=['CPUExecutionProvider']
+            )
+            require_text(session)
+            return session
+    except Exception as error:  # its errors have no common class
+        raise InputError(
+            f'{path} is no usable ONNX file: {reason_of(error)}'
+        ) from error
+    raise InputError(
+        f'{path} has data in other files, and could name any file of this '
+        'machine: save it with all data inside'
+    )
+
+
+def require_text(session: ort.InferenceSession) -> None:
+    """Fail where texts of a file are none; they are decoded when asked for."""
+    texts = [session.get_modelmeta().custom_metadata_map]
+    for port in session.get_inputs() + session.get_outputs():
+        texts += [port.name, port.shape]
+
+
+def read_list(meta: dict[str, str], key: str) -> list:
+    """A list of the metadata, which are JSON."""
+    try:
+        value = json.loads(meta[key])
+    except (RecursionError, ValueError) as error:
+        raise ValueError(
+            f'{key} must be a JSON list, got {meta[key]!r:.80} ({error})'
+        ) from None
+    if not isinstance(value, list):
+        raise ValueError(f'{key} must be a JSON list, got {meta[key]!r:.80}')
+    return value
+
+
+def check_classes(classes: list) -> None:
+    """Refuse what cannot be written beside a box."""
+    for i, name in enumerate(classes):
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise ValueError(
+                f'classes[{i}] must be a name of at most {MAX_NAME} '
+                f'characters, got {name!r:.80}'
+            )
 
 
 def check_input(path: Path, session: ort.InferenceSession) -> None:
@@ -122,7 +293,11 @@ def check_input(path: Path, session: ort.InferenceSession) -> None:
             f'{kinds}'
         )
     shape = ports[0].shape
-    if len(shape) != 4 or (isinstance(shape[0], int) and shape[0] != 1):
+    fits = len(shape) == 4 and all(
+        want == have or not isinstance(have, int)
+        for want, have in zip((1, 3), shape, strict=False)
+    )
+    if not fits:
         raise InputError(
             f'{path}: images go in one by one, the input must be (1, 3, H, '
             f'W), got {shape}'
@@ -140,6 +315,52 @@ def check_outputs(model: Model) -> None:
             f'{model.path}: {model.task} needs the outputs '
             f'{", ".join(wanted)}, got {", ".join(names)}{advice}'
         )
+
+
+def check_results(
+    model: Model, outputs: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> None:
+    """Refuse outputs that are not what its task says.
+
+    Args:
+        model: What gave them.
+        outputs: By name.
+        shape: Of the input, (1, 3, H, W).
+    """
+    sizes = dict(H=shape[2], W=shape[3])
+    for name, dims in OUTPUTS[model.task].items():
+        array = outputs[name]
+        kind = 'iu' if name == 'labels' else 'f'
+        have = getattr(array, 'shape', None)
+        fits = (
+            isinstance(array, np.ndarray)
+            and array.dtype.kind in kind
+            and len(have) == len(dims)
+            # There may be no boxes, but not no classes or pixels.
+            and ('K' in dims or 0 not in have)
+            # The first to have a letter says what it stands for.
+            and all(
+                sizes.setdefault(want, size) == size
+                if isinstance(want, str)
+                else want == size
+                for want, size in zip(dims, have, strict=True)
+            )
+        )
+        what = 'numbers from 0 on' if name == 'labels' else 'finite numbers'
+        if not fits:
+            text = ', '.join(
+                f'{d} = {sizes[d]}' if d in sizes else f'{d}' for d in dims
+            )
+            raise InputError(
+                f'output {name} of {model.path} must be {what} of the shape '
+                f'({text}), got {getattr(array, "dtype", type(array))} {have}'
+            )
+        good = array >= 0 if name == 'labels' else np.isfinite(array)
+        if not good.all():
+            raise InputError(
+                f'output {name} of {model.path} must be {what}, got '
+                f'{array[~good][0]}'
+            )
 
 
 # ---------------------------------------------------------------- the image
@@ -169,7 +390,7 @@ def find_images(paths: Iterable[Path], deep: bool = False) -> list[Path]:
         if not path.is_file():
             raise InputError(f'image not found: {path}')
         try:
-            with Image.open(path):
+            with Image.open(path, formats=FORMATS):
                 pass
         except Exception as error:
             raise unreadable(path, error) from error
@@ -178,14 +399,16 @@ def find_images(paths: Iterable[Path], deep: bool = False) -> list[Path]:
 
 def unreadable(path: Path, error: Exception) -> InputError:
     """In one line; the decoders' errors have no common class."""
-    reason = ' '.join(str(error).split()) or type(error).__name__
+    reason = reason_of(error)
+    if isinstance(error, UnidentifiedImageError):
+        reason = f'it is no image of {", ".join(FORMATS)}'
     return InputError(f'cannot read {path}: {reason}')
 
 
 def read_image(path: Path) -> np.ndarray:
     """Any image as 8-bit RGB, upright, without its transparency."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             image = ImageOps.exif_transpose(opened)
         if image.mode.startswith('I'):  # 16 bits: keep the upper eight
             levels = np.asarray(image).astype(np.int64) >> 8
@@ -288,6 +511,7 @@ WEIGHTS = {
     'area': area,
     'enlarged area': enlarged_area,
 }
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'area')
 
 
 # -------------------------------------------------------- the preprocessing
@@ -320,21 +544,83 @@ def read_input(model: Model, path: Path) -> np.ndarray:
     return model.batch(preprocess(read_image(path), model.steps).pixels)
 
 
-def check_steps(steps: list[dict]) -> None:
-    """Refuse steps that :func:`preprocess` cannot take."""
-    for step in steps:
-        arguments = dict(step)
-        op = arguments.pop('op')
-        if op not in STEPS:
+# What the arguments of the steps may be: whether a value is, and in words.
+def is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def is_side(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIDE
+
+
+def is_size(value: object) -> bool:
+    return isinstance(value, list) and [*map(is_side, value)] == [True] * 2
+
+
+def is_colour(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and [type(v) in (int, float) and abs(v) <= 1e4 for v in value]
+        == [True] * 3
+    )
+
+
+def is_interpolation(value: object) -> bool:
+    return isinstance(value, str) and value in INTERPOLATIONS
+
+
+def or_none(allowed: tuple[Callable, str]) -> tuple[Callable, str]:
+    fits, words = allowed
+    return lambda v: v is None or fits(v), f'{words}, or null'
+
+
+SIDE = is_side, f'a whole number from 1 to {MAX_SIDE}'
+SIZE = is_size, f'[height, width], whole numbers from 1 to {MAX_SIDE}'
+COLOUR = is_colour, '[red, green, blue], numbers'
+FLAG = is_flag, 'true or false'
+INTERPOLATION = is_interpolation, f'one of {", ".join(INTERPOLATIONS)}'
+ARGUMENTS = dict(
+    resize=dict(size=SIZE, keep_ratio=FLAG, interpolation=INTERPOLATION),
+    resize_short_edge=dict(size=SIDE, interpolation=INTERPOLATION),
+    center_crop=dict(size=SIZE),
+    grey={},
+    pad=dict(size=or_none(SIZE), divisor=or_none(SIDE), value=COLOUR),
+)
+
+
+def check_steps(steps: list) -> None:
+    """Refuse steps that :func:`preprocess` cannot take.
+
+    Raises:
+        ValueError: It names the step and the argument.
+    """
+    for i, step in enumerate(steps):
+        place = f'preprocess[{i}]'
+        op = step.get('op') if isinstance(step, dict) else None
+        if not isinstance(op, str) or op not in STEPS:
             raise ValueError(
-                f'unknown preprocessing op {op!r}, known: {", ".join(STEPS)}'
+                f'{place} must be an object with an "op" of '
+                f'{", ".join(STEPS)}, got {step!r:.80}'
             )
-        inspect.signature(STEPS[op]).bind(None, **arguments)
-        kind = step.get('interpolation', 'bilinear')
-        if kind not in WEIGHTS:
-            raise ValueError(
-                f'unknown interpolation {kind!r}, known: {", ".join(WEIGHTS)}'
-            )
+        place += f' ({op})'
+        arguments = {name: step[name] for name in step if name != 'op'}
+        allowed = ARGUMENTS[op]
+        for name in arguments:
+            if name not in allowed:
+                raise ValueError(
+                    f'{place} has {name!r:.80}, it takes '
+                    f'{", ".join(allowed) or "nothing"}'
+                )
+        try:
+            inspect.signature(STEPS[op]).bind(None, **arguments)
+        except TypeError as error:
+            raise ValueError(f'{place}: {error}') from None
+        for name, value in arguments.items():
+            fits, words = allowed[name]
+            if not fits(value):
+                raise ValueError(
+                    f'{place}: {name} must be {words}, got {value!r:.80}'
+                )
 
 
 def step_resize(p, size, keep_ratio=False, interpolation='bilinear') -> None:
@@ -347,6 +633,11 @@ def step_resize(p, size, keep_ratio=False, interpolation='bilinear') -> None:
         )
         # Of a long and thin image one pixel remains.
         size = [max(1, int(side * ratio + 0.5)) for side in (height, width)]
+    if size[0] * size[1] > MAX_PIXELS:  # of a long and thin one
+        raise InputError(
+            f'preprocessing would make {size[0]} x {size[1]} px of it, more '
+            f'than {MAX_PIXELS} px'
+        )
     p.pixels = resize(p.pixels, size, interpolation)
     change = np.array([size[1] / width, size[0] / height])
     p.scale, p.offset = p.scale * change, p.offset * change
@@ -565,8 +856,8 @@ def predict(model: Model, path: Path, args, folder: Path) -> dict:
         preprocess=1e3 * (middle - start), network=1e3 * (end - middle)
     )
     print(
-        f'{path}: {summary(result)} ({took["network"]:.1f} ms, preprocessing '
-        f'{took["preprocess"]:.1f} ms)'
+        f'{clean(str(path))}: {summary(result)} ({took["network"]:.1f} ms, '
+        f'preprocessing {took["preprocess"]:.1f} ms)'
     )
     size = dict(width=image.shape[1], height=image.shape[0])
     return dict(file=str(path), picture=name, **size, ms=took, **result)
@@ -625,8 +916,13 @@ def predict_all(args: argparse.Namespace) -> None:
                 classes=model.classes,
                 images=results,
             )
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            (Path(new) / 'predictions.json').write_text(text + '\n', 'utf-8')
+            text = json.dumps(
+                content, indent=1, ensure_ascii=False, allow_nan=False
+            )
+            # What of a file's name is no character becomes an escape of JSON.
+            (Path(new) / 'predictions.json').write_text(
+                text + '\n', 'utf-8', errors='backslashreplace'
+            )
             for file in Path(new).iterdir():
                 os.replace(file, args.out / file.name)
     except BaseException:
@@ -670,7 +966,7 @@ def main() -> None:
         predict_all(args)
     # The other class: a folder that cannot be written, a full disk.
     except (InputError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {clean(str(error))}', file=sys.stderr)
         raise SystemExit(1) from None
 
 

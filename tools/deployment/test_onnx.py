@@ -1,7 +1,6 @@
 """Evaluate an ONNX file with the test data and the metrics of a config."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from anchorformer_mm.utils.environment import check_environment
@@ -49,9 +48,10 @@ def check_classes(cfg: 'Config', path: str) -> None:
     """Refuse a file that was trained for other classes than the data has.
 
     Raises:
-        UsageError: Their numbers differ.
+        UsageError: Their numbers differ, or its metadata cannot be.
     """
-    # Import what was checked before.
+    # Import what was checked before; the first is beside this file.
+    import predict_onnx
     from mmengine.registry import init_default_scope
 
     from anchorformer_mm.analysis.inference import dataset_meta
@@ -65,7 +65,12 @@ def check_classes(cfg: 'Config', path: str) -> None:
     metadata = session.get_modelmeta().custom_metadata_map
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     wanted = dataset_meta(cfg).get('classes')
-    have = json.loads(metadata['classes'])
+    try:
+        have = predict_onnx.read_list(metadata, 'classes')
+        steps = predict_onnx.read_list(metadata, 'preprocess')
+        predict_onnx.check_steps(steps)
+    except ValueError as error:
+        raise UsageError(f'metadata of {path}: {error}') from None
     if wanted is not None and len(wanted) != len(have):
         raise UsageError(
             f'{path} tells {len(have)} classes apart, but the data set of '

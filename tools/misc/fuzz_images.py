@@ -28,7 +28,7 @@ from PIL import Image
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 TOOL = Path(__file__).parents[1] / 'deployment' / 'predict_onnx.py'
-# The modes that Pillow can write to each format.
+# Modes that Pillow can write to each format.
 FORMATS = dict(
     PNG=('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'),
     JPEG=('L', 'RGB', 'CMYK'),
@@ -36,7 +36,11 @@ FORMATS = dict(
     BMP=('1', 'L', 'P', 'RGB'),
     GIF=('L', 'P', 'RGB'),
     WEBP=('RGB', 'RGBA'),
+    EPS=('L', 'RGB', 'CMYK'),
+    PPM=('1', 'L', 'RGB'),
 )
+# Pillow knows them; to show the first one it starts Ghostscript.
+REFUSED = ('EPS', 'PPM')
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Picture:
         exif = Image.Exif()
         if self.orientation:
             exif[0x112] = self.orientation
-        image.save(content, self.format, exif=exif)
+        extra = {} if self.format in REFUSED else dict(exif=exif)
+        image.save(content, self.format, **extra)
         path.write_bytes(self._damaged(content.getvalue(), rng))
 
     def _pixels(self, rng: np.random.Generator) -> Image.Image:
@@ -153,13 +158,15 @@ def judge(tool: ModuleType, picture: Picture, folder: Path) -> str:
     try:
         status, error = _run(tool, model, path, '--out', out, '--threads', 1)
         if status == 0:
+            assert picture.format not in REFUSED, f'{picture.format} was read'
             _require_results(path, out)
             return 'predicted'
         lines = error.splitlines()
         assert status == 1 and len(lines) == 1, f'exit {status}: {error}'
         assert lines[0].startswith('error: ') and str(path) in lines[0], error
         assert not out.exists(), f'left {[p.name for p in out.iterdir()]}'
-        assert picture.damage[0] or picture.mode == 'F', (
+        refused = picture.mode == 'F' or picture.format in REFUSED
+        assert picture.damage[0] or refused, (
             f'a whole image was refused: {error}'
         )
         return 'refused'

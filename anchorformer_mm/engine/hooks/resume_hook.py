@@ -58,9 +58,11 @@ class ResumeHook(Hook):
             if name in state.get('gradients', {}):
                 gradient = state['gradients'][name]
                 parameter.grad = gradient.to(parameter).clone()
-        if state['evaluation_due'] and _evaluates_here(runner):
+        evaluates = state['evaluation_due'] and _evaluates_here(runner)
+        if evaluates or state['batches_done']:
             # mmengine counts on in them when the next step begins.
             runner.message_hub.update_info_dict(state['counters'])
+        if evaluates:
             runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:

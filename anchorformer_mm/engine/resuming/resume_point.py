@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from mmengine.config import Config
 
-from anchorformer_mm.utils.checkpoint import weights_only
+from anchorformer_mm.utils.checkpoint import read_checkpoint
 from anchorformer_mm.utils.errors import UsageError
 
 LAST_CHECKPOINT = 'last_checkpoint'
@@ -154,21 +153,7 @@ def read_resume_point(path: Path) -> ResumePoint:
         UsageError: It is not there, cannot be read or resumed without running
             code from it, or lacks what resuming needs.
     """
-    if not path.is_file():
-        raise UsageError(f'{path} is not there')
-    try:
-        with weights_only():
-            checkpoint = torch.load(
-                path, map_location='cpu', weights_only=True
-            )
-    except Exception as error:
-        # Whatever torch, zip or pickle make of damaged bytes.
-        reason = str(error).strip().split('\n', 1)[0]
-        raise UsageError(
-            f'{path} cannot be read ({type(error).__name__}: {reason[:200]})'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise UsageError(f'{path} is not a checkpoint of a training')
+    checkpoint = read_checkpoint(path)
     missing = [name for name in _NEEDED if name not in checkpoint]
     if missing:
         raise UsageError(

@@ -87,7 +87,7 @@ from mmengine.config import Config
         ),
         (
             'classify.py text.png photo.png',
-            'text.png is no checkpoint of the model of the config: ',
+            'text.png cannot be read as weights and plain data (',
         ),
         (
             'classify.py segment.pth photo.png',
