@@ -102,7 +102,10 @@ LIBRARIES = {
     ),
     'onnx': Library('1.14', ('onnx',), pins=('1.23.2',)),
     'onnxruntime': Library(
-        '1.16', ('onnxruntime', 'onnxruntime-gpu'), pins=('1.23.2',)
+        '1.16',
+        ('onnxruntime', 'onnxruntime-gpu'),
+        # 1.23.2 is the last for Python 3.10.
+        pins=('1.31.1' if sys.version_info >= (3, 11) else '1.23.2',),
     ),
 }
 
