@@ -36,7 +36,6 @@ SAFE_HOOKS = dict(
     resume='ResumeHook',
     interruption='InterruptionHook',
 )
-
 # Of a config, told in one warning.
 MAX_CHANGES = 20
 

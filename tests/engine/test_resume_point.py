@@ -56,6 +56,14 @@ def test_a_damaged_one_gives_way_to_the_one_before(cfg, tmp_path, content):
         assert name in point.warning
 
 
+@pytest.mark.parametrize('meta', [[], dict(cfg=1)])
+def test_meta_of_something_else_is_refused(tmp_path, meta):
+    checkpoint = dict(meta=meta, state_dict={}, message_hub={})
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    with pytest.raises(UsageError, match='its meta is not one of mmengine'):
+        read_resume_point(tmp_path / 'a.pth')
+
+
 def test_a_config_in_a_file_is_refused(cfg, tmp_path):
     """mmengine would run it."""
     meta = dict(config='import os')

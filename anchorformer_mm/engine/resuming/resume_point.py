@@ -161,6 +161,11 @@ def read_resume_point(path: Path) -> ResumePoint:
             f'{", ".join(missing)}'
         )
     meta = checkpoint['meta']
+    if not isinstance(meta, dict) or not isinstance(meta.get('cfg', ''), str):
+        raise UsageError(
+            f'{path} is not a checkpoint to resume from: its meta is not one '
+            'of mmengine'
+        )
     if 'config' in meta:
         # As mmcv 1.x wrote it; mmengine would run it, as it does configs.
         raise UsageError(
