@@ -26,7 +26,7 @@ def test_a_checkpoint_of_the_deit_release_keeps_its_command_line(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (dict(a=Malicious()), 'cannot be read as a checkpoint of weights'),
+        (dict(a=Malicious()), 'cannot be read as weights and plain data'),
         ([torch.ones(2)], 'holds a list, not a dictionary'),
         (None, 'holds a NoneType, not a dictionary'),
     ],

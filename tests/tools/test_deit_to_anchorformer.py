@@ -300,7 +300,7 @@ def test_a_detector_gets_its_backbone_alone(run, tmp_path):
         ),
         (
             ('config.py', 'config.py', 'o.pth', *IMAGES),
-            'config.py cannot be read as a checkpoint',
+            'config.py cannot be read as weights and plain data',
         ),
         (
             ('bare.py', 'timm.pth', 'o.pth', *IMAGES),
