@@ -23,9 +23,10 @@ from anchorformer_mm.registry import HOOKS
 
 STAGES = ('setting up', 'training', 'evaluation', 'checkpoint')
 # What a process tells: its stage, the iteration, how many evaluations and
-# checkpoints it has begun, the milliseconds of its last evaluation, and those
-# at its first step. Without a lock, which a killed process would keep.
-_shared = multiprocessing.RawArray(c_long, 6)
+# checkpoints it has begun, the milliseconds of its last evaluation, those at
+# its first step, and how often torchrun started it again. Without a lock,
+# which a killed process would keep.
+_shared = multiprocessing.RawArray(c_long, 7)
 # The processes that train together, by rank.
 MAX_PROCESSES = 64
 _trainers = multiprocessing.RawArray(c_long, MAX_PROCESSES)
@@ -118,11 +119,7 @@ class Training:
             # It would outlive this process, as it has a group of its own.
             self._kill()
             raise
-        if self.process.exitcode:
-            end = '\n'.join(self.log.read_text().splitlines()[-15:])
-            raise RuntimeError(
-                f'a training ended with {self.process.exitcode}:\n{end}'
-            )
+        self._require_success()
         seconds = time.monotonic() - (_shared[5] / 1000 or self.started)
         return Extent(seconds, _shared[2], _shared[3], _shared[4] / 1000)
 
@@ -137,17 +134,24 @@ class Training:
 
         Returns:
             str | None: The moment; None if the training ended before.
+
+        Raises:
+            RuntimeError: It ended with an error before.
         """
         if not self._wait_for(lambda: reached() and _trainers[rank]):
             return None
         moment = _moment()
         if self.processes > 1:
-            killed = _kill(_trainers[rank])
+            _kill(_trainers[rank])
+            # One that had ended takes a signal, too, until it is reaped.
+            killed = self._wait_for(lambda: _shared[6])
             return f'{moment}, process {rank}' if killed else None
         self._kill()
         self.process.join()
-        ended_before = self.process.exitcode != -signal.SIGKILL
-        return None if ended_before else moment
+        if self.process.exitcode == -signal.SIGKILL:
+            return moment
+        self._require_success()
+        return None
 
     def interrupt_when(self, reached: Callable[[], bool]) -> str | None:
         """Ask one process and its workers to end, as a cluster does.
@@ -159,7 +163,7 @@ class Training:
             str | None: The moment; None if the training ended before.
 
         Raises:
-            RuntimeError: It did not end in order.
+            RuntimeError: It ended with an error, before or on the signal.
         """
         if not self._wait_for(lambda: reached() and _shared[5]):
             return None
@@ -179,9 +183,17 @@ class Training:
         """Wait for a condition; False if the training ends before."""
         while not reached():
             if not self.process.is_alive():
+                self._require_success()
                 return False
             time.sleep(_POLL_SECONDS)
         return True
+
+    def _require_success(self) -> None:
+        if self.process.exitcode:
+            end = '\n'.join(self.log.read_text().splitlines()[-15:])
+            raise RuntimeError(
+                f'a training ended with {self.process.exitcode}:\n{end}'
+            )
 
     def _kill(self) -> None:
         for process in {self.process.pid, *filter(None, _trainers)}:
@@ -230,20 +242,17 @@ def _moment() -> str:
     return f'{STAGES[_shared[0]]}, iteration {_shared[1]}'
 
 
-def _kill(process: int) -> bool:
-    """Kill a process and those of its group; False if it was not there."""
-    try:
-        os.kill(process, signal.SIGKILL)
-        # Before it has a group of its own, it has no workers either.
+def _kill(process: int) -> None:
+    """Kill a process and those of its group, if they are there."""
+    # Before it has a group of its own, it has no workers either.
+    for kill in (os.kill, os.killpg):
         with suppress(ProcessLookupError):
-            os.killpg(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
+            kill(process, signal.SIGKILL)
 
 
 def _train(cfg: Config, log: Path) -> None:
     os.setsid()
+    _shared[6] = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
     _trainers[int(os.environ.get('RANK', 0))] = os.getpid()
     _write_to(log)
     from anchorformer_mm.engine import launch
