@@ -29,7 +29,7 @@ def test_one_of_several_is_killed_and_torchrun_starts_all_again(
 def test_one_that_has_ended_but_is_not_reaped_is_not_killed(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(launch, 'run', lambda cfg, mode: None)
+    monkeypatch.setattr(launch, 'run', lambda cfg, mode: time.sleep(1))
     with subprocess.Popen(['true']) as ended:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
         training = Training(Config(), tmp_path / 'output.log', processes=2)
@@ -41,6 +41,19 @@ def test_one_that_has_ended_but_is_not_reaped_is_not_killed(
 
         assert training.kill_when(reached, rank=1) is None
     assert training.wait()
+
+
+def test_one_that_waits_for_the_others_ends_is_not_killed(
+    tmp_path, monkeypatch
+):
+    def train(cfg, mode):
+        if os.environ['RANK'] == '0':
+            time.sleep(60)
+
+    monkeypatch.setattr(launch, 'run', train)
+    training = Training(Config(), tmp_path / 'output.log', processes=2)
+    assert training.kill_when(lambda: killing._trained[1], rank=1) is None
+    assert not training.process.is_alive()
 
 
 @pytest.mark.parametrize('processes', [1, 2])

@@ -116,6 +116,8 @@ def _kill_and_resume(
         if moment is None:
             # It ended before: go on from its end would prove nothing.
             run.rename(run.with_name(f'ended_{turn}_{draw.randrange(10**9)}'))
+            # What made it faster may last.
+            extent = training.extent()
             continue
         unfinished = 0
         if processes == 1:

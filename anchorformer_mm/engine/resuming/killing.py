@@ -27,9 +27,10 @@ STAGES = ('setting up', 'training', 'evaluation', 'checkpoint')
 # its first step, and how often torchrun started it again. Without a lock,
 # which a killed process would keep.
 _shared = multiprocessing.RawArray(c_long, 7)
-# The processes that train together, by rank.
+# The processes that train together, and which of them have trained, by rank.
 MAX_PROCESSES = 64
 _trainers = multiprocessing.RawArray(c_long, MAX_PROCESSES)
+_trained = multiprocessing.RawArray(c_long, MAX_PROCESSES)
 _POLL_SECONDS = 0.001
 
 
@@ -96,7 +97,7 @@ class Training:
 
     def __init__(self, cfg: Config, log: Path, processes: int = 1) -> None:
         _shared[:] = [0] * len(_shared)
-        _trainers[:] = [0] * len(_trainers)
+        _trainers[:] = _trained[:] = [0] * MAX_PROCESSES
         # Forked, so that libraries are imported once for all.
         context = multiprocessing.get_context('fork')
         self.cfg, self.log, self.processes = cfg, log, processes
@@ -120,6 +121,10 @@ class Training:
             self._kill()
             raise
         self._require_success()
+        return self.extent()
+
+    def extent(self) -> Extent:
+        """Return what there was up to now."""
         seconds = time.monotonic() - (_shared[5] / 1000 or self.started)
         return Extent(seconds, _shared[2], _shared[3], _shared[4] / 1000)
 
@@ -143,6 +148,11 @@ class Training:
         moment = _moment()
         if self.processes > 1:
             _kill(_trainers[rank])
+            if _trained[rank]:
+                # torch would wait for it for ever.
+                self._kill()
+                self.process.join()
+                return None
             # One that had ended takes a signal, too, until it is reaped.
             killed = self._wait_for(lambda: _shared[6])
             return f'{moment}, process {rank}' if killed else None
@@ -253,7 +263,8 @@ def _kill(process: int) -> None:
 def _train(cfg: Config, log: Path) -> None:
     os.setsid()
     _shared[6] = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
-    _trainers[int(os.environ.get('RANK', 0))] = os.getpid()
+    rank = int(os.environ.get('RANK', 0))
+    _trainers[rank] = os.getpid()
     _write_to(log)
     from anchorformer_mm.engine import launch
     from anchorformer_mm.utils.errors import UsageError
@@ -262,6 +273,7 @@ def _train(cfg: Config, log: Path) -> None:
         launch.run(cfg, 'train')
     except UsageError as error:
         sys.exit(f'error: {error}')
+    _trained[rank] = 1
 
 
 def _train_together(cfg: Config, log: Path, processes: int) -> None:
