@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,18 +106,21 @@ def read_checkpoint(path: str | Path) -> Mapping:
     """Read a whole checkpoint onto the CPU, and run no code from it.
 
     Raises:
-        UsageError: It is not there, cannot be read so, or holds no
-            dictionary of weights.
+        UsageError: It is not there, was changed since it was written, cannot
+            be read so, or holds no dictionary of weights.
     """
     if not Path(path).is_file():
         raise UsageError(f'checkpoint not found: {path}')
     try:
+        _require_checksums(path)
         with weights_only(), warnings.catch_warnings():
             # Of other formats than its own, which the error names too.
             warnings.simplefilter('ignore')
             checkpoint = torch.load(
                 path, map_location='cpu', weights_only=True
             )
+    except UsageError:
+        raise
     except Exception as error:
         # Whatever torch, zip or pickle make of damaged bytes.
         raise UsageError(
@@ -137,6 +141,23 @@ def read_checkpoint(path: str | Path) -> Mapping:
     return checkpoint
 
 
+def _require_checksums(path: str | Path) -> None:
+    """Look at the checksums of a file, which torch does not do.
+
+    torch writes zip files since 1.6; older ones have none. On request it
+    writes others in their place (``set_crc32_options(False)``).
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        changed = file.testzip()
+    if changed:
+        raise UsageError(
+            f'{path} was damaged after it was written, or written without '
+            f'checksums: that of {_printable(changed)} in it differs'
+        )
+
+
 def _reason(error: Exception) -> str:
     """What is wrong, without torch's advice to run the code of the file."""
     text = str(error)
@@ -147,6 +168,9 @@ def _reason(error: Exception) -> str:
     )
     words = (told.group() if told else text.strip().split('\n')[0]).split()
     sentence = ' '.join(words).split('. ')[0].rstrip('.')
-    # Names in a pickle can be anything.
-    clean = ''.join(c if c.isprintable() else '?' for c in sentence)
-    return f'{type(error).__name__}: {clean[:200]}'.removesuffix(': ')
+    return f'{type(error).__name__}: {_printable(sentence)}'.removesuffix(': ')
+
+
+def _printable(name: str) -> str:
+    """Shorten what a file gives, which can be anything."""
+    return ''.join(c if c.isprintable() else '?' for c in name)[:200]

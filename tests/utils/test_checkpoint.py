@@ -165,6 +165,42 @@ def test_a_file_that_breaks_off_is_one_line(tmp_path, zipped):
         )
 
 
+def test_a_changed_bit_of_a_weight_is_one_line(tmp_path):
+    path = tmp_path / 'a.pth'
+    torch.save(WEIGHTS, path)
+    content = path.read_bytes()
+    weight = torch.tensor([399.0]).numpy().tobytes()
+    path.write_bytes(content.replace(weight, b'\x01' + weight[1:]))
+    # torch does not see it.
+    loaded = torch.load(path, weights_only=True)['state_dict']['a']
+    assert not torch.equal(loaded, WEIGHTS['state_dict']['a'])
+    assert (
+        'a.pth was damaged after it was written, or written without '
+        'checksums: that of a/data/0 in it differs'
+    ) in refusal(path)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_any_changed_bit_is_refused_or_has_no_effect(tmp_path, place, bit):
+    path = tmp_path / 'a.pth'
+    torch.save(WEIGHTS, path)
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        loaded = read_checkpoint(path)
+    except UsageError:
+        return
+    assert loaded.keys() == WEIGHTS.keys()
+    expected = WEIGHTS['state_dict']['a']
+    assert torch.equal(loaded['state_dict']['a'], expected)
+
+
 @settings(
     max_examples=40,
     deadline=None,
