@@ -3,6 +3,8 @@
 PYTHON ?= python3
 STACK ?= onedl
 PYTEST_ARGS ?=
+# A process holds 2 GB; what a file's tests share is made once.
+JOBS ?= 2
 
 VENV_onedl := .venv
 VENV_openmmlab := .venv-openmmlab
@@ -21,7 +23,8 @@ help:
 	@echo 'make demo    train a small detector on handwritten digits, and show'
 	@echo '             its curve and predictions; an unfinished run goes on,'
 	@echo '             a finished one is shown again (make clean demo: anew)'
-	@echo 'make test    run the tests (PYTEST_ARGS="-m smoke" for a few)'
+	@echo 'make test    run the tests (PYTEST_ARGS="-m smoke" for a few, JOBS=0'
+	@echo '             in one process, as --pdb needs)'
 	@echo 'make lint    check the style of every file'
 	@echo 'make docs    build the documentation as a site in build/site'
 	@echo 'make clean   remove the demo and build outputs, not the environments'
@@ -42,7 +45,7 @@ data/digits: | setup
 	$(RUN) tools/dataset_converters/make_digits.py --out $@
 
 test: setup
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 # Always from .venv, which the hooks of pre-commit name.
 lint:
