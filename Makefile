@@ -3,7 +3,7 @@
 PYTHON ?= python3
 STACK ?= onedl
 PYTEST_ARGS ?=
-# A process holds 2 GB; what a file's tests share is made once.
+# Processes of 2 GB each; a file's tests stay together, for what they share.
 JOBS ?= 2
 
 VENV_onedl := .venv

@@ -14,6 +14,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.printable import printable
 
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _STATISTICS = ('min', 'max', 'current', 'mean')
@@ -154,7 +155,7 @@ def _require_checksums(path: str | Path) -> None:
     if changed:
         raise UsageError(
             f'{path} was damaged after it was written, or written without '
-            f'checksums: that of {_printable(changed)} in it differs'
+            f'checksums: that of {printable(changed)[:200]} in it differs'
         )
 
 
@@ -168,9 +169,6 @@ def _reason(error: Exception) -> str:
     )
     words = (told.group() if told else text.strip().split('\n')[0]).split()
     sentence = ' '.join(words).split('. ')[0].rstrip('.')
-    return f'{type(error).__name__}: {_printable(sentence)}'.removesuffix(': ')
-
-
-def _printable(name: str) -> str:
-    """Shorten what a file gives, which can be anything."""
-    return ''.join(c if c.isprintable() else '?' for c in name)[:200]
+    # Names in a pickle can be anything.
+    reason = f'{type(error).__name__}: {printable(sentence)[:200]}'
+    return reason.removesuffix(': ')

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from reprlib import Repr
 from typing import NamedTuple
 
-ERROR, WARNING = 'error', 'warning'
+from anchorformer_mm.utils.printable import printable
 
+ERROR, WARNING = 'error', 'warning'
 
 # Files of others may hold values of any length and depth.
 _REPR = Repr()
@@ -124,14 +125,7 @@ class Finding:
             f'{KINDS[self.kind].remedy} [{self.kind}]'
         )
         # Names of files may hold anything.
-        return ''.join(map(_printable, ' '.join(line.splitlines())))
-
-
-def _printable(character: str) -> str:
-    """A character, or its escape if it could not be printed as it is."""
-    if character.isprintable():
-        return character
-    return character.encode('unicode_escape').decode()
+        return printable(' '.join(line.splitlines()))
 
 
 def shown(value: object) -> str:
