@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 STACK ?= onedl
+# 'compiled' for mmcv's own operators, which take a compiler and ten minutes.
+OPS ?=
 PYTEST_ARGS ?=
 # Processes of 2 GB each; a file's tests stay together, for what they share.
 JOBS ?= 2
@@ -31,10 +33,11 @@ help:
 	@echo
 	@echo 'STACK=onedl      the maintained forks of OpenMMLab, in .venv (default)'
 	@echo 'STACK=openmmlab  the original libraries, in .venv-openmmlab'
+	@echo 'OPS=compiled     compile the operators of mmcv, for detectors beyond ours'
 	@echo 'PYTHON=python3.X the Python to set up with, 3.10 to 3.13'
 
 setup:
-	@$(PYTHON) tools/misc/bootstrap.py --stack $(STACK)
+	@$(PYTHON) tools/misc/bootstrap.py --stack $(STACK) $(if $(OPS),--ops $(OPS))
 
 demo: setup data/digits
 	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_RUN) --resume \

@@ -10,25 +10,18 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'anchorformer_mm'
-MIM_FILES = ('configs', 'tools', 'model-index.yml')
+# What `python -m anchorformer_mm`, mim and a set-up without compiler need.
+MIM_FILES = ('configs', 'tools', 'mmcv_ops', 'model-index.yml')
 
-# One family or the other, never both: they provide the same import names.
-FAMILIES = {
-    'onedl': [
-        'onedl-mmengine==0.10.12',
-        'onedl-mmcv==2.3.6',
-        'onedl-mmdetection==3.5.1',
-        'onedl-mmsegmentation==1.4.2',
-        'onedl-mmpretrain==1.3.6',
-    ],
-    'openmmlab': [
-        'mmengine==0.10.7',
-        'mmcv==2.1.0',
-        'mmdet==3.3.0',
-        'mmsegmentation==1.2.2',
-        'mmpretrain==1.2.0',
-    ],
-}
+
+def _pinned(stack: str) -> list[str]:
+    """The OpenMMLab libraries of a family, as the requirements pin them.
+
+    Extras for one family or the other, never both: they provide the same
+    import names.
+    """
+    text = (ROOT / 'requirements' / f'{stack}.txt').read_text()
+    return re.findall(r'^(?:onedl-)?mm[\w-]+==.*$', text, re.MULTILINE)
 
 
 class BuildWithConfigs(build_py):
@@ -60,7 +53,8 @@ class BuildWithConfigs(build_py):
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        ignore = shutil.ignore_patterns('__pycache__', '*.py[cod]')
+        # tools/misc is for a clone.
+        ignore = shutil.ignore_patterns('__pycache__', '*.py[cod]', 'misc')
         shutil.copytree(source, target, ignore=ignore)
     else:
         shutil.copy2(source, target)
@@ -96,7 +90,8 @@ setup(
     # Nothing of either family here: pip would lay one over the other.
     install_requires=['torch>=2.1', 'numpy', 'packaging', 'scikit-learn'],
     extras_require={
-        **FAMILIES,
+        'onedl': _pinned('onedl'),
+        'openmmlab': _pinned('openmmlab'),
         'explain': ['grad-cam<1.5.7'],
         'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
         'docs': ['mkdocs'],

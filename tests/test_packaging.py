@@ -14,7 +14,8 @@ import yaml
 from anchorformer_mm.__main__ import resolve_config
 
 ROOT = Path(__file__).resolve().parents[1]
-CARRIED = {'configs', 'tools', 'model-index.yml'}
+CARRIED = {'configs', 'tools', 'mmcv_ops', 'model-index.yml'}
+CODE = ['anchorformer_mm', 'configs', 'tools', 'mmcv_ops', 'requirements']
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def tree(tmp_path: Path) -> Path:
     copy = tmp_path / 'tree'
     copy.mkdir()
     ignore = shutil.ignore_patterns('.mim*', '__pycache__')
-    for name in ['anchorformer_mm', 'configs', 'tools']:
+    for name in CODE:
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     for name in ['setup.py', 'pyproject.toml', 'model-index.yml', 'LICENSE']:
         shutil.copy(ROOT / name, copy / name)

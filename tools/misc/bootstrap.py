@@ -1,267 +1,268 @@
 """Make the environment that the Makefile uses, from nothing but Python.
 
-    python3 tools/misc/bootstrap.py --stack onedl|openmmlab
+    python3 tools/misc/bootstrap.py --stack onedl|openmmlab [--ops compiled]
 
 ``onedl`` (the maintained forks) goes to ``.venv``, ``openmmlab`` (the
-originals) to ``.venv-openmmlab``. What the machine lacks is said before any
-long step, an interrupted run is repaired by the next one, and a finished one
-is recognised at once. The compiled mmcv operators are built once and kept in
-``$ANCHORFORMER_MM_CACHE`` (default ``~/.cache/anchorformer_mm``), in a folder
-named after the torch and the Python that they were built for.
+originals) to ``.venv-openmmlab``. What the machine lacks is said first, an
+interrupted run is repaired by the next one, a finished one is recognised at
+once. mmcv's operators are those of ``mmcv_ops/``, which need no compiler; with
+``--ops compiled`` mmcv is compiled and its own are used from then on.
 
-Standard library only, and read by Python 3.6, so that it can refuse it.
+Standard library only, and read by Python 3.7, so that it can refuse it.
 """
 
 import argparse
-import json
+import contextlib
+import hashlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import bootstrap_build as build
-import bootstrap_checks as checks
-from bootstrap_build import SetupError, say
-from bootstrap_checks import STACKS
-
 ROOT = Path(__file__).resolve().parents[2]
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+FOLDERS = {'onedl': '.venv', 'openmmlab': '.venv-openmmlab'}
+COMPILED = {'onedl': 'onedl-mmcv', 'openmmlab': 'mmcv'}
 LIBRARIES = 'mmengine, mmcv.ops, mmdet, mmseg, mmpretrain, anchorformer_mm'
-SCHEMAS_MODULE = '_anchorformer_mm_torchvision'
+STAMP, SCHEMAS = 'anchorformer_mm.stamp', '_anchorformer_mm_torchvision'
+# A CPU build of torch and the rest; the NVIDIA libraries take 8 more.
+NEEDED_GIB = 4
 
-# torch's version, whether it sees a GPU, and the compute capability to compile
-# for: none without nvcc.
-TORCH_FACTS = """
-import json, torch
-from torch.utils.cpp_extension import CUDA_HOME
-gpu = torch.cuda.is_available()
-arch = torch.cuda.get_device_capability() if gpu and CUDA_HOME else ()
-print(json.dumps([torch.__version__, gpu, ''.join(map(str, arch))]))
-"""
+
+class SetupError(RuntimeError):
+    """The set-up cannot go on; the message says why and what helps."""
+
+
+def say(text: str) -> None:
+    print(f'setup: {text}', flush=True)
+
+
+def pins(stack: str) -> dict:
+    """Names and versions in the requirements of a stack."""
+    text = (ROOT / 'requirements' / f'{stack}.txt').read_text()
+    return dict(re.findall(r'^([\w-]+)==(\S+)', text, re.MULTILINE))
+
+
+def machine_problems(venv: Path) -> list:
+    """What the machine lacks for an environment, one line each."""
+    problems = []
+    version = sys.version_info[:2]
+    if not OLDEST_PYTHON <= version <= NEWEST_PYTHON:
+        names = [f'python3.{n}' for n in range(NEWEST_PYTHON[1], 9, -1)]
+        found = next(filter(shutil.which, names), 'python3.X')
+        problems.append(
+            f'Python {version[0]}.{version[1]} is running, but 3.10 to 3.13 '
+            f'are supported: run make with PYTHON={found}'
+        )
+    free = shutil.disk_usage(str(ROOT)).free / 2**30
+    if free < NEEDED_GIB and not venv.exists():
+        problems.append(
+            f'too little free disk: {free:.1f} GiB at {ROOT}, {NEEDED_GIB} '
+            'GiB needed (12 where pip gets a CUDA build of torch)'
+        )
+    return problems
+
+
+def foreign_distributions(venv: Path, stack: str) -> list:
+    """Distributions of the other family that an environment holds."""
+    other = next(name for name in FOLDERS if name != stack)
+    foreign = {COMPILED[other], *pins(other)} - set(pins(stack))
+    infos = venv.glob('lib/python*/site-packages/*.dist-info')
+    names = {re.sub(r'[-_.]+', '-', i.name.split('-')[0]) for i in infos}
+    found = foreign & {name.lower() for name in names}
+    return sorted(name for name in found if name.startswith(('mm', 'onedl')))
+
+
+def stamp_key(stack: str) -> str:
+    """A digest of what a finished environment depends on."""
+    files = [*(ROOT / 'requirements').glob('*.txt'), ROOT / 'setup.py']
+    files += [
+        *(ROOT / 'mmcv_ops').rglob('*.py'),
+        *Path(__file__).parent.glob('*.py'),
+    ]
+    text = b''.join(file.read_bytes() for file in sorted(files))
+    made_for = f'{stack} {ROOT} {sys.version_info[:2]}'.encode()
+    return hashlib.sha256(made_for + text).hexdigest()
+
+
+def run_logged(title: str, command: list, log: Path, **environ: str) -> None:
+    """Run a long command with its output in a file, and show its last line.
+
+    Raises:
+        SetupError: It failed; the message ends in its last lines.
+    """
+    say(title)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with log.open('w') as sink:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=dict(os.environ, **environ),
+            start_new_session=True,
+        )
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=30)
+                break
+            done = log.read_text(errors='replace').strip().split('\n')[-1]
+            print(f'  {time.monotonic() - start:.0f} s  {done}'[:78])
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        lines = log.read_text(errors='replace').splitlines()[-12:]
+        end = '\n'.join(f'  | {line}' for line in lines)
+        raise SetupError(f'{title}: failed, see {log}\n{end}')
 
 
 class Environment:
-    """A virtual environment of this project.
-
-    Args:
-        path: its folder.
-        stack: the family of libraries that goes into it.
-    """
+    """A virtual environment of this project, at ``path``, for a stack."""
 
     def __init__(self, path: Path, stack: str) -> None:
-        self.path = path
-        self.stack = stack
+        self.path, self.stack = path, stack
         self.python = path / 'bin/python'
-        self.logs = path / 'logs'
-        # What no repair can change: it is made anew where these differ.
-        self.made_for = {
-            'python': '{}.{}'.format(*sys.version_info),
-            'root': str(ROOT),
-            'stack': stack,
-        }
 
-    def ask(self, code: str) -> 'subprocess.CompletedProcess[str]':
-        return subprocess.run(
+    def pip(self, title: str, log: str, *arguments, **environ: str) -> None:
+        pip = [self.python, '-m', 'pip', '--disable-pip-version-check']
+        command = [*pip, '--no-input', 'install', *arguments]
+        run_logged(title, command, self.path / 'logs' / log, **environ)
+
+    def error_of(self, code: str) -> str:
+        """What Python writes to stderr when it fails to run some code."""
+        done = subprocess.run(
             [str(self.python), '-I', '-c', code],
-            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
-
-    def pip(self, title: str, log: str, *arguments: str) -> None:
-        command = [str(self.python), '-m', 'pip', '--no-input']
-        command += ['--disable-pip-version-check', *arguments]
-        build.run_logged(title, command, self.logs / log)
+        return done.stderr if done.returncode else ''
 
     def make(self) -> None:
-        """Make it, anew where it is broken or was made for something else."""
-        marker = self.path / checks.MARKER
-        if self.path.exists():
-            if not marker.exists() and any(self.path.iterdir()):
-                raise SetupError(
-                    f'{self.path} was not made by this script: move it away'
-                )
-            if self._works():
+        """Make it, anew where it is broken or for another Python."""
+        version = 'import pip, sys; assert sys.version_info[:2] == {}'
+        if self.python.exists():
+            if not self.error_of(version.format(sys.version_info[:2])):
                 return
             say(f'{self.path.name} is broken or out of date, making it anew')
-            shutil.rmtree(str(self.path))
-        self.path.mkdir()
-        marker.write_text(json.dumps(self.made_for))
-        command = [sys.executable, '-m', 'venv', str(self.path)]
-        title = f'making {self.path.name}'
-        build.run_logged(title, command, self.logs / 'venv.log')
-
-    def _works(self) -> bool:
-        return (
-            checks.read_marker(self.path) == self.made_for
-            and self.python.exists()
-            and self.ask('import pip').returncode == 0
-        )
+        elif self.path.exists() and not (self.path / 'pyvenv.cfg').exists():
+            raise SetupError(f'{self.path} is no environment: move it away')
+        command = [sys.executable, '-m', 'venv', '--clear', self.path]
+        log = self.path.with_name('build') / 'venv.log'
+        run_logged(f'making {self.path.name}', command, log)
 
     def install_requirements(self) -> None:
         files = [f'requirements/{self.stack}.txt', 'requirements/dev.txt']
-        arguments = [part for file in files for part in ('-r', ROOT / file)]
-        title = f'installing {" and ".join(files)}'
-        self.pip(title, 'requirements.log', 'install', *map(str, arguments))
-
-    def install_mmcv(self, cache: Path) -> None:
-        """Install the compiled operators, from the cache where it has them."""
-        answer = self.ask(TORCH_FACTS)
-        if answer.returncode:
-            raise SetupError(f'torch cannot be imported:\n{answer.stderr}')
-        torch, gpu, arch = json.loads(answer.stdout.splitlines()[-1])
-        if gpu and not arch:
-            say(
-                'torch sees a GPU but there is no nvcc: the mmcv operators '
-                'are for the CPU only, so NMS will not run on the GPU (to '
-                'change that, install the CUDA toolkit of this torch, delete '
-                f'{self.path.name} and run again)'
-            )
-        key = build.wheel_key(torch, sys.version_info[:2], arch)
-        folder = cache / 'wheels' / key
-        mmcv = STACKS[self.stack].mmcv
-        wheel = build.find_wheel(folder, mmcv)
-        if wheel is None:
-            log = self.logs / 'mmcv.log'
-            wheel = build.build_wheel(
-                self.python, mmcv, folder, log, with_cuda=bool(arch)
-            )
-        title = f'installing {wheel}'
-        options = ('install', '--no-deps', '--force-reinstall')
-        self.pip(title, 'mmcv-install.log', *options, str(wheel))
-
-    def mend_opencv(self) -> None:
-        """Use the headless OpenCV where the machine has no display libraries.
-
-        Raises:
-            SetupError: OpenCV cannot be imported for another reason.
-        """
-        answer = self.ask('import cv2')
-        if 'cannot open shared object file' in answer.stderr:
-            pins = (ROOT / f'requirements/{self.stack}.txt').read_text()
-            version = re.search(r'^opencv-python==(\S+)', pins, re.M).group(1)
+        given = [part for file in files for part in ('-r', ROOT / file)]
+        # With build isolation there is no torch, so mmcv compiles nothing.
+        self.pip(f'installing {" and ".join(files)}', 'pip.log', *given)
+        if 'cannot open shared object file' in self.error_of('import cv2'):
+            version = pins(self.stack)['opencv-python']
             self.pip(
                 'no display libraries here: installing the headless OpenCV',
                 'opencv.log',
-                'install',
                 '--no-deps',
                 '--force-reinstall',
                 f'opencv-python-headless=={version}',
             )
-            answer = self.ask('import cv2')
-        if answer.returncode:
-            raise SetupError(f'import cv2 failed:\n{answer.stderr}')
 
-    def mend_torchvision(self) -> None:
-        """Declare the operators of a torchvision that cannot load its own.
+    def install_schemas(self) -> None:
+        """Declare the operators of a torchvision that cannot load its own."""
+        missing = 'operator torchvision::nms does not exist'
+        if missing not in self.error_of('import torchvision'):
+            return
+        say('torchvision cannot load its operators here: declaring them')
+        packages = next(self.path.glob('lib/python*/site-packages'))
+        source = Path(__file__).with_name('torchvision_schemas.py')
+        shutil.copy(str(source), str(packages / f'{SCHEMAS}.py'))
+        (packages / f'{SCHEMAS}.pth').write_text(f'import {SCHEMAS}\n')
 
-        Raises:
-            SetupError: torchvision cannot be imported for another reason.
-        """
-        answer = self.ask('import torchvision')
-        if 'operator torchvision::nms does not exist' in answer.stderr:
-            code = 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
-            install_schemas(Path(self.ask(code).stdout.strip()))
-            say(
-                'this torchvision cannot load its compiled operators: '
-                f'declared them in {SCHEMAS_MODULE}.py of {self.path.name}'
-            )
-            answer = self.ask('import torchvision')
-        if answer.returncode:
-            raise SetupError(f'import torchvision failed:\n{answer.stderr}')
+    def compile_mmcv(self) -> None:
+        """Compile mmcv's operators for the torch that is there."""
+        if any(self.path.glob('lib/python*/site-packages/mmcv/_ext*.so')):
+            return
+        if not shutil.which(os.environ.get('CXX', 'c++').split()[0]):
+            raise SetupError('OPS=compiled needs a C++ compiler on PATH')
+        name, pinned = COMPILED[self.stack], pins(self.stack)
+        version = next(
+            pinned[n] for n in (name, f'{name}-lite') if n in pinned
+        )
+        self.pip(
+            f'compiling {name}=={version} (10 minutes on 2 cores)',
+            'mmcv.log',
+            *('-v', '--no-deps', '--no-build-isolation', '--no-cache-dir'),
+            *('--force-reinstall', '--no-binary', name, f'{name}=={version}'),
+            MMCV_WITH_OPS='1',
+            PATH=f'{self.path / "bin"}{os.pathsep}{os.environ["PATH"]}',
+        )
 
     def check(self) -> None:
-        """Import the five libraries and the project."""
-        say(f'importing {LIBRARIES}')
-        answer = self.ask(f'import {LIBRARIES}')
-        if answer.returncode:
+        error = self.error_of(f'import {LIBRARIES}')
+        if error:
             raise SetupError(
-                f'the import failed; delete {self.path.name} and run again '
-                f'to start afresh\n{answer.stderr}'
+                f'importing {LIBRARIES} failed; delete {self.path.name} and '
+                f'run again to start afresh\n{error}'
             )
 
 
-def install_schemas(site_packages: Path) -> None:
-    """Lay ``torchvision_schemas.py`` where each interpreter start finds it."""
-    source = Path(__file__).with_name('torchvision_schemas.py').read_text()
-    texts = {
-        f'{SCHEMAS_MODULE}.py': source,
-        f'{SCHEMAS_MODULE}.pth': f'import {SCHEMAS_MODULE}\n',
-    }
-    for name, text in texts.items():
-        partial = site_packages / f'{name}.partial'
-        partial.write_text(text)
-        partial.replace(site_packages / name)
-
-
-def set_up(stack: str) -> None:
+def set_up(stack: str, ops: str) -> None:
     """Bring the environment of a stack to the state that the project needs.
 
     Raises:
-        SetupError: the machine lacks something, or a step failed.
+        SetupError: The machine lacks something, or a step failed.
     """
-    venv = ROOT / STACKS[stack].folder
-    found = checks.foreign_distributions(venv, stack)
+    venv = ROOT / FOLDERS[stack]
+    problems = machine_problems(venv)
+    found = foreign_distributions(venv, stack)
     if found:
-        raise SetupError(checks.foreign_problem(venv, found))
-    environment = Environment(venv, stack)
-    key = checks.stamp_key(ROOT, stack, sys.version_info[:3])
-    if checks.is_ready(venv, key, environment.made_for):
-        say(f'{venv.name} is ready ({stack})')
-        return
-    cache = build.cache_folder(os.environ, Path.home())
-    problems = checks.machine_problems(venv, cache)
+        problems.append(
+            f'{venv.name} holds {", ".join(found)} of the other family: '
+            f'delete {venv.name}, or choose the other STACK'
+        )
     if problems:
         raise SetupError('\nsetup: '.join(problems))
-    if checks.free_bytes(venv) < checks.CUDA_TORCH_GIB * checks.GIB:
-        say(
-            f'less than {checks.CUDA_TORCH_GIB} GiB of free disk: enough '
-            'beside a CPU build of torch, not beside a CUDA build'
+    environment = Environment(venv, stack)
+    stamp, key = venv / STAMP, stamp_key(stack)
+    if not stamp.exists() or stamp.read_text() != key:
+        environment.make()
+        environment.install_requirements()
+        environment.install_schemas()
+        environment.pip(
+            'installing the project and its operators for mmcv',
+            'project.log',
+            *('--no-deps', '--no-build-isolation'),
+            *(ROOT / 'mmcv_ops', '--editable', ROOT),
         )
-    environment.make()
-    stamp = venv / checks.STAMP
-    if stamp.exists():
-        stamp.unlink()
-    environment.install_requirements()
-    environment.mend_opencv()
-    environment.mend_torchvision()
-    environment.install_mmcv(cache)
-    environment.pip(
-        'installing the project itself',
-        'project.log',
-        'install',
-        '--no-deps',
-        '--no-build-isolation',
-        '--editable',
-        str(ROOT),
-    )
-    environment.check()
-    stamp.write_text(key)
-    say(f'{venv.name} is ready ({stack})')
+        environment.check()
+        stamp.write_text(key)
+    if ops == 'compiled':
+        environment.compile_mmcv()
+        environment.check()
+    say(f'{venv.name} is ready: source {venv.name}/bin/activate')
 
 
 def main() -> int:
-    problem = checks.python_problem(
-        sys.version_info[:3], checks.supported_pythons()
-    )
-    if problem:
-        say(problem)
-        return 1
     parser = argparse.ArgumentParser(description='Set the environment up.')
-    parser.add_argument('--stack', choices=sorted(STACKS), default='onedl')
-    stack = parser.parse_args().stack
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    parser.add_argument('--stack', default='onedl', choices=FOLDERS)
+    parser.add_argument(
+        '--ops', choices=['python', 'compiled'], default='python'
+    )
+    args = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        set_up(stack)
+        set_up(args.stack, args.ops)
     except SetupError as error:
         say(str(error))
         return 1
-    except KeyboardInterrupt:
-        say('interrupted; the next run goes on from here')
-        return 130
     return 0
 
 
