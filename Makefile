@@ -16,6 +16,9 @@ $(error STACK is '$(STACK)', but must be onedl or openmmlab)
 endif
 RUN := $(VENV)/bin/python
 DEMO_CONFIG := configs/picodet_anchorformer_t_digits.py
+# Half the config's epochs, and its cosine with them.
+DEMO_LENGTH := train_cfg.max_epochs=4 param_scheduler.1.T_max=4 \
+	param_scheduler.1.end=4
 DEMO_RUN := work_dirs/demo$(VENV:.venv%=%)
 
 .PHONY: help setup demo test lint docs clean
@@ -41,7 +44,7 @@ setup:
 
 demo: setup data/digits
 	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_RUN) --resume \
-		--cfg-options default_hooks.visualization.draw=True
+		--cfg-options default_hooks.visualization.draw=True $(DEMO_LENGTH)
 	$(RUN) tools/analysis_tools/summarize_run.py $(DEMO_RUN)
 
 data/digits: | setup
