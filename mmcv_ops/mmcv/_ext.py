@@ -205,7 +205,8 @@ def roi_align_forward(x, rois, output, argmax_y, _, **given):
 def roi_align_backward(grad, rois, argmax_y, _, to_x, **given):
     # Linear in the map once samples are chosen, so that any map will do.
     if len(rois):
-        form = partial(_roi_align, rois=rois, picks=argmax_y.clone(), given=given)
+        picks = argmax_y.clone()
+        form = partial(_roi_align, rois=rois, picks=picks, given=given)
         _write_gradients(form, [to_x], grad, [to_x])
 
 
