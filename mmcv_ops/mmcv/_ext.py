@@ -19,7 +19,7 @@ COMPILE = (
     'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps '
     '--force-reinstall NAME==VERSION, as pip list has it for mmcv'
 )
-BLOCK = 512  # boxes that are compared with all others at once
+BLOCK = 128  # boxes that are compared with all others at once
 
 
 def __getattr__(name: str):
