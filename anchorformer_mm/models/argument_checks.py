@@ -1,21 +1,21 @@
-"""Checks of what configs give to modules; an error names argument and value.
+"""Checks of modules' arguments; an error names the argument and its value.
 
 They look at types too: ``'8'`` and ``nan`` come from configs as well, and
-what compares them raises errors that name neither.
+comparing them raises errors that name neither.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from numbers import Real
 
 
 def is_count(value: object) -> bool:
-    """Whether it is an int >= 1; True and 8.0 are not."""
+    """Return True for an int >= 1; True and 8.0 are none."""
     return type(value) is int and value >= 1
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number; True is not."""
+    """Return True for a finite number; True is none."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     return is_real and isfinite(value)
 
@@ -57,6 +57,15 @@ def check_one_of(allowed: Sequence[str], **arguments: str) -> None:
             )
 
 
+def check_within(low: int, high: int, **arguments: int) -> None:
+    """Raise a ValueError that names the first argument not in [low, high]."""
+    for name, value in arguments.items():
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(
+                f'{name} must be an int in [{low}, {high}], got {value!r}'
+            )
+
+
 def one_for_each(
     name: str, value: int | Sequence[int], count: int
 ) -> tuple[int, ...]:
@@ -75,3 +84,30 @@ def one_for_each(
             f'{name} must be an int >= 1 or {count} of them, got {value!r}'
         )
     return tuple(values)
+
+
+def named_or_dict(
+    name: str,
+    value: str | Mapping,
+    named: Mapping[str, Mapping],
+    keys: Sequence[str],
+) -> dict:
+    """Settings of an architecture, by its name or as they are.
+
+    Args:
+        name: Of the argument.
+        value: A name, or settings with exactly ``keys``.
+        named: Settings by name.
+        keys: Of the settings.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(value, str) and value in named:
+        return dict(named[value])
+    if not isinstance(value, Mapping) or set(value) != set(keys):
+        raise ValueError(
+            f'{name} must be one of {tuple(named)} or a dict with exactly the '
+            f'keys {tuple(keys)}, got {value!r}'
+        )
+    return dict(value)

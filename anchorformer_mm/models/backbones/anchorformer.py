@@ -14,6 +14,8 @@ from anchorformer_mm.models.argument_checks import (
     check_one_of,
     check_positive,
     check_rates,
+    check_within,
+    named_or_dict,
     one_for_each,
 )
 from anchorformer_mm.models.layers import (
@@ -24,8 +26,11 @@ from anchorformer_mm.models.layers import (
 )
 from anchorformer_mm.registry import MODELS
 
-_SIZES = dict(tiny=(192, 3), small=(384, 6), base=(768, 12))
 _ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
+_SIZES = {
+    name: dict(zip(_ARCH_KEYS, (dims, 12, dims // 64, 4 * dims), strict=True))
+    for name, dims in dict(tiny=192, small=384, base=768).items()
+}
 _CLASS_TOKENS = ('cls_token', 'dist_token')
 _RESIZES = ('bicubic', 'bilinear')
 _OUT_TYPES = ('cls_token', 'featmap', 'avg_featmap', 'raw')
@@ -119,25 +124,18 @@ class AnchorFormer(BaseModule):
         super().__init__(
             init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02)
         )
-        self.arch_settings = _settings_of(arch)
+        self.arch_settings = named_or_dict('arch', arch, _SIZES, _ARCH_KEYS)
+        for key, value in self.arch_settings.items():
+            check_positive(**{f'arch[{key!r}]': value})
         self.embed_dims = self.arch_settings['embed_dims']
         self.num_layers = self.arch_settings['num_layers']
-        if out_type not in _OUT_TYPES:
-            raise ValueError(
-                f'out_type must be one of {_OUT_TYPES}, got {out_type!r}'
-            )
+        check_one_of(_OUT_TYPES, out_type=out_type)
         if out_type == 'cls_token' and not with_cls_token:
             raise ValueError(
                 "out_type='cls_token' needs with_cls_token=True; choose "
                 "'featmap', 'avg_featmap' or 'raw' without it"
             )
-        if type(frozen_stages) is not int or not (
-            -1 <= frozen_stages <= self.num_layers
-        ):
-            raise ValueError(
-                f'frozen_stages must be in [-1, {self.num_layers}], got '
-                f'{frozen_stages!r}'
-            )
+        check_within(-1, self.num_layers, frozen_stages=frozen_stages)
         check_positive(patch_size=patch_size, in_channels=in_channels)
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         check_one_of(_RESIZES, interpolate_mode=interpolate_mode)
@@ -337,29 +335,6 @@ class AnchorFormer(BaseModule):
 def _save_grid(module, state_dict, prefix, local_metadata) -> None:
     """Keep the map's size beside the weights: 192 tokens tell no shape."""
     local_metadata['grid'] = list(module.patch_resolution)
-
-
-def _settings_of(arch: str | dict) -> dict:
-    if isinstance(arch, dict):
-        if set(arch) != set(_ARCH_KEYS):
-            raise ValueError(
-                f'an arch dict must have exactly the keys {_ARCH_KEYS}, got '
-                f'{arch!r}'
-            )
-        for key, value in arch.items():
-            check_positive(**{f'arch[{key!r}]': value})
-        return dict(arch)
-    if not isinstance(arch, str) or arch not in _SIZES:
-        raise ValueError(
-            f'arch must be one of {tuple(_SIZES)} or a dict, got {arch!r}'
-        )
-    embed_dims, num_heads = _SIZES[arch]
-    return dict(
-        embed_dims=embed_dims,
-        num_layers=12,
-        num_heads=num_heads,
-        feedforward_channels=4 * embed_dims,
-    )
 
 
 def _ascending(

@@ -12,24 +12,35 @@ from torch.utils.checkpoint import checkpoint
 from anchorformer_mm.models.argument_checks import (
     check_positive,
     check_rates,
+    is_count,
+    named_or_dict,
     one_for_each,
 )
 from anchorformer_mm.models.backbones.staged_backbone import StagedBackbone
 from anchorformer_mm.models.layers import (
+    BaseAttention,
     ClusterAttention,
     SelfAttention,
     TransformerBlock,
 )
-from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.registry import MODELS
 
 _STAGES = 4
 _ARCH_KEYS = ('embed_dims', 'num_heads', 'num_layers', 'mlp_ratios')
-_SIZES = dict(
-    tiny=dict(embed_dims=(64, 128, 256, 512), num_layers=(1, 2, 6, 1)),
-    small=dict(embed_dims=(64, 128, 256, 512), num_layers=(3, 5, 13, 2)),
-    base=dict(embed_dims=(64, 128, 320, 512), num_layers=(3, 5, 18, 3)),
-)
+# Heads have 64 channels in every size.
+_SIZES = {
+    name: dict(
+        embed_dims=dims,
+        num_heads=tuple(dim // 64 for dim in dims),
+        num_layers=depths,
+        mlp_ratios=(8, 8, 4, 4),
+    )
+    for name, dims, depths in (
+        ('tiny', (64, 128, 256, 512), (1, 2, 6, 1)),
+        ('small', (64, 128, 256, 512), (3, 5, 13, 2)),
+        ('base', (64, 128, 320, 512), (3, 5, 18, 3)),
+    )
+}
 
 
 class ClusTRStage(BaseModule):
@@ -160,7 +171,12 @@ class ClusTR(StagedBackbone):
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
         )
-        self.arch_settings = _settings_of(arch)
+        self.arch_settings = {
+            key: one_for_each(f'arch[{key!r}]', value, _STAGES)
+            for key, value in named_or_dict(
+                'arch', arch, _SIZES, _ARCH_KEYS
+            ).items()
+        }
         dims, heads, depths, mlp_ratios = (
             self.arch_settings[key] for key in _ARCH_KEYS
         )
@@ -249,37 +265,15 @@ def _attention(
     return ClusterAttention(embed_dims, num_heads, **drops, **clustering)
 
 
-def _settings_of(arch: str | dict) -> dict[str, tuple[int, ...]]:
-    if isinstance(arch, dict):
-        if set(arch) != set(_ARCH_KEYS):
-            raise ValueError(
-                f'an arch dict must have exactly the keys {_ARCH_KEYS}, got '
-                f'{arch!r}'
-            )
-        return {
-            key: one_for_each(f'arch[{key!r}]', arch[key], _STAGES)
-            for key in _ARCH_KEYS
-        }
-    if not isinstance(arch, str) or arch not in _SIZES:
-        raise ValueError(
-            f'arch must be one of {tuple(_SIZES)} or a dict, got {arch!r}'
-        )
-    size = _SIZES[arch]
-    # Heads of 64 channels in every size.
-    heads = tuple(dim // 64 for dim in size['embed_dims'])
-    return dict(size, num_heads=heads, mlp_ratios=(8, 8, 4, 4))
-
-
 def _clusters_of(
     num_clusters: int | None | Sequence[int | None],
 ) -> tuple[int | None, ...]:
-    """A number or None for each stage."""
+    """Spread a number or None over the stages."""
     numbers = num_clusters
     if not isinstance(numbers, Sequence):
         numbers = (num_clusters,) * _STAGES
     if len(numbers) != _STAGES or not all(
-        number is None or (type(number) is int and number >= 1)
-        for number in numbers
+        number is None or is_count(number) for number in numbers
     ):
         raise ValueError(
             f'num_clusters must be None, an int >= 1 or {_STAGES} of these, '
@@ -291,7 +285,7 @@ def _clusters_of(
 def _scales_of(
     scales: Sequence[int] | Sequence[Sequence[int]],
 ) -> tuple[Sequence[int], ...]:
-    """Scales for each stage."""
+    """Spread scales over the stages."""
     if not isinstance(scales, Sequence) or not scales:
         raise ValueError(f'scales must be a sequence, got {scales!r}')
     if not isinstance(scales[0], Sequence):

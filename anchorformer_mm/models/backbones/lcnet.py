@@ -5,12 +5,11 @@ Facts of the layers follow PaddleDetection's ``lcnet.py``.
 
 import re
 from collections.abc import Iterable
-from math import inf
 
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import Tensor, nn
 
-from anchorformer_mm.models.argument_checks import check_positive
+from anchorformer_mm.models.argument_checks import check_positive, is_number
 from anchorformer_mm.models.backbones.staged_backbone import (
     StagedBackbone,
     make_divisible,
@@ -144,11 +143,7 @@ class LCNet(StagedBackbone):
         scale = arch
         if isinstance(arch, str) and re.fullmatch(r'\d+(\.\d+)?x', arch):
             scale = float(arch[:-1])
-        if (
-            isinstance(scale, bool)
-            or not isinstance(scale, int | float)
-            or not 0 < scale < inf
-        ):
+        if not is_number(scale) or scale <= 0:
             raise ValueError(
                 "arch must be a number > 0, or one as a string such as '0.75x'"
                 f', got {arch!r}'

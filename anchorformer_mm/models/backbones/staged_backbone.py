@@ -1,4 +1,4 @@
-"""What the backbones made of stages share."""
+"""The base of the backbones that are a stem and stages."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,6 +6,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from anchorformer_mm.models.argument_checks import check_within
 
 
 def make_divisible(value: float, divisor: int) -> int:
@@ -78,13 +80,7 @@ class StagedBackbone(BaseModule):
                 f'out_indices must name stages of {stages} in rising order, '
                 f'got {out_indices!r}'
             )
-        if type(frozen_stages) is not int or not (
-            -1 <= frozen_stages <= len(stages)
-        ):
-            raise ValueError(
-                f'frozen_stages must be in -1..{len(stages)}, got '
-                f'{frozen_stages!r}'
-            )
+        check_within(-1, len(stages), frozen_stages=frozen_stages)
         self.out_indices = tuple(given)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval

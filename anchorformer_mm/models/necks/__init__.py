@@ -1,6 +1,5 @@
-"""Necks; they need mmengine and mmcv only."""
+"""Necks; those imported here need mmengine and mmcv only."""
 
-from anchorformer_mm.models.necks.csp_pan import CSPPAN
-from anchorformer_mm.models.necks.lc_pan import LCPAN
+from anchorformer_mm.models.necks.pico_pan import CSPPAN, LCPAN
 
 __all__ = ['CSPPAN', 'LCPAN']
