@@ -37,11 +37,6 @@ def test_last_stage_has_two_blocks_of_64_channel_heads(arch, width, heads):
     assert sum(p.numel() for p in stage.parameters()) == expected
 
 
-@pytest.mark.parametrize('size', [(64, 96), (97, 33), (1, 1), (416, 416)])
-def test_any_input_size_works(size):
-    h, w = size
-    outs = AnchorESNet('0.75x').eval()(torch.rand(1, 3, h, w))
-    assert outs[-1].shape == (1, 384, -(-h // 32), -(-w // 32))
 
 
 def test_stage_sees_position_through_its_convolution():
@@ -88,40 +83,7 @@ def test_initialisation_leaves_no_layer_out():
     assert net.stages[2][1].blocks[0].attn.kv.weight.std() < 0.021
 
 
-def test_gradients_reach_every_parameter():
-    net = AnchorESNet('0.75x').train()
-    sum(o.square().mean() for o in net(torch.rand(2, 3, 64, 64))).backward()
-    for name, p in net.named_parameters():
-        assert p.grad is not None, name
-        assert p.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_is_close_to_float32(dtype):
-    torch.manual_seed(0)
-    # In training the norms keep activations in a range that fp16 has.
-    net = AnchorESNet('0.75x').train()
-    x = torch.randn(4, 3, 96, 64)
-    with torch.no_grad():
-        expected = net(x)
-        with torch.autocast('cpu', dtype=dtype):
-            outs = net(x)
-    for out, reference in zip(outs, expected, strict=True):
-        error = (out.float() - reference).norm() / reference.norm()
-        assert error < 16 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize(
-    ('stage_cfg', 'message'),
-    [
-        (dict(attention='sparse'), r"attention must be one of.*'sparse'"),
-        (dict(pos_embed='sine'), r"pos_embed must be 'conv'.*'sine'"),
-        (dict(depth=0), r'depth must be an int >= 1, got 0'),
-        (dict(num_heads=5), r'embed_dims=384, num_heads=5'),
-        (dict(num_anchors=0), r'num_anchors must be an int >= 1, got 0'),
-        (dict(mlp_ratio=0), r'mlp_ratio must be a number > 0, got 0'),
-    ],
-)
-def test_bad_arguments_are_named(stage_cfg, message):
-    with pytest.raises(ValueError, match=message):
-        AnchorESNet('0.75x', stage_cfg=stage_cfg)

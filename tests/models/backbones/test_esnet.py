@@ -101,75 +101,15 @@ def test_stride_2_block_follows_its_description():
     torch.testing.assert_close(block(x), out)
 
 
-@pytest.mark.parametrize('size', [(64, 64), (97, 33), (1, 1)])
-def test_any_input_size_gives_rounded_up_strides(size):
-    h, w = size
-    outs = ESNet('0.75x').eval()(torch.rand(2, 3, h, w))
-    for out, width, stride in zip(
-        outs, (96, 192, 384), ESNet.out_strides, strict=True
-    ):
-        assert out.shape == (2, width, -(-h // stride), -(-w // stride))
 
 
-def test_out_indices_choose_the_levels():
-    net = ESNet('0.75x', out_indices=(0, 2)).eval()
-    assert [o.shape[1] for o in net(torch.rand(1, 3, 32, 32))] == [96, 384]
 
 
-def test_frozen_stages_keep_weights_and_statistics():
-    net = ESNet('0.75x', frozen_stages=2).train()
-    trains = {n for n, p in net.named_parameters() if p.requires_grad}
-    assert trains == {
-        n for n, _ in net.named_parameters() if n.startswith('stages.2.')
-    }
-    before = net.stages[1][0].fuse[1].bn.running_mean.clone()
-    net(torch.rand(2, 3, 64, 64))
-    assert torch.equal(net.stages[1][0].fuse[1].bn.running_mean, before)
 
 
-def test_norm_eval_fixes_all_statistics():
-    net = ESNet('0.75x', norm_eval=True).train()
-    before = {n: b.clone() for n, b in net.named_buffers()}
-    net(torch.rand(2, 3, 64, 64))
-    assert all(torch.equal(b, before[n]) for n, b in net.named_buffers())
 
 
-def test_checkpointing_gives_the_same_gradients():
-    torch.manual_seed(0)
-    net = ESNet('0.75x', norm_eval=True).train()
-    x = torch.rand(2, 3, 64, 64)
-    grads = []
-    for net.with_cp in (False, True):
-        net.zero_grad()
-        sum(o.sum() for o in net(x)).backward()
-        grads.append([p.grad.clone() for p in net.parameters()])
-    torch.testing.assert_close(*grads)
 
 
-def test_another_architecture_is_a_dict():
-    arch = dict(widths=(32, 48, 64), ratios=((1,), (1, 0.5), (0.5, 1)))
-    outs = ESNet(arch).eval()(torch.rand(1, 3, 64, 64))
-    assert [o.shape[1] for o in outs] == [32, 48, 64]
 
 
-@pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (dict(arch='2x'), r"one of \['0.75x', '1.0x', '1.25x'\].*got '2x'"),
-        (dict(arch=dict(widths=(1, 2, 3))), r'keys widths and ratios.*widths'),
-        (
-            dict(arch=dict(widths=(20, 32, 48), ratios=((1,),) * 3)),
-            r'three multiples of 16, got \(20, 32, 48\)',
-        ),
-        (
-            dict(arch=dict(widths=(16, 32, 48), ratios=((1,), (), (1,)))),
-            r'three non-empty sequences',
-        ),
-        (dict(out_indices=(0, 3)), r'out_indices.*got \(0, 3\)'),
-        (dict(out_indices=()), r'out_indices.*got \(\)'),
-        (dict(frozen_stages=4), r'frozen_stages must be in -1..3, got 4'),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        ESNet(**kwargs)
