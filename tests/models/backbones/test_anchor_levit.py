@@ -1,22 +1,25 @@
-import onnxruntime
+"""AnchorLeViT: its attention, deployed and not, and the network."""
+
+import copy
+import io
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.runner import load_state_dict
 from mmpretrain.models.backbones import LeViT
 from mmpretrain.registry import MODELS
+from torch.utils.flop_counter import FlopCounterMode
 
 from anchorformer_mm.analysis.complexity import count_complexity
+from anchorformer_mm.models.backbones.anchor_levit import (
+    FusedMapAnchorAttention,
+    MapAnchorAttention,
+    gathering_first_pays,
+)
 
-# Parameters, and multiply-accumulates at 224 x 224, of the backbone.
-SIZES = {
-    '128s': (6_669_624, 281_700_032),
-    '128': (7_948_624, 364_229_120),
-    '192': (9_539_388, 592_396_224),
-    '256': (16_746_096, 1_028_756_224),
-    '384': (35_171_744, 2_167_844_608),
-}
 SMALL = dict(
     embed_dims=[16, 24, 32],
     num_heads=[2, 3, 2],
@@ -25,12 +28,7 @@ SMALL = dict(
 )
 
 
-def build(arch=SMALL, **kwargs):
-    kwargs = dict(arch=arch, img_size=64, num_anchors=5) | kwargs
-    return MODELS.build(dict(type='anchorformer_mm.AnchorLeViT', **kwargs))
-
-
-def unlike_a_new_one(net):
+def random(net):
     """Give norms, anchors and biases the values that training might."""
     with torch.no_grad():
         for name, t in net.state_dict().items():
@@ -42,11 +40,360 @@ def unlike_a_new_one(net):
                 t.normal_()
             elif name.endswith(('bn.weight', 'anchors')):
                 t.uniform_(-2, 2)
-    return net
+    return net.eval()
 
 
-def trained(**kwargs):
-    return unlike_a_new_one(build(**kwargs)).eval()
+def make_layer(in_dims=24, map_size=(4, 6), **kwargs):
+    kwargs = (
+        dict(
+            out_dims=12,
+            key_dims=4,
+            num_heads=2,
+            attn_ratio=2,
+            num_anchors=3,
+            share_anchors=True,
+            anchor_std=1.0,
+            act_cfg=dict(type='HSwish'),
+        )
+        | kwargs
+    )
+    return random(MapAnchorAttention(in_dims, map_size=map_size, **kwargs))
+
+
+def build(arch=SMALL, **kwargs):
+    kwargs = dict(arch=arch, img_size=64, num_anchors=5) | kwargs
+    return MODELS.build(dict(type='anchorformer_mm.AnchorLeViT', **kwargs))
+
+
+def shallow(arch):
+    """One of the five sizes, with one layer in each stage."""
+    return LeViT.arch_zoo[arch] | dict(depths=[1, 1, 1])
+
+
+def linear_norm(layer, x):
+    """Linear layer and norm with running statistics, written out."""
+    x, bn = x @ layer.linear.weight.T, layer.bn
+    x = (x - bn.running_mean) / (bn.running_var + bn.eps).sqrt()
+    return x * bn.weight + bn.bias
+
+
+def paper_attention(layer, x, heads, d, d_v, stride):
+    """Equations 4 and 6 to 12, head by head, for a map (B, H, W, C)."""
+    b, height, width, _ = x.shape
+    kv = linear_norm(layer.kv, x.reshape(b, height * width, -1))
+    places = [(i, j) for i in range(height) for j in range(width)]
+    read = [
+        t for t, (i, j) in enumerate(places) if i % stride == j % stride == 0
+    ]
+    outs = []
+    for h in range(heads):
+        start = h * (d + d_v)
+        k = kv[..., start : start + d]
+        v = kv[..., start + d : start + d + d_v]
+        u = layer.anchors[h if len(layer.anchors) > 1 else 0]
+        rows, columns = layer.attention_biases_h, layer.attention_biases_w
+        bias = torch.stack(
+            [rows[h, :, i] + columns[h, :, j] for i, j in places]
+        )
+        p = (k @ u.T / d**0.5 + bias).exp()
+        a = p / p.sum(2, keepdim=True)
+        delta = torch.diag_embed(a.sum(1))
+        z = torch.linalg.inv(delta) @ a.transpose(1, 2) @ v
+        outs.append((a @ z)[:, read])
+    out = linear_norm(layer.proj[1], F.hardswish(torch.cat(outs, dim=-1)))
+    return out.reshape(b, -(-height // stride), -(-width // stride), -1)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('share_anchors', [True, False])
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('size', [(4, 6), (5, 1)])
+def test_attention_equals_the_equations(share_anchors, stride, size):
+    layer = make_layer(
+        map_size=size,
+        key_dims=3,
+        attn_ratio=4,
+        share_anchors=share_anchors,
+        stride=stride,
+    ).double()
+    x = torch.randn(2, *size, 24, dtype=torch.float64, requires_grad=True)
+    ours = layer(x)
+    reference = paper_attention(layer, x, heads=2, d=3, d_v=12, stride=stride)
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
+    weight = torch.randn_like(ours)
+    grads = [
+        torch.autograd.grad((out * weight).sum(), (x, *layer.parameters()))
+        for out in (ours, reference)
+    ]
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
+
+
+def test_position_bias_is_as_learned_on_a_map_of_the_training_size():
+    layer = make_layer(num_anchors=5)
+    rows, columns = layer.attention_biases_h, layer.attention_biases_w
+    bias = layer.position_bias(4, 6).reshape(2, 4, 6, 5)
+    for i in range(4):
+        for j in range(6):
+            assert torch.equal(bias[:, i, j], rows[:, :, i] + columns[:, :, j])
+
+
+def test_position_bias_keeps_its_slope_on_a_larger_map():
+    layer = make_layer(num_anchors=5)
+    with torch.no_grad():
+        layer.attention_biases_h.copy_(torch.arange(4.0))
+        layer.attention_biases_w.zero_()
+    rows = layer.position_bias(8, 3).reshape(2, 8, 3, 5)
+    # Centres of rows half as high; constant beyond the outer ones.
+    expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    expected = expected.view(1, 8, 1, 1).expand_as(rows)
+    torch.testing.assert_close(rows, expected)
+
+
+def test_position_is_seen_only_through_the_biases():
+    layer = make_layer()
+    x = torch.randn(1, 4, 6, 24)
+    assert not torch.allclose(layer(x.flip(1)), layer(x).flip(1), atol=1e-3)
+    for table in (layer.attention_biases_h, layer.attention_biases_w):
+        torch.nn.init.zeros_(table)
+    torch.testing.assert_close(layer(x.flip(1)), layer(x).flip(1))
+
+
+def test_the_first_logits_are_those_of_the_anchors_alone():
+    torch.manual_seed(0)
+    layer = build(num_anchors=50, anchor_std=0.02).stages[0][0].block
+    assert not layer.position_bias(4, 6).any()
+    assert 0.015 < layer.anchors.std() < 0.02
+    assert layer.anchors.abs().max() <= 0.04
+
+
+# Multiply-accumulates at 224 x 224 of the deployed backbone.
+MACS = {
+    '128s': 272_443_072,
+    '128': 354_048_512,
+    '192': 542_537_088,
+    '256': 948_129_792,
+    '384': 2_005_188_608,
+}
+
+
+@pytest.mark.smoke
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    heads=st.integers(1, 3),
+    key_dims=st.integers(1, 8),
+    m=st.integers(1, 12),
+    share=st.booleans(),
+    stride=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_a_fused_layer_is_the_same_function(
+    batch, size, heads, key_dims, m, share, stride, seed
+):
+    torch.manual_seed(seed)
+    attention = make_layer(
+        num_heads=heads,
+        key_dims=key_dims,
+        num_anchors=m,
+        share_anchors=share,
+        stride=stride,
+    ).double()
+    x = torch.randn(batch, *size, 24).double()
+    with torch.no_grad():
+        expected = attention(x)
+        got = attention.fuse()(x)
+    assert got.shape == expected.shape
+    error = (got - expected).abs().max()
+    assert error <= 1e-10 * expected.abs().max().clamp(min=1)
+
+
+def closed_form(n, read, c, h, k, v, m, out_dims):
+    """Of an image, in whichever order of keys and of values is cheaper."""
+    logits = h * n * min(m * c, k * (c + m))
+    values = h * min(m * c * (n + v), n * v * (c + m))
+    return logits + values + h * read * v * (m + out_dims)
+
+
+@pytest.mark.parametrize('side', [1, 4, 7, 14, 20])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize(('c', 'k'), [(128, 16), (192, 32), (384, 32)])
+def test_macs_are_those_of_the_cheaper_order(side, stride, c, k):
+    attention = make_layer(
+        c, key_dims=k, attn_ratio=2 * stride, num_anchors=30, stride=stride
+    )
+    v, n, read = 2 * stride * k, side**2, (-(-side // stride)) ** 2
+    macs = []
+    for module in (attention, attention.fuse()):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(torch.randn(1, side, side, c))
+        macs.append(counter.get_total_flops() / 2)
+    assert macs[1] == closed_form(n, read, c, 2, k, v, 30, 12)
+    assert macs[1] <= macs[0]
+    if k > 30 or n > 50:
+        assert macs[1] < macs[0]
+
+
+@pytest.mark.parametrize('arch', MACS)
+def test_macs_of_a_deployed_backbone_are_the_stated_ones(arch):
+    net = build(arch, img_size=224, deploy=True)
+    assert count_complexity(net, (224, 224)).macs == MACS[arch]
+
+
+def test_the_two_choices_are_the_cheaper_ones():
+    # 30 C against 16 (C + 30) and 32 (C + 30): too many anchors, and not.
+    names = dict(
+        make_layer(128, key_dims=16, num_anchors=30).fuse().named_parameters()
+    )
+    assert 'logit_weight' not in names
+    assert names['key_weight'].shape == (2 * 16, 128)
+    assert names['anchors'].shape == (1, 30, 16)
+    names = dict(
+        make_layer(128, key_dims=32, num_anchors=30).fuse().named_parameters()
+    )
+    assert names['logit_weight'].shape == (2 * 30, 128)
+    assert not {'key_weight', 'anchors'} & names.keys()
+
+    assert [gathering_first_pays(n, 512, 64, 30) for n in (16, 49, 196)] == [
+        False,
+        False,
+        True,
+    ]
+    assert gathering_first_pays(None, 512, 64, 30)
+    assert not gathering_first_pays(None, 512, 64, 100)
+
+
+def test_a_fused_layer_has_the_same_logits():
+    attention = make_layer(map_size=(3, 5))
+    x = torch.randn(2, 24, 24)
+    keys = attention.kv(x).unflatten(2, (2, -1))[..., :4].transpose(1, 2)
+    torch.testing.assert_close(
+        attention.fuse().logits_of(x, 4, 6), attention.logits_of(keys, 4, 6)
+    )
+
+
+@pytest.mark.parametrize('num_anchors', [3, 9])
+def test_fusing_leaves_the_layer_alone_and_shares_nothing(num_anchors):
+    attention = make_layer(num_anchors=num_anchors)
+    before = copy.deepcopy(attention.state_dict())
+    x = torch.randn(1, 4, 6, 24)
+    with torch.no_grad():
+        fused = attention.fuse()
+        expected = fused(x)
+        torch.testing.assert_close(
+            expected, attention(x), rtol=1e-4, atol=1e-5
+        )
+        for name, t in attention.state_dict().items():
+            assert torch.equal(t, before[name]), name
+            t.zero_()
+        assert torch.equal(fused(x), expected)
+    assert not any(p.requires_grad for p in fused.parameters())
+    assert fused(x.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize('arch', ['128s', '256'])
+@pytest.mark.parametrize('load', ['torch', 'mmengine'])
+def test_a_deployed_state_dict_fills_a_deployed_network(arch, load):
+    source = random(build(shallow(arch)))
+    source.switch_to_deploy()
+    source.switch_to_deploy()
+    target = build(shallow(arch), img_size=(96, 160), deploy=True).eval()
+    if load == 'torch':
+        target.load_state_dict(source.state_dict())
+    else:
+        load_state_dict(target, source.state_dict(), strict=True)
+    x = torch.rand(2, 3, 96, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(target(x), source(x))
+    tables = [n for n in target.state_dict() if n.endswith('_biases_w')]
+    assert target.state_dict()[tables[0]].shape[-1] == 10
+
+
+@pytest.mark.parametrize('wrong', [dict(num_anchors=5), dict(num_heads=3)])
+def test_a_deployed_state_dict_of_other_sizes_is_refused(wrong):
+    with pytest.raises(ValueError, match='attention_biases_h of shape'):
+        load_state_dict(
+            make_layer().fuse(), make_layer(**wrong).fuse().state_dict()
+        )
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_low_precision_rounds_little_more_than_before(dtype, autocast):
+    torch.manual_seed(0)
+    attention = make_layer(64, key_dims=16, num_anchors=8)
+    x = torch.randn(2, 12, 12, 64)
+    with torch.no_grad():
+        exact = copy.deepcopy(attention).double()(x.double())
+        errors = []
+        for module in (attention, attention.fuse()):
+            with torch.autocast('cpu', dtype=dtype, enabled=autocast):
+                if autocast:
+                    out = module(x)
+                else:
+                    out = copy.deepcopy(module).to(dtype)(x.to(dtype))
+            assert out.dtype == dtype
+            errors.append((out.double() - exact).norm().item())
+    assert errors[1] <= 2 * errors[0]
+
+
+def test_a_fused_layer_compiles_for_any_size_without_a_break():
+    fused = make_layer(stride=2).fuse()
+    compiled = torch.compile(
+        fused, backend='aot_eager', fullgraph=True, dynamic=True
+    )
+    with torch.no_grad():
+        for size in ((4, 6), (9, 7)):
+            x = torch.randn(2, *size, 24)
+            torch.testing.assert_close(compiled(x), fused(x))
+
+
+@pytest.mark.parametrize('dynamo', [False, True])
+@pytest.mark.parametrize(('num_anchors', 'stride'), [(3, 2), (9, 1)])
+def test_onnxruntime_computes_the_same_at_other_sizes(
+    dynamo, num_anchors, stride
+):
+    if dynamo:
+        pytest.importorskip('onnxscript', reason='the exporter needs it')
+    ort = pytest.importorskip('onnxruntime')
+    fused = make_layer(num_anchors=num_anchors, stride=stride).fuse()
+    assert isinstance(fused, FusedMapAnchorAttention)
+    file = io.BytesIO()
+    axes = {0: 'batch', 1: 'height', 2: 'width'}
+    kwargs = (
+        dict(dynamic_shapes=(axes,))
+        if dynamo
+        else dict(dynamic_axes=dict(x=axes))
+    )
+    program = torch.onnx.export(
+        fused,
+        (torch.randn(2, 4, 6, 24),),
+        None if dynamo else file,
+        input_names=['x'],
+        opset_version=18 if dynamo else 17,
+        dynamo=dynamo,
+        **kwargs,
+    )
+    if dynamo:
+        program.save(file)
+    session = ort.InferenceSession(file.getvalue())
+    for shape in ((2, 4, 6), (1, 9, 7), (3, 5, 5)):
+        x = torch.randn(*shape, 24)
+        (got,) = session.run(None, {'x': x.numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(got), fused(x), rtol=1e-4, atol=1e-5
+        )
+
+
+# Parameters, and multiply-accumulates at 224 x 224, of the backbone.
+SIZES = {
+    '128s': (6_669_624, 281_700_032),
+    '128': (7_948_624, 364_229_120),
+    '192': (9_539_388, 592_396_224),
+    '256': (16_746_096, 1_028_756_224),
+    '384': (35_171_744, 2_167_844_608),
+}
 
 
 def attentions(net):
@@ -72,13 +419,12 @@ def test_all_but_the_attention_starts_from_a_levit_checkpoint():
             assert levit[name] == shape, name
 
 
-
-
-
-
 @pytest.mark.parametrize('load', ['torch', 'mmengine'])
 def test_a_checkpoint_of_another_size_has_its_tables_resized(load):
-    source, target = trained(img_size=64), build(img_size=(96, 128)).eval()
+    source, target = (
+        random(build(img_size=64)),
+        build(img_size=(96, 128)).eval(),
+    )
     if load == 'torch':
         target.load_state_dict(source.state_dict())
     else:
@@ -119,7 +465,7 @@ def test_a_checkpoint_of_other_anchors_or_heads_is_refused(
 
 
 def test_fused_network_computes_the_same():
-    net = trained(out_indices=(0, 1, 2)).double()
+    net = random(build(out_indices=(0, 1, 2))).double()
     x = torch.rand(2, 3, 70, 90, dtype=torch.float64)
     with torch.no_grad():
         expected = net(x)
@@ -132,8 +478,6 @@ def test_fused_network_computes_the_same():
         deployed.load_state_dict(net.state_dict())
         torch.testing.assert_close(deployed(x), expected, rtol=0, atol=1e-10)
     deployed.train().eval()
-
-
 
 
 def test_options_reach_the_layers():
@@ -163,11 +507,3 @@ def test_options_reach_the_layers():
     assert block[1].block.linear1.linear.out_features == 3 * 16
     assert block[0].block.proj[1].linear.in_features == 2 * 4
     assert isinstance(block[0].block.proj[0], torch.nn.GELU)
-
-
-
-
-
-
-
-

@@ -1,7 +1,5 @@
-import copy
 import math
 
-import onnxruntime
 import pytest
 import torch
 from mmengine.runner.checkpoint import (
@@ -168,8 +166,6 @@ def test_distillation_token_comes_second():
     assert raw.shape == (2, 2 + 24, 24)
 
 
-
-
 @pytest.mark.parametrize('size', [(8, 7), (7, 8), (1, 48), (0, 0)])
 def test_images_smaller_than_a_patch_are_refused(size):
     model = small(out_type='featmap')
@@ -279,14 +275,6 @@ def test_frozen_layers_neither_learn_nor_drop(frozen_stages):
         assert layer.training == (i >= frozen_stages)
 
 
-
-
-
-
-
-
-
-
 def test_depthwise_convolution_sees_neighbours_but_not_class_tokens():
     model = small(attn_cfg=dict(dwc_v=True), out_type='raw')
     attn = model.layers[0].attn
@@ -314,5 +302,3 @@ def test_layer_depths():
     assert depths['layers.2.ln2.weight'] == (3, 5)
     assert depths['ln1.weight'] == depths['ln2.weight'] == (4, 5)
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (4, 5)
-
-

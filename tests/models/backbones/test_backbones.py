@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmpretrain.registry import MODELS as PRETRAIN
+from mmdet.registry import MODELS as DETECT
 from mmengine.registry import MODELS
+from mmpretrain.registry import MODELS as PRETRAIN
 from mmseg.registry import MODELS as SEGMENT
 from torch import nn
 
 from anchorformer_mm.deployment.tracing import make_traceable
-from mmdet.registry import MODELS as DETECT
 
 COLUMN = dict(
     embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=60

@@ -88,23 +88,9 @@ def test_any_scale_runs(scale):
     assert all(w >= 8 and w % 8 == 0 for w in net.widths)
 
 
-
-
-
-
-
-
-
-
-
-
 def test_initial_weights_keep_the_variance():
     net = LCNet(1)
     net.init_weights()
     conv = net.stages[2][1].pointwise_conv.conv
     std = (2 / conv.in_channels) ** 0.5
     assert conv.weight.std().item() == pytest.approx(std, rel=0.02)
-
-
-
-

@@ -1,3 +1,7 @@
+"""Anchor attention: equations, both orders, and the fused form."""
+
+import copy
+import io
 import math
 
 import pytest
@@ -5,11 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from anchorformer_mm.models.layers import (
     AnchorAttention,
+    FusedAnchorAttention,
     QueryAnchorAttention,
     anchor_aggregate,
+)
+from anchorformer_mm.models.layers.anchor_attention import (
+    folded_macs,
+    folding_pays,
+    paper_macs,
 )
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -231,15 +242,6 @@ def test_no_operator_makes_more_than_a_linear_number_of_elements(
     assert largest == [elements * 16 * n for n in (512, 1024, 2048)]
 
 
-def test_dropout_acts_in_training_only():
-    torch.manual_seed(0)
-    layer = AnchorAttention(12, 3, 4, attn_drop=0.5, proj_drop=0.5)
-    x = torch.randn(1, 9, 12)
-    assert not torch.equal(layer(x), layer(x))
-    layer.eval()
-    assert torch.equal(layer(x), layer(x))
-
-
 def test_parameters_are_those_of_the_release():
     # 2 D^2 keys and values, D^2 + D output, m anchors of d channels.
     count = sum(p.numel() for p in AnchorAttention(192, 3, 30).parameters())
@@ -256,34 +258,6 @@ def test_anchors_of_the_queries_do_not_depend_on_the_batch():
     torch.testing.assert_close(layer(x), one_by_one, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (dict(num_anchors=0), r'num_anchors must be an int >= 1, got 0'),
-        (dict(num_heads=0), r'num_heads must be an int >= 1, got 0'),
-        (dict(num_heads=5), r'embed_dims=12, num_heads=5'),
-        (dict(attn_drop=1.0), r'attn_drop must be in \[0, 1\), got 1.0'),
-        (dict(anchor_std=0.0), r'anchor_std must be a number > 0, got 0.0'),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        AnchorAttention(**(dict(embed_dims=12, num_heads=3) | kwargs))
-
-
-def test_unknown_selection_is_named():
-    with pytest.raises(ValueError, match="'stride' or 'norm', got 'kmeans'"):
-        QueryAnchorAttention(12, 3, select='kmeans')
-
-
-def test_compiled_layer_equals_eager():
-    layer = AnchorAttention(12, 3, 4)
-    compiled = torch.compile(layer, backend='aot_eager')
-    for n in (9, 20):
-        x = torch.randn(2, n, 12)
-        torch.testing.assert_close(compiled(x), layer(x))
-
-
 @settings(deadline=None, max_examples=20)
 @given(
     index=st.lists(st.integers(0, 19), min_size=1, max_size=25),
@@ -296,3 +270,234 @@ def test_tokens_that_read_get_their_rows_of_the_whole_result(index, seed):
     rows = anchor_aggregate(logits, v, read_index=index)
     whole = anchor_aggregate(logits, v)
     torch.testing.assert_close(rows, whole[..., index, :], rtol=0, atol=1e-14)
+
+
+LAYERS = [AnchorAttention, QueryAnchorAttention]
+
+
+def in_order(layer, order):
+    other = copy.deepcopy(layer)
+    other.order = order
+    return other
+
+
+def results(layer, x, weight):
+    """Output, and the gradients of tokens and weights."""
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    wanted = (x, *layer.parameters())
+    return out, *torch.autograd.grad((out * weight).sum(), wanted)
+
+
+@pytest.mark.smoke
+@settings(deadline=None, max_examples=25)
+@given(
+    layer=st.sampled_from(LAYERS),
+    batch=st.integers(1, 3),
+    n=st.integers(1, 40),
+    heads=st.integers(1, 4),
+    m=st.integers(1, 40),
+    bias=st.booleans(),
+    share=st.booleans(),
+    scale=st.floats(0.1, 30),
+    seed=st.integers(0, 10**6),
+)
+def test_both_orders_agree_forward_and_backward(
+    layer, batch, n, heads, m, bias, share, scale, seed
+):
+    torch.manual_seed(seed)
+    kwargs = dict(num_anchors=m, qkv_bias=bias)
+    if layer is AnchorAttention:
+        kwargs |= dict(share_anchors=share, anchor_std=scale)
+    layer = layer(4 * heads, heads, **kwargs).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(batch, n, 4 * heads).double()
+    weight = torch.randn_like(x)
+    paper = results(in_order(layer, 'paper'), x, weight)
+    folded = results(in_order(layer, 'folded'), x, weight)
+    for got, expected in zip(folded, paper, strict=True):
+        size = expected.abs().max().clamp(min=1)
+        assert (got - expected).abs().max() <= 1e-10 * size
+
+
+@pytest.mark.parametrize('gap', [110, 1e4])
+@pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.bfloat16, torch.float16]
+)
+def test_dead_and_greedy_anchors_leave_all_finite(dtype, gap):
+    torch.manual_seed(0)
+    layer = AnchorAttention(16, 2, 6, order='folded', qkv_bias=True)
+    with torch.no_grad():
+        # The first of six anchors of each head loses, or wins, every token.
+        layer.kv.weight.mul_(0.1)
+        layer.kv.bias[:16] = 1
+        layer.anchors[:, 0] = -gap / 8
+        layer.anchors[:, 1] = gap / 8
+    layer.to(dtype)
+    x = torch.randn(2, 50, 16).to(dtype)
+    assert all(
+        t.isfinite().all() for t in results(layer, x, torch.ones_like(x))
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_low_precision_rounds_no_worse_than_the_paper_s_order(dtype, autocast):
+    torch.manual_seed(0)
+    layer = AnchorAttention(64, 2, 8, anchor_std=1.0).eval()
+    x = torch.randn(2, 200, 64)
+    exact = in_order(layer, 'paper').double()(x.double())
+    errors = {}
+    for order in ('paper', 'folded'):
+        other = in_order(layer, order)
+        with torch.autocast('cpu', dtype=dtype, enabled=autocast):
+            if not autocast:
+                other, x = other.to(dtype), x.to(dtype)
+            out = other(x)
+        assert out.dtype == dtype
+        errors[order] = (out.double() - exact).abs().max().item()
+    assert errors['folded'] <= 2 * errors['paper']
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    n=st.integers(1, 3000),
+    heads=st.integers(1, 12),
+    d=st.sampled_from([16, 32, 64]),
+    m=st.integers(1, 100),
+)
+def test_auto_takes_the_cheaper_order(n, heads, d, m):
+    sizes = (n, heads * d, heads, m)
+    layer = AnchorAttention(heads * d, heads, m)
+
+    assert layer.folds(n) == (folded_macs(*sizes) < paper_macs(*sizes))
+
+
+@pytest.mark.parametrize(
+    ('order', 'macs'), [('paper', paper_macs), ('folded', folded_macs)]
+)
+@pytest.mark.parametrize('n', [7, 196])
+def test_the_closed_form_is_what_torch_counts(order, macs, n):
+    layer = AnchorAttention(64, 2, 9, order=order)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(1, n, 64))
+
+    assert counter.get_total_flops() == 2 * macs(n, 64, 2, 9)
+
+
+def test_sizes_that_are_symbols_are_not_compared():
+    assert folding_pays(object(), 384, 6, 30)
+    assert not folding_pays(object(), 384, 6, 100)
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_the_folded_order_compiles_without_a_break(dynamic):
+    layer = AnchorAttention(64, 2, 4)
+    compiled = torch.compile(
+        layer, backend='aot_eager', fullgraph=True, dynamic=dynamic
+    )
+    for n in (90, 200):
+        x = torch.randn(2, n, 64)
+        assert layer.folds(n)
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('order', ['auto', 'folded'])
+@pytest.mark.parametrize('qkv_bias', [False, True])
+@pytest.mark.parametrize('share_anchors', [False, True])
+def test_a_fused_layer_is_the_same_function(order, qkv_bias, share_anchors):
+    torch.manual_seed(0)
+    layer = AnchorAttention(
+        32,
+        2,
+        5,
+        order=order,
+        qkv_bias=qkv_bias,
+        share_anchors=share_anchors,
+        anchor_std=1.0,
+        attn_drop=0.5,
+    ).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    layer.eval()
+    fused = layer.fuse()
+
+    assert isinstance(fused, FusedAnchorAttention)
+    for batch, n in ((1, 1), (3, 50)):
+        x = torch.randn(batch, n, 32).double()
+        expected = layer(x)
+        size = expected.abs().max()
+        assert (fused(x) - expected).abs().max() <= 1e-12 * size
+
+
+def test_a_fused_layer_holds_the_folded_weights_only():
+    fused = AnchorAttention(384, 6, 30).fuse()
+
+    # h m D for the logits; values, output and its bias.
+    count = sum(p.numel() for p in fused.parameters())
+    assert count == 6 * 30 * 384 + 2 * 384**2 + 384
+    assert not any(p.requires_grad for p in fused.parameters())
+
+
+@pytest.mark.parametrize('n', [196, 1024])
+def test_a_fused_layer_multiplies_no_weights(n):
+    fused = AnchorAttention(384, 6, 30).fuse()
+    with FlopCounterMode(display=False) as counter:
+        fused(torch.randn(1, n, 384))
+
+    macs = 3 * n * 6 * 30 * 384 + 2 * 30 * 384**2
+    assert counter.get_total_flops() == 2 * macs
+
+
+def test_changing_the_layer_afterwards_changes_nothing():
+    layer = AnchorAttention(32, 2, 5).eval()
+    fused = layer.fuse()
+    x = torch.randn(1, 9, 32)
+    before = fused(x)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    assert torch.equal(fused(x), before)
+
+
+@pytest.mark.parametrize(
+    'kwargs', [dict(dwc_v=True), dict(num_anchors=64), dict(order='paper')]
+)
+def test_a_layer_that_is_better_off_as_it_is_stays(kwargs):
+    layer = AnchorAttention(32, 2, **kwargs)
+
+    assert layer.fuse() is layer
+
+
+@pytest.mark.parametrize('dynamo', [False, True])
+def test_onnxruntime_computes_the_same_at_other_sizes(dynamo):
+    if dynamo:
+        pytest.importorskip('onnxscript', reason='the exporter needs it')
+    ort = pytest.importorskip('onnxruntime')
+    fused = AnchorAttention(32, 2, 5, anchor_std=1.0).fuse()
+    file = io.BytesIO()
+    kwargs = (
+        dict(dynamic_shapes=({0: 'batch', 1: 'tokens'}, None))
+        if dynamo
+        else dict(dynamic_axes={'x': {0: 'batch', 1: 'tokens'}})
+    )
+    program = torch.onnx.export(
+        fused,
+        (torch.randn(2, 9, 32), None),
+        None if dynamo else file,
+        input_names=['x'],
+        opset_version=18 if dynamo else 17,
+        dynamo=dynamo,
+        **kwargs,
+    )
+    if dynamo:
+        program.save(file)
+    session = ort.InferenceSession(file.getvalue())
+    for batch, n in ((2, 9), (1, 1), (3, 40)):
+        x = torch.randn(batch, n, 32)
+        (got,) = session.run(None, {'x': x.numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(got), fused(x), rtol=1e-4, atol=1e-5
+        )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmseg.models.necks import Feature2Pyramid
 
-from anchorformer_mm.models.necks.feature_pyramid import TokenPyramid
+from anchorformer_mm.models.necks.token_pyramid import TokenPyramid
 
 BN = dict(type='BN')
 
