@@ -4,7 +4,7 @@ They look at types too: ``'8'`` and ``nan`` come from configs as well, and
 comparing them raises errors that name neither.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from numbers import Real
 
@@ -20,50 +20,43 @@ def is_number(value: object) -> bool:
     return is_real and isfinite(value)
 
 
+def _check(is_right: Callable, rule: str, arguments: Mapping) -> None:
+    for name, value in arguments.items():
+        if not is_right(value):
+            raise ValueError(f'{name} must be {rule}, got {value!r}')
+
+
 def check_positive(**arguments: int) -> None:
     """Raise a ValueError that names the first argument not an int >= 1."""
-    for name, value in arguments.items():
-        if not is_count(value):
-            raise ValueError(f'{name} must be an int >= 1, got {value!r}')
+    _check(is_count, 'an int >= 1', arguments)
 
 
 def check_odd(**arguments: int) -> None:
     """Raise a ValueError that names the first argument not an odd int >= 1."""
-    for name, value in arguments.items():
-        if not is_count(value) or value % 2 == 0:
-            raise ValueError(f'{name} must be odd, an int >= 1, got {value!r}')
+    rule = 'odd, an int >= 1'
+    _check(lambda v: is_count(v) and v % 2 == 1, rule, arguments)
 
 
 def check_rates(**arguments: float) -> None:
     """Raise a ValueError that names the first argument not in [0, 1)."""
-    for name, value in arguments.items():
-        if not is_number(value) or not 0 <= value < 1:
-            raise ValueError(f'{name} must be in [0, 1), got {value!r}')
+    _check(lambda v: is_number(v) and 0 <= v < 1, 'in [0, 1)', arguments)
 
 
 def check_above_zero(**arguments: float) -> None:
     """Raise a ValueError that names the first argument not a number > 0."""
-    for name, value in arguments.items():
-        if not is_number(value) or value <= 0:
-            raise ValueError(f'{name} must be a number > 0, got {value!r}')
+    _check(lambda v: is_number(v) and v > 0, 'a number > 0', arguments)
 
 
 def check_one_of(allowed: Sequence[str], **arguments: str) -> None:
     """Raise a ValueError that names the first argument not among these."""
-    for name, value in arguments.items():
-        if not isinstance(value, str) or value not in allowed:
-            raise ValueError(
-                f'{name} must be one of {tuple(allowed)}, got {value!r}'
-            )
+    rule = f'one of {tuple(allowed)}'
+    _check(lambda v: isinstance(v, str) and v in allowed, rule, arguments)
 
 
 def check_within(low: int, high: int, **arguments: int) -> None:
     """Raise a ValueError that names the first argument not in [low, high]."""
-    for name, value in arguments.items():
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(
-                f'{name} must be an int in [{low}, {high}], got {value!r}'
-            )
+    rule = f'an int in [{low}, {high}]'
+    _check(lambda v: type(v) is int and low <= v <= high, rule, arguments)
 
 
 def one_for_each(

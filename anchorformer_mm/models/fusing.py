@@ -1,4 +1,4 @@
-"""Models as they are deployed: weights multiplied once and for all."""
+"""Models as they are deployed, with weights that are multiplied once."""
 
 from copy import deepcopy
 
@@ -40,7 +40,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def has_foldable(model: nn.Module) -> bool:
-    """Whether :func:`fuse` would fold anchors of a model."""
+    """Return True if :func:`fuse` would fold anchors of a model."""
     return any(
         hasattr(module, 'anchors') and callable(getattr(module, 'fuse', None))
         for module in model.modules()

@@ -87,21 +87,10 @@ class AnchorLeViT(BaseModule):
             which :meth:`switch_to_deploy` was called.
         init_cfg: Initialisation; by default torch's.
 
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
     Shape:
         - Input: (B, 3, H, W), any H and W.
         - Output: tuple of (B, embed_dims[i], ceil(H / s_i), ceil(W / s_i))
           with s = 16, 32, 64, ..., for i in ``out_indices``.
-
-    Example:
-        >>> net = AnchorLeViT('128s', out_indices=(0, 1, 2)).eval()
-        >>> for c in net(torch.rand(1, 3, 224, 320)):
-        ...     print(tuple(c.shape))
-        (1, 128, 14, 20)
-        (1, 256, 7, 10)
-        (1, 384, 4, 5)
     """
 
     def __init__(
@@ -135,7 +124,14 @@ class AnchorLeViT(BaseModule):
         img_size = one_for_each('img_size', img_size, 2)
         num_anchors = one_for_each('num_anchors', num_anchors, num_stages)
         act_cfg = act_cfg or dict(type='HSwish')
-        self.out_indices = _checked_indices(out_indices, num_stages)
+        given = (out_indices,) if isinstance(out_indices, int) else out_indices
+        stages = range(-num_stages, num_stages)
+        if not is_seq_of(given, int) or not given or set(given) - set(stages):
+            raise ValueError(
+                'out_indices must be an int or a sequence of ints in '
+                f'[{-num_stages}, {num_stages - 1}], got {out_indices!r}'
+            )
+        self.out_indices = tuple(index % num_stages for index in given)
 
         embed_dims = self.arch['embed_dims']
         self.patch_embed = HybridBackbone(embed_dims[0])
@@ -350,15 +346,9 @@ class MapAnchorAttention(MapAnchors):
         )
 
     def logits_of(self, k: Tensor, height: int, width: int) -> Tensor:
-        """Pivotal similarities of a map's keys, with the position bias.
+        """Pivotal similarities of keys (B, h, n, d), with position bias.
 
-        Args:
-            k: Keys, shape (B, h, height * width, d).
-            height: Of the map.
-            width: Of the map.
-
-        Returns:
-            Tensor: Shape (B, h, height * width, m).
+        The shape is (B, h, n, m) for the n tokens of a map of that size.
         """
         logits = k @ (self.anchors * self.scale).transpose(-2, -1)
         return logits + self.position_bias(height, width)
@@ -407,8 +397,9 @@ class FusedMapAnchorAttention(MapAnchors):
         self.num_heads = num_heads
         self.stride = stride
         heads = (num_heads, -1)
-        key, value = _split(kv.weight.unflatten(0, heads), key_dims)
-        key_bias, value_bias = _split(kv.bias.unflatten(0, heads), key_dims)
+        split = (key_dims, self.value_dims)
+        key, value = kv.weight.unflatten(0, heads).split(split, dim=1)
+        key_bias, value_bias = kv.bias.unflatten(0, heads).split(split, dim=1)
         key = key.flatten(0, 1)
 
         logit, logit_bias = fold_keys(
@@ -437,7 +428,14 @@ class FusedMapAnchorAttention(MapAnchors):
         logits = self.logits_of(x, height, width).transpose(-2, -1)
         log_a = log_weights(logits, dim=-2)
         gather = log_a.softmax(dim=-1).to(x.dtype)
-        z = self._handed_out(gather, x, height * width)
+        n, m = height * width, self.num_anchors
+        weight, bias = self.value_weight, self.value_bias
+        if gathering_first_pays(n, self.in_dims, self.value_dims, m):
+            z = gathered_values(gather, x, weight, bias)
+            z = z.unflatten(1, (-1, m)).transpose(0, 1)
+        else:
+            v = F.linear(x, weight, bias).unflatten(2, (self.num_heads, -1))
+            z = gather @ v.transpose(1, 2)  # (B, h, m, v)
         log_a = log_a.reshape(*log_a.shape[:-1], height, width)
         log_a = log_a[..., :: self.stride, :: self.stride]
         scatter = log_a.flatten(3).exp().to(x.dtype)
@@ -446,16 +444,9 @@ class FusedMapAnchorAttention(MapAnchors):
         return out.reshape(batch, *log_a.shape[-2:], out.shape[-1])
 
     def logits_of(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Pivotal similarities of a map's tokens, with the position bias.
+        """Pivotal similarities of tokens (B, n, C), with the position bias.
 
-        Args:
-            x: Tokens, shape (B, height * width, C).
-            height: Of the map.
-            width: Of the map.
-
-        Returns:
-            Tensor: Shape (B, h, height * width, m); in memory, anchors stand
-            before tokens.
+        The shape is (B, h, n, m); in memory, anchors stand before tokens.
         """
         folds = self.logit_weight is not None
         weight = self.logit_weight if folds else self.key_weight
@@ -465,43 +456,19 @@ class FusedMapAnchorAttention(MapAnchors):
             logits = self.anchors @ logits
         return logits.transpose(-2, -1) + self.position_bias(height, width)
 
-    def _handed_out(self, gather: Tensor, x: Tensor, n: int) -> Tensor:
-        """What the anchors hand out, shape (B, h, m, v)."""
-        m, weight, bias = self.num_anchors, self.value_weight, self.value_bias
-        if gathering_first_pays(n, self.in_dims, self.value_dims, m):
-            z = gathered_values(gather, x, weight, bias)
-            return z.unflatten(1, (-1, m)).transpose(0, 1)
-        v = F.linear(x, weight, bias).unflatten(2, (self.num_heads, -1))
-        return gather @ v.transpose(1, 2)
-
-
-def _split(projection: Tensor, key_dims: int) -> tuple[Tensor, Tensor]:
-    """The keys' and the values' part of each head's (h, k + v, ...)."""
-    return projection[:, :key_dims], projection[:, key_dims:]
-
 
 def folding_keys_pays(in_dims: int, key_dims: int, m: int) -> bool:
-    """Whether logits cost less without keys, for however many tokens.
-
-    Args:
-        in_dims: Channels C of the tokens.
-        key_dims: Channels k of a key.
-        m: Anchors.
-    """
+    """Tell whether logits cost less without keys, for many tokens."""
     return m * in_dims < key_dims * (in_dims + m)
 
 
 def gathering_first_pays(
     n: object, in_dims: int, value_dims: int, m: int
 ) -> bool:
-    """Whether it costs less to project what anchors gather than all tokens.
+    """Tell whether it costs less to project gathered tokens than all n.
 
-    Args:
-        n: Tokens. What is no number yet, such as a symbol in a compilation
-            for any size, stands for many.
-        in_dims: Channels C of the tokens.
-        value_dims: Channels v of a value.
-        m: Anchors.
+    Where n is no number yet, such as a symbol in a compilation for any size,
+    the answer is that for many tokens.
     """
     if isinstance(n, Tensor):
         # Traced. Both orders hold for all sizes: that of the trace may choose.
@@ -545,22 +512,6 @@ def _checked_arch(arch: str | dict) -> dict[str, Sequence[int]]:
             f'embed_dims={arch["embed_dims"]}, key_dims={arch["key_dims"]}'
         )
     return arch
-
-
-def _checked_indices(
-    out_indices: int | Sequence[int], num_stages: int
-) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else out_indices
-    if (
-        not is_seq_of(indices, int)
-        or not indices
-        or not all(-num_stages <= index < num_stages for index in indices)
-    ):
-        raise ValueError(
-            'out_indices must be an int or a sequence of ints in '
-            f'[{-num_stages}, {num_stages - 1}], got {out_indices!r}'
-        )
-    return tuple(index % num_stages for index in indices)
 
 
 def _ceil_div(size: Sequence[int], divisor: int) -> tuple[int, ...]:

@@ -292,11 +292,11 @@ class AnchorFormer(BaseModule):
 
         Args:
             param_name: Name of the parameter in the whole model.
-            prefix: What this backbone's parameters start with there.
+            prefix: Start of the names of this backbone's parameters.
 
         Returns:
-            tuple[int, int]: The depth (0: embeddings, 1 to ``num_layers``:
-            the layers, then all that follows), and the number of depths.
+            tuple[int, int]: The depth (0: embeddings, then the layers, then
+            all that follows), and the number of depths.
         """
         num_depths = self.num_layers + 2
         name = param_name.removeprefix(prefix)
@@ -307,22 +307,18 @@ class AnchorFormer(BaseModule):
                 return 0, num_depths
         return num_depths - 1, num_depths
 
-    def _class_positions(self) -> dict[str, Tensor]:
-        """Position embedding (1, 1, D) of each class token."""
-        names = [n for n in _CLASS_TOKENS if getattr(self, n) is not None]
-        extra = self._split_extra(self.pos_embed.detach())[0]
-        return {name: extra[:, i, None] for i, name in enumerate(names)}
-
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, *args
     ) -> None:
         """Bring a checkpoint's position embedding to this model's tokens."""
         name = f'{prefix}pos_embed'
         if name in state_dict:
+            own = [n for n in _CLASS_TOKENS if getattr(self, n) is not None]
+            positions = self._split_extra(self.pos_embed.detach())[0]
             state_dict[name] = fit_position_embedding(
                 state_dict[name],
                 [key for key in _CLASS_TOKENS if prefix + key in state_dict],
-                self._class_positions(),
+                dict(zip(own, positions.split(1, dim=1), strict=True)),
                 local_metadata.get('grid'),
                 self.patch_resolution,
                 mode=self.interpolate_mode,

@@ -46,15 +46,7 @@ _SIZES = {
 class ClusTRStage(BaseModule):
     """Overlapping patches, blocks at one resolution, and a norm.
 
-    Args:
-        patch_embed: Images or a map (B, C, H, W) to tokens and their map's
-            height and width.
-        blocks: :class:`TransformerBlock`, one after the other.
-        norm: Of the tokens of the last.
-        with_cp: Recompute the blocks in the backward pass to save memory.
-
-    Shape:
-        - Input: (B, C, H, W); output: (B, D, H', W').
+    Maps (B, C, H, W) become (B, D, H', W').
     """
 
     def __init__(
@@ -116,9 +108,6 @@ class ClusTR(StagedBackbone):
         init_cfg: Initialisation; by default linear layers are drawn from a
             truncated normal distribution with standard deviation 0.02, and
             convolutions from Kaiming's.
-
-    Raises:
-        ValueError: An argument is not among the allowed values.
 
     Shape:
         - Input: (B, in_channels, H, W), any H and W.
@@ -230,13 +219,12 @@ class ClusTR(StagedBackbone):
 
         Args:
             param_name: Name of the parameter in the whole model.
-            prefix: What this backbone's parameters start with there.
+            prefix: Start of the names of this backbone's parameters.
 
         Returns:
-            tuple[int, int]: The depth (0: the first patches, 1 to
-            ``num_layers``: the blocks, with the patches before and the norm
-            after them, then all that is not the backbone), and the number of
-            depths.
+            tuple[int, int]: The depth (0: the first patches, then the blocks,
+            with the patches before and the norm after them, then all that is
+            not the backbone), and the number of depths.
         """
         num_depths = self.num_layers + 2
         if not param_name.startswith(f'{prefix}stages.'):
@@ -265,15 +253,12 @@ def _attention(
     return ClusterAttention(embed_dims, num_heads, **drops, **clustering)
 
 
-def _clusters_of(
-    num_clusters: int | None | Sequence[int | None],
-) -> tuple[int | None, ...]:
+def _clusters_of(num_clusters: object) -> tuple[int | None, ...]:
     """Spread a number or None over the stages."""
-    numbers = num_clusters
-    if not isinstance(numbers, Sequence):
-        numbers = (num_clusters,) * _STAGES
+    given = num_clusters
+    numbers = given if isinstance(given, Sequence) else (given,) * _STAGES
     if len(numbers) != _STAGES or not all(
-        number is None or is_count(number) for number in numbers
+        n is None or is_count(n) for n in numbers
     ):
         raise ValueError(
             f'num_clusters must be None, an int >= 1 or {_STAGES} of these, '
@@ -282,16 +267,13 @@ def _clusters_of(
     return tuple(numbers)
 
 
-def _scales_of(
-    scales: Sequence[int] | Sequence[Sequence[int]],
-) -> tuple[Sequence[int], ...]:
+def _scales_of(scales: object) -> tuple[Sequence[int], ...]:
     """Spread scales over the stages."""
     if not isinstance(scales, Sequence) or not scales:
         raise ValueError(f'scales must be a sequence, got {scales!r}')
-    if not isinstance(scales[0], Sequence):
-        return (scales,) * _STAGES
-    if len(scales) != _STAGES:
+    several = isinstance(scales[0], Sequence)
+    if several and len(scales) != _STAGES:
         raise ValueError(
             f'scales must be one sequence of ints or {_STAGES}, got {scales!r}'
         )
-    return tuple(scales)
+    return tuple(scales) if several else (scales,) * _STAGES

@@ -8,7 +8,7 @@ block as the entry, and two anchor blocks with MLP ratio 2 stand in place of
 the stride-1 blocks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +36,16 @@ from anchorformer_mm.models.layers import (
 from anchorformer_mm.registry import MODELS
 
 
+def pointwise(in_channels: int, out_channels: int, **cfg) -> ConvModule:
+    """1x1 convolution with ``norm_cfg`` and ``act_cfg``."""
+    return ConvModule(in_channels, out_channels, 1, **cfg)
+
+
+def depthwise(channels: int, stride: int = 1, **cfg) -> ConvModule:
+    """Depthwise 3x3 convolution with ``norm_cfg`` and ``act_cfg``."""
+    return ConvModule(channels, channels, 3, stride, 1, groups=channels, **cfg)
+
+
 class ESBlock(nn.Module):
     """Stride-1 block: half of the channels pass, half are transformed.
 
@@ -58,19 +68,11 @@ class ESBlock(nn.Module):
     ) -> None:
         super().__init__()
         half, mid_half = channels // 2, mid_channels // 2
-        cfg = dict(norm_cfg=norm_cfg)
-        self.primary = ConvModule(half, mid_half, 1, act_cfg=act_cfg, **cfg)
-        self.cheap = ConvModule(
-            mid_half,
-            mid_half,
-            3,
-            padding=1,
-            groups=mid_half,
-            act_cfg=None,
-            **cfg,
-        )
+        cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.primary = pointwise(half, mid_half, **cfg)
+        self.cheap = depthwise(mid_half, norm_cfg=norm_cfg, act_cfg=None)
         self.se = SqueezeExcite(mid_channels)
-        self.linear = ConvModule(mid_channels, half, 1, act_cfg=act_cfg, **cfg)
+        self.linear = pointwise(mid_channels, half, **cfg)
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,36 +107,21 @@ class ESDownBlock(nn.Module):
     ) -> None:
         super().__init__()
         half, mid_half = out_channels // 2, mid_channels // 2
-
-        def pointwise(c_in: int, c_out: int) -> ConvModule:
-            return ConvModule(
-                c_in, c_out, 1, norm_cfg=norm_cfg, act_cfg=act_cfg
-            )
-
-        def depthwise(c: int, stride: int, act: dict | None) -> ConvModule:
-            return ConvModule(
-                c,
-                c,
-                3,
-                stride=stride,
-                padding=1,
-                groups=c,
-                norm_cfg=norm_cfg,
-                act_cfg=act,
-            )
-
+        cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        halve = dict(stride=2, norm_cfg=norm_cfg, act_cfg=None)
         self.branch1 = nn.Sequential(
-            depthwise(in_channels, 2, None), pointwise(in_channels, half)
+            depthwise(in_channels, **halve),
+            pointwise(in_channels, half, **cfg),
         )
         self.branch2 = nn.Sequential(
-            pointwise(in_channels, mid_half),
-            depthwise(mid_half, 2, None),
+            pointwise(in_channels, mid_half, **cfg),
+            depthwise(mid_half, **halve),
             SqueezeExcite(mid_half),
-            pointwise(mid_half, half),
+            pointwise(mid_half, half, **cfg),
         )
         self.fuse = nn.Sequential(
-            depthwise(out_channels, 1, act_cfg),
-            pointwise(out_channels, out_channels),
+            depthwise(out_channels, **cfg),
+            pointwise(out_channels, out_channels, **cfg),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,12 +138,7 @@ class ESNet(StagedBackbone):
             the three stages (each divisible by 16), and ``ratios``, for
             every block of each stage the width inside it over the stage's.
         in_channels: Channels of the image.
-        **kwargs: As for :class:`StagedBackbone`: ``out_indices``,
-            ``frozen_stages``, ``norm_eval``, ``with_cp``, ``norm_cfg``,
-            ``act_cfg`` and ``init_cfg``.
-
-    Raises:
-        ValueError: An argument is not among the allowed values.
+        **kwargs: As for :class:`StagedBackbone`.
 
     Shape:
         - Input: (B, in_channels, H, W), any H and W.
@@ -194,7 +176,23 @@ class ESNet(StagedBackbone):
     ) -> None:
         super().__init__(**kwargs)
         check_positive(in_channels=in_channels)
-        self.widths, self.ratios = self._parse_arch(arch)
+        arch = named_or_dict(
+            'arch', arch, self.arch_settings, ('widths', 'ratios')
+        )
+        if not _are_three(
+            arch['widths'], lambda width: is_count(width) and width % 16 == 0
+        ):
+            raise ValueError(
+                'arch widths must be three multiples of 16, got '
+                f'{arch["widths"]!r}'
+            )
+        if not _are_three(arch['ratios'], _are_ratios):
+            raise ValueError(
+                'arch ratios must be three non-empty sequences of numbers '
+                f'> 0, got {arch["ratios"]!r}'
+            )
+        self.widths = tuple(arch['widths'])
+        self.ratios = tuple(arch['ratios'])
         stem = nn.Sequential(
             ConvModule(
                 in_channels,
@@ -208,26 +206,6 @@ class ESNet(StagedBackbone):
             nn.MaxPool2d(3, stride=2, padding=1),
         )
         self.assemble(stem, (self.build_stage(i) for i in range(3)))
-
-    @classmethod
-    def _parse_arch(cls, arch: str | dict) -> tuple[tuple, tuple]:
-        arch = named_or_dict(
-            'arch', arch, cls.arch_settings, ('widths', 'ratios')
-        )
-        widths, ratios = arch['widths'], arch['ratios']
-        if not _are_three(widths) or any(
-            not is_count(w) or w % 16 for w in widths
-        ):
-            raise ValueError(
-                'arch widths must be three multiples of 16, got '
-                f'{arch["widths"]!r}'
-            )
-        if not _are_three(ratios) or not all(map(_are_ratios, ratios)):
-            raise ValueError(
-                'arch ratios must be three non-empty sequences of numbers '
-                f'> 0, got {arch["ratios"]!r}'
-            )
-        return tuple(widths), tuple(ratios)
 
     def build_stage(self, index: int) -> nn.Module:
         """Build stage ``index``: a stride-2 block, then stride-1 blocks."""
@@ -281,9 +259,6 @@ class AnchorStage(BaseModule):
         norm_cfg: Normalisation of the tokens.
         **attn_cfg: Further arguments of the attention.
 
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
     Shape:
         - Input: (B, C, H, W); output: (B, C, H, W).
     """
@@ -307,11 +282,11 @@ class AnchorStage(BaseModule):
         check_positive(depth=depth)
         check_rates(drop_path_rate=drop_path_rate)
         norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
-        self.pos_embed = (
-            nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
-            if pos_embed == 'conv'
-            else None
-        )
+        self.pos_embed = None
+        if pos_embed == 'conv':
+            self.pos_embed = nn.Conv2d(
+                embed_dims, embed_dims, 3, padding=1, groups=embed_dims
+            )
         drop_path_rates = np.linspace(0, drop_path_rate, depth).tolist()
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -347,19 +322,7 @@ class AnchorESNet(ESNet):
             unless ``num_heads`` says otherwise.
         init_cfg: Initialisation; by default ESNet's, and a truncated normal
             distribution with standard deviation 0.02 for linear layers.
-        **kwargs: As for :class:`ESNet`.
-
-    Shape:
-        - Input: (B, in_channels, H, W), any H and W.
-        - Output: tuple of (B, widths[i], ceil(H / s_i), ceil(W / s_i)) with
-          s = 8, 16, 32, for i in ``out_indices``.
-
-    Example:
-        >>> for c in AnchorESNet('0.75x').eval()(torch.rand(1, 3, 416, 416)):
-        ...     print(tuple(c.shape))
-        (1, 96, 52, 52)
-        (1, 192, 26, 26)
-        (1, 384, 13, 13)
+        **kwargs: As for :class:`ESNet`, whose shapes it has.
     """
 
     def __init__(
@@ -390,14 +353,12 @@ class AnchorESNet(ESNet):
         )
 
 
-def _are_three(values: object) -> bool:
-    return isinstance(values, Sequence) and len(values) == 3
+def _are_three(values: object, is_right: Callable) -> bool:
+    is_three = isinstance(values, Sequence) and len(values) == 3
+    return is_three and all(map(is_right, values))
 
 
 def _are_ratios(values: object) -> bool:
-    """Return True for a sequence of numbers > 0, one at least."""
-    return (
-        isinstance(values, Sequence)
-        and len(values) > 0
-        and all(is_number(value) and value > 0 for value in values)
-    )
+    if not isinstance(values, Sequence) or not values:
+        return False
+    return all(is_number(value) and value > 0 for value in values)

@@ -70,24 +70,12 @@ class LCNet(StagedBackbone):
             the same as a string such as ``'0.75x'``. PicoDet v2 XS, S, M and
             L have ``'0.35x'``, ``'0.75x'``, ``'1.5x'`` and ``'2.0x'``.
         in_channels: Channels of the image.
-        **kwargs: As for :class:`StagedBackbone`: ``out_indices``,
-            ``frozen_stages``, ``norm_eval``, ``with_cp``, ``norm_cfg``,
-            ``act_cfg`` and ``init_cfg``.
-
-    Raises:
-        ValueError: An argument is not among the allowed values.
+        **kwargs: As for :class:`StagedBackbone`.
 
     Shape:
         - Input: (B, in_channels, H, W), any H and W.
         - Output: tuple of (B, widths[i], ceil(H / s_i), ceil(W / s_i)) with
           s = 8, 16, 32, for i in ``out_indices``.
-
-    Example:
-        >>> for c in LCNet('0.75x').eval()(torch.rand(1, 3, 416, 416)):
-        ...     print(tuple(c.shape))
-        (1, 96, 52, 52)
-        (1, 192, 26, 26)
-        (1, 384, 13, 13)
     """
 
     # Kernel, channels at 1.0x and stride of every block.
@@ -109,7 +97,15 @@ class LCNet(StagedBackbone):
     ) -> None:
         super().__init__(**kwargs)
         check_positive(in_channels=in_channels)
-        self.scale = self._parse_arch(arch)
+        scale = arch
+        if isinstance(arch, str) and re.fullmatch(r'\d+(\.\d+)?x', arch):
+            scale = float(arch[:-1])
+        if not is_number(scale) or scale <= 0:
+            raise ValueError(
+                "arch must be a number > 0, or one as a string such as '0.75x'"
+                f', got {arch!r}'
+            )
+        self.scale = scale
         self.widths = tuple(
             self._width(blocks[-1][1]) for blocks in self.stage_blocks
         )
@@ -137,18 +133,6 @@ class LCNet(StagedBackbone):
                 for i, blocks in enumerate(self.stage_blocks)
             ),
         )
-
-    @staticmethod
-    def _parse_arch(arch: str | float) -> float:
-        scale = arch
-        if isinstance(arch, str) and re.fullmatch(r'\d+(\.\d+)?x', arch):
-            scale = float(arch[:-1])
-        if not is_number(scale) or scale <= 0:
-            raise ValueError(
-                "arch must be a number > 0, or one as a string such as '0.75x'"
-                f', got {arch!r}'
-            )
-        return scale
 
     def _width(self, channels: int) -> int:
         return make_divisible(channels * self.scale, 8)

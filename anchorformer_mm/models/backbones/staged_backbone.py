@@ -33,9 +33,6 @@ class StagedBackbone(BaseModule):
         act_cfg: Activation; the hard swish by default.
         init_cfg: Initialisation; by default Kaiming normal over fan-in.
 
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
     Shape:
         - Input: (B, in_channels, H, W), any H and W.
         - Output: tuple of (B, C_i, ceil(H / s_i), ceil(W / s_i)) with
@@ -95,9 +92,8 @@ class StagedBackbone(BaseModule):
         initialisation, those of other iterables are not.
         """
         self.stem = stem
-        if not isinstance(stages, nn.ModuleList):
-            stages = nn.ModuleList(stages)
-        self.stages = stages
+        is_list = isinstance(stages, nn.ModuleList)
+        self.stages = stages if is_list else nn.ModuleList(stages)
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -50,9 +50,6 @@ class BaseAnchorAttention(BaseAttention):
             ``qkv_bias``, ``attn_drop`` (on A where anchors are read out),
             ``proj_drop``, see :class:`BaseAttention`.
 
-    Raises:
-        ValueError: An argument is out of its range.
-
     Shape:
         - Input: (B, n, D), n >= 1; output: (B, n, D).
     """
@@ -81,11 +78,7 @@ class BaseAnchorAttention(BaseAttention):
 
     @abstractmethod
     def anchors_of(self, x: Tensor) -> Tensor:
-        """Anchors U for tokens ``x`` (B, n, D).
-
-        Returns:
-            Tensor: Shape (1 or B, 1 or h, m, d).
-        """
+        """Anchors U for tokens (B, n, D), shape (1 or B, 1 or h, m, d)."""
 
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int] | None = None
@@ -121,8 +114,7 @@ class BaseAnchorAttention(BaseAttention):
     def folds(self, n: object) -> bool:
         """Tell whether n tokens are mixed in the folded order.
 
-        Args:
-            n: Their number; None or a symbol where that is open.
+        None, or a symbol in a compilation for any size, stands for many.
         """
         if self.dwc_v is not None or self.order == 'paper':
             return False
@@ -131,11 +123,7 @@ class BaseAnchorAttention(BaseAttention):
         )
 
     def folded_weights(self, x: Tensor) -> 'FoldedWeights':
-        """Weights of the folded order.
-
-        Args:
-            x: Tokens, shape (B, n, D), if anchors depend on them.
-        """
+        """Weights of the folded order, for tokens (B, n, D)."""
         key, value = self.kv.weight.chunk(2)
         key_bias = value_bias = None
         if self.kv.bias is not None:
@@ -160,23 +148,19 @@ class AnchorAttention(BaseAnchorAttention):
 
     Args:
         embed_dims: Channels D of the tokens.
-        num_heads: Heads h; must divide ``embed_dims``.
-        num_anchors: Anchors m, >= 1. May exceed the number of tokens.
+        num_heads: Heads h.
+        num_anchors: Anchors m.
         share_anchors: One d x m matrix for all heads, as in the authors'
             release (default), or one for each head, as the text has it.
         anchor_std: Standard deviation of the anchors at initialisation. With
             the release's 0.02 every token starts equally near to all
             anchors, that is, the layer starts as global average pooling; 1.0
             starts with distinct anchors.
-        **kwargs: ``order``, ``dwc_v``, ``qkv_bias``, ``attn_drop``,
-            ``proj_drop``, see :class:`BaseAnchorAttention`.
+        **kwargs: See :class:`BaseAnchorAttention`.
 
     Raises:
-        ValueError: An argument is out of its range; or a checkpoint has other
+        ValueError: An argument is out of its range, or a checkpoint has other
             anchors.
-
-    Shape:
-        - Input: (B, n, D); output: (B, n, D).
 
     Example:
         >>> attn = AnchorAttention(embed_dims=192, num_heads=3)
@@ -218,12 +202,10 @@ class AnchorAttention(BaseAnchorAttention):
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """Return the same function with folded weights only, for evaluation.
+        """Return the same function for evaluation, with folded weights only.
 
-        Returns:
-            nn.Module: A :class:`.FusedAnchorAttention`; or this layer itself,
-            if it convolves values, or if the paper's order is cheaper for
-            many tokens.
+        It is a :class:`FusedAnchorAttention`; or this layer itself, if it
+        convolves values, or if the paper's order is cheaper for many tokens.
         """
         if not self.folds(None):
             return self
@@ -263,20 +245,12 @@ class QueryAnchorAttention(BaseAnchorAttention):
 
     Args:
         embed_dims: Channels D of the tokens.
-        num_heads: Heads h; must divide ``embed_dims``.
-        num_anchors: Anchors m, >= 1. With fewer tokens than that, every
-            query is an anchor.
+        num_heads: Heads h.
+        num_anchors: Anchors m; all queries, where there are fewer.
         select: ``'stride'`` takes evenly spaced queries, whatever they hold;
             ``'norm'`` the m with the largest norm over all heads.
         qkv_bias: Whether queries, keys and values have a bias.
-        **kwargs: ``order``, ``dwc_v``, ``attn_drop``, ``proj_drop``, see
-            :class:`BaseAnchorAttention`.
-
-    Raises:
-        ValueError: An argument is out of its range.
-
-    Shape:
-        - Input: (B, n, D); output: (B, n, D).
+        **kwargs: See :class:`BaseAnchorAttention`.
     """
 
     def __init__(
@@ -359,23 +333,14 @@ def log_weights(logits: Tensor, dim: int) -> Tensor:
 
 
 class FoldedWeights(NamedTuple):
-    """Weights that the folded order multiplies tokens with.
+    """Weights that the folded order multiplies tokens with."""
 
-    Attributes:
-        logit: Anchors times the keys' projection, (1 or B, h m, D).
-        logit_bias: What the keys' bias adds to the logits, (1 or B, h m, 1).
-        value: The values' projection, (D, D).
-        value_bias: Likewise, (D,).
-        out: The output projection, (D, D).
-        out_bias: Likewise, (D,).
-    """
-
-    logit: Tensor
-    logit_bias: Tensor | None
-    value: Tensor
-    value_bias: Tensor | None
-    out: Tensor
-    out_bias: Tensor
+    logit: Tensor  # anchors times the keys' projection, (1 or B, h m, D)
+    logit_bias: Tensor | None  # of the keys' bias, (1 or B, h m, 1)
+    value: Tensor  # (D, D)
+    value_bias: Tensor | None  # (D,)
+    out: Tensor  # (D, D)
+    out_bias: Tensor  # (D,)
 
 
 def paper_macs(n: int, embed_dims: int, num_heads: int, m: int) -> int:
@@ -391,12 +356,8 @@ def folded_macs(n: int, embed_dims: int, num_heads: int, m: int) -> int:
 def folding_pays(n: object, embed_dims: int, num_heads: int, m: int) -> bool:
     """Tell whether the folded order has fewer multiply-accumulates.
 
-    Args:
-        n: Tokens. Anything but an int, such as a symbol in a compilation for
-            any size, is not compared: the answer is that for many tokens.
-        embed_dims: Channels D.
-        num_heads: Heads h.
-        m: Anchors.
+    Where n is no int, such as a symbol in a compilation for any size, nothing
+    is compared with it: the answer is that for many tokens.
     """
     if type(n) is not int:
         return num_heads * m < embed_dims + m

@@ -29,9 +29,6 @@ class BaseAttention(nn.Module, ABC):
             signed path, which the paper has not. Tokens that are not of the
             map (class tokens) get none.
 
-    Raises:
-        ValueError: An argument is out of its range.
-
     Shape:
         - Input: (B, n, D), n >= 1; output: (B, n, D).
     """
@@ -129,17 +126,9 @@ class BaseAttention(nn.Module, ABC):
 class SelfAttention(BaseAttention):
     r"""Softmax attention :math:`softmax(Q K^\top / \sqrt d) V` (eq. 1, 2).
 
-    What anchor attention is measured against: O(n² d), by torch's fused
-    kernels. Its parameters carry the names of DeiT's, ``qkv`` and ``proj``.
-
-    Args:
-        embed_dims: Channels D of the tokens.
-        num_heads: Heads h; must divide ``embed_dims``.
-        **kwargs: ``dwc_v``, ``qkv_bias``, ``attn_drop``, ``proj_drop``, see
-            :class:`BaseAttention`.
-
-    Shape:
-        - Input: (B, n, D); output: (B, n, D).
+    The measure of anchor attention: O(n² d), by torch's fused kernels. Its
+    parameters carry the names of DeiT's, ``qkv`` and ``proj``. Arguments and
+    shapes are those of :class:`BaseAttention`.
     """
 
     input_projection = ('qkv', 3)

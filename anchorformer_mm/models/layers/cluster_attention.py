@@ -147,20 +147,12 @@ class ClusterAttention(BaseAttention):
     def cluster(
         self, x: Tensor, hw_shape: tuple[int, int] | None = None
     ) -> tuple[tuple[Tensor, int] | None, ...]:
-        """Cluster the tokens at every scale.
-
-        Args:
-            x: Tokens, shape (B, n, D).
-            hw_shape: Height and width of the map of the tokens; only maps
-                that need windows need it.
+        """Cluster the tokens (B, n, D) of a map at every scale.
 
         Returns:
             tuple: For each scale the cluster of each token, int64, shape
             (B, n), and the number of clusters, some of which may be empty;
             or None where each token is a cluster of its own.
-
-        Raises:
-            ValueError: As for :meth:`forward`.
         """
         n = x.shape[1]
         if hw_shape is not None and prod(hw_shape) != n:
@@ -177,7 +169,7 @@ class ClusterAttention(BaseAttention):
     def _windows(
         self, n: int, hw_shape: tuple[int, int] | None
     ) -> 'TokenWindows | None':
-        """Windows of a map of n tokens, None if it is clustered as a whole."""
+        """Cover a map of n tokens; None if it is clustered as a whole."""
         if n <= self.window_size**2:
             return None
         if hw_shape is None:
@@ -427,10 +419,7 @@ class TokenWindows:
     def cover(cls, hw_shape: tuple[int, int], side: int) -> 'TokenWindows':
         """Take as few windows as have no side above ``side`` tokens."""
         counts = tuple(ceil_div(length, side) for length in hw_shape)
-        size = tuple(
-            ceil_div(length, count)
-            for length, count in zip(hw_shape, counts, strict=True)
-        )
+        size = tuple(map(ceil_div, hw_shape, counts))
         return cls(tuple(hw_shape), counts, size)
 
     def __len__(self) -> int:
@@ -456,14 +445,11 @@ class TokenWindows:
         return x[:, : self.hw_shape[0], : self.hw_shape[1]].flatten(1, 2)
 
     def valid(self, x: Tensor) -> Tensor | None:
-        """Which tokens of the windows of ``x`` are of the map.
-
-        Args:
-            x: Tokens of the map, shape (B, H W, C).
+        """Mark the tokens of a map (B, H W, C) in its windows.
 
         Returns:
             Tensor | None: Bool, shape (B windows, tokens of a window); None
-            if all are.
+            if all are of the map.
         """
         if self.overhang == (0, 0):
             return None
@@ -473,12 +459,8 @@ class TokenWindows:
     @property
     def overhang(self) -> tuple[int, int]:
         """Rows and columns of the windows that the map does not have."""
-        return tuple(
-            count * side - length
-            for count, side, length in zip(
-                self.counts, self.size, self.hw_shape, strict=True
-            )
-        )
+        sizes = zip(self.counts, self.size, self.hw_shape, strict=True)
+        return tuple(n * side - length for n, side, length in sizes)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -36,9 +36,6 @@ class TransformerBlock(BaseModule):
         act_cfg: Activation of the feed-forward network.
         init_cfg: Initialisation.
 
-    Raises:
-        ValueError: An argument is out of its range.
-
     Shape:
         - Input: (B, n, D); output: (B, n, D).
     """
@@ -72,36 +69,21 @@ class TransformerBlock(BaseModule):
         self.ln2 = build_norm_layer(norm_cfg, embed_dims)[1]
         act_cfg = act_cfg or dict(type='GELU')
         self.mlp_dwconv = mlp_dwconv
+        cfg = dict(act_cfg=act_cfg, ffn_drop=drop_rate)
         if mlp_dwconv:
             self.ffn = ConvFFN(
-                embed_dims,
-                channels,
-                act_cfg=act_cfg,
-                ffn_drop=drop_rate,
-                drop_path_rate=drop_path_rate,
+                embed_dims, channels, drop_path_rate=drop_path_rate, **cfg
             )
         else:
+            drop_path = dict(type='DropPath', drop_prob=drop_path_rate)
             self.ffn = FFN(
-                embed_dims=embed_dims,
-                feedforward_channels=channels,
-                act_cfg=act_cfg,
-                ffn_drop=drop_rate,
-                dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
+                embed_dims, channels, dropout_layer=drop_path, **cfg
             )
 
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int] | None = None
     ) -> Tensor:
-        """Mix, then transform.
-
-        Args:
-            x: Tokens, shape (B, n, D).
-            hw_shape: Height and width of the map in ``x``, for the attention
-                and the convolution.
-
-        Returns:
-            Tensor: Shape (B, n, D).
-        """
+        """Mix, then transform tokens (B, n, D) of a map of size hw_shape."""
         x = x + self.drop_path(self.attn(self.ln1(x), hw_shape))
         if self.mlp_dwconv:
             return self.ffn(self.ln2(x), hw_shape, x)
@@ -151,15 +133,7 @@ class ConvFFN(BaseModule):
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int], identity: Tensor
     ) -> Tensor:
-        """Transform the tokens and add ``identity``.
-
-        Args:
-            x: Tokens, shape (B, n, D).
-            hw_shape: Height and width of their map.
-            identity: What is added, shape (B, n, D).
-
-        Returns:
-            Tensor: Shape (B, n, D).
+        """Transform tokens (B, n, D) and add ``identity``, of the same shape.
 
         Raises:
             ValueError: ``hw_shape`` is not that of n tokens.

@@ -38,9 +38,6 @@ class PathAggregation(BaseModule):
         act_cfg: Activation; the hard swish by default.
         init_cfg: Initialisation; by default Kaiming uniform over fan-in.
 
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
     Shape:
         - Input: sequence of (B, in_channels[i], H_i, W_i); each level is
           half of the one before, rounded up.
@@ -192,17 +189,7 @@ class CSPPAN(PathAggregation):
         out_channels: Channels C of every output, even.
         num_csp_blocks: Bottlenecks a CSP layer.
         kernel_size: Of the depthwise convolutions, odd.
-        **kwargs: As for :class:`PathAggregation`: ``extra_level``,
-            ``norm_cfg``, ``act_cfg`` and ``init_cfg``.
-
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
-    Shape:
-        - Input: sequence of (B, in_channels[i], H_i, W_i); each level is
-          half of the one before, rounded up.
-        - Output: tuple of (B, C, H_i, W_i), and with ``extra_level`` one of
-          (B, C, ceil(H / 2), ceil(W / 2)) of the coarsest.
+        **kwargs: As for :class:`PathAggregation`, whose shapes it has.
     """
 
     def __init__(
@@ -265,17 +252,7 @@ class LCPAN(PathAggregation):
         in_channels: Channels of the backbone's levels, fine to coarse.
         out_channels: Channels C of every output.
         kernel_size: Of the depthwise convolutions, odd.
-        **kwargs: As for :class:`PathAggregation`: ``extra_level``,
-            ``norm_cfg``, ``act_cfg`` and ``init_cfg``.
-
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
-    Shape:
-        - Input: sequence of (B, in_channels[i], H_i, W_i); each level is
-          half of the one before, rounded up.
-        - Output: tuple of (B, C, H_i, W_i), and with ``extra_level`` one of
-          (B, C, ceil(H / 2), ceil(W / 2)) of the coarsest.
+        **kwargs: As for :class:`PathAggregation`, whose shapes it has.
     """
 
     def __init__(
