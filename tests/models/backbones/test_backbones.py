@@ -171,6 +171,14 @@ def test_gradients_reach_every_parameter(name):
         assert grad is not None and grad.isfinite().all(), key
 
 
+@every_backbone
+def test_initial_weights_leave_the_scale_of_the_image(name):
+    net = build(name).train()
+    net.init_weights()
+    for out in net(torch.randn(4, 3, 128, 96)):
+        assert 0.01 < out.std() < 10
+
+
 @pytest.mark.parametrize('name', FREEZING)
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1])
 def test_frozen_stages_keep_weights_and_statistics(name, frozen_stages):

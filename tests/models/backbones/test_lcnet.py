@@ -78,19 +78,3 @@ def test_block_follows_its_description(stage, gated):
 )
 def test_scale_is_a_string_or_a_number(arch, same):
     assert LCNet(arch).scale == LCNet(same).scale == same
-
-
-@pytest.mark.parametrize('scale', [0.01, 0.1, 0.33])
-def test_any_scale_runs(scale):
-    net = LCNet(scale).eval()
-    outs = net(torch.rand(1, 3, 33, 64))
-    assert tuple(o.shape[1] for o in outs) == net.widths
-    assert all(w >= 8 and w % 8 == 0 for w in net.widths)
-
-
-def test_initial_weights_keep_the_variance():
-    net = LCNet(1)
-    net.init_weights()
-    conv = net.stages[2][1].pointwise_conv.conv
-    std = (2 / conv.in_channels) ** 0.5
-    assert conv.weight.std().item() == pytest.approx(std, rel=0.02)

@@ -95,6 +95,8 @@ def test_bad_combinations_are_named():
         AnchorAttention(12, 3, dwc_v=True, order='folded')
     with pytest.raises(ValueError, match='scales must divide sr_ratio'):
         ClusterAttention(12, 3, sr_ratio=1)
+    with pytest.raises(ValueError, match='dwc_v needs the .height, width.'):
+        SelfAttention(12, 3, dwc_v=True)(torch.rand(1, 6, 12))
     with pytest.raises(ValueError, match="attention must be one of.*'local'"):
         build_attention('local', 12, 3)
     with pytest.raises(ValueError, match='mlp_ratio must be .*got 0'):

@@ -71,14 +71,6 @@ def test_sizes_are_rounded_up_at_every_level(neck_class, out_channels, size):
     ]
 
 
-@channels_of_levels
-@both_necks
-def test_the_extra_level_can_be_left_out(neck_class, channels):
-    neck = neck_class(channels, 8, extra_level=False).eval()
-    feats = tiny_feats(channels, (8, 8))
-    assert [o.shape[-1] for o in neck(feats)] == [8, 4, 2][: len(channels)]
-
-
 @pytest.mark.parametrize(
     ('neck_class', 'kwargs', 'message'),
     [
@@ -137,19 +129,3 @@ def test_a_fusing_block_is_two_separable_convolutions():
             out = unit.bn(unit.conv(out))
             out = out * (out + 3).clamp(0, 6) / 6
     torch.testing.assert_close(fuse(x), out)
-
-
-def test_it_differs_from_csp_pan_in_the_fusing_blocks_alone():
-    ours, csp = LCPAN((4, 6, 8), 5), CSPPAN((4, 6, 8), 6)
-    fusing = ('top_down.', 'bottom_up.')
-    assert [n for n in ours.state_dict() if not n.startswith(fusing)] == [
-        n for n in csp.state_dict() if not n.startswith(fusing)
-    ]
-
-
-def test_initial_weights():
-    neck = LCPAN((64, 64), 32)
-    neck.init_weights()
-    weight = neck.top_down[0][0].pointwise_conv.conv.weight
-    bound = (6 / 64) ** 0.5
-    assert 0.95 * bound < weight.abs().max() <= bound
