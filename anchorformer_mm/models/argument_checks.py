@@ -5,7 +5,7 @@ comparing them raises errors that name neither.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from numbers import Real
 
 
@@ -57,6 +57,27 @@ def check_within(low: int, high: int, **arguments: int) -> None:
     """Raise a ValueError that names the first argument not in [low, high]."""
     rule = f'an int in [{low}, {high}]'
     _check(lambda v: type(v) is int and low <= v <= high, rule, arguments)
+
+
+def rising(
+    name: str, value: Sequence[int], low: int, high: float = inf
+) -> tuple[int, ...]:
+    """Rising ints in [low, high], one at least.
+
+    Raises:
+        ValueError: The value is anything else.
+    """
+    if (
+        not isinstance(value, Sequence)
+        or not value
+        # Before the set, which takes only what can be hashed.
+        or not all(type(i) is int and low <= i <= high for i in value)
+        or list(value) != sorted(set(value))
+    ):
+        raise ValueError(
+            f'{name} must be rising ints in [{low}, {high}], got {value!r}'
+        )
+    return tuple(value)
 
 
 def one_for_each(

@@ -4,10 +4,7 @@ from copy import deepcopy
 
 from torch import nn
 
-from anchorformer_mm.models.layers import (
-    AnchorAttention,
-    BaseAnchorAttention,
-)
+from anchorformer_mm.models.layers import AnchorAttention, BaseAnchorAttention
 
 
 def fuse(model: nn.Module) -> nn.Module:

@@ -272,7 +272,6 @@ SUBJECTS = dict(
         ),
         see,
     ),
-    ESNet=(some(dict(arch=WIDTHS), **STAGED), see),
     AnchorESNet=(some(dict(arch=WIDTHS), **STAGED, stage_cfg=STAGE_CFG), see),
     LCNet=(
         some(dict(arch=st.floats(0.01, 0.4) | st.just('0.25x')), **STAGED),

@@ -1,4 +1,7 @@
-"""Backbones; those imported here need mmengine and mmcv only."""
+"""Backbones; those imported here need mmengine and mmcv only.
+
+Arguments out of their range raise a ValueError with name and value.
+"""
 
 from anchorformer_mm.models.backbones.anchorformer import AnchorFormer
 from anchorformer_mm.models.backbones.clustr import ClusTR

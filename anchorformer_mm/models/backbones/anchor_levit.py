@@ -213,7 +213,7 @@ class MapAnchors(BaseModule):
     """
 
     def position_bias(self, height: int, width: int) -> Tensor:
-        """What position adds to the logits, shape (h, height * width, m)."""
+        """Bias of the logits by position, shape (h, height * width, m)."""
         rows = _resized(self.attention_biases_h, height).unsqueeze(-1)
         columns = _resized(self.attention_biases_w, width).unsqueeze(-2)
         return (rows + columns).flatten(2).transpose(1, 2)
@@ -369,14 +369,9 @@ class FusedMapAnchorAttention(MapAnchors):
             the value.
         num_heads: Heads h.
         tables: Position bias of rows, shape (h, m, H), and of columns,
-            (h, m, W). What the keys' bias adds to the logits becomes part of
-            the former.
+            (h, m, W). The former takes up the keys' bias.
         proj: Activation and output projection.
         stride: Rows and columns from one reading token to the next.
-
-    Shape:
-        - Input: (B, H, W, C), any H and W.
-        - Output: (B, ceil(H / stride), ceil(W / stride), out_dims).
     """
 
     def __init__(

@@ -337,16 +337,13 @@ def _ascending(
     out_indices: int | Sequence[int], num_layers: int
 ) -> tuple[int, ...]:
     """Layers as ascending numbers from 0."""
-    given = out_indices
-    if isinstance(given, int):
-        given = (given,)
-    indices = ()
+    given = (out_indices,) if type(out_indices) is int else out_indices
     if isinstance(given, Sequence) and all(type(i) is int for i in given):
         indices = tuple(i + num_layers if i < 0 else i for i in given)
-    allowed = all(0 <= i < num_layers for i in indices)
-    if not indices or not allowed or list(indices) != sorted(set(indices)):
-        raise ValueError(
-            f'out_indices must be ascending layers in [-{num_layers}, '
-            f'{num_layers - 1}], got {out_indices!r}'
-        )
-    return indices
+        allowed = all(0 <= i < num_layers for i in indices)
+        if indices and allowed and list(indices) == sorted(set(indices)):
+            return indices
+    raise ValueError(
+        f'out_indices must be ascending layers in [-{num_layers}, '
+        f'{num_layers - 1}], got {out_indices!r}'
+    )

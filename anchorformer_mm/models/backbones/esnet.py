@@ -53,14 +53,8 @@ class ESBlock(nn.Module):
     cheap depthwise copy beside it), squeeze-and-excitation and a 1x1
     convolution; a channel shuffle mixes the halves.
 
-    Args:
-        channels: Channels C in and out, even.
-        mid_channels: Channels of the Ghost module's output, even.
-        norm_cfg: Normalisation.
-        act_cfg: Activation.
-
-    Shape:
-        - Input: (B, C, H, W); output: (B, C, H, W).
+    Maps (B, C, H, W) keep their shape; ``mid_channels``, even, are those of
+    the Ghost module's output.
     """
 
     def __init__(
@@ -85,16 +79,8 @@ class ESBlock(nn.Module):
 class ESDownBlock(nn.Module):
     """Stride-2 block: two branches on all channels, then a separable conv.
 
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output, even.
-        mid_channels: Twice the channels inside the second branch, even.
-        norm_cfg: Normalisation.
-        act_cfg: Activation.
-
-    Shape:
-        - Input: (B, in_channels, H, W).
-        - Output: (B, out_channels, ceil(H / 2), ceil(W / 2)).
+    Maps (B, in_channels, H, W) become (B, out_channels, ceil(H / 2),
+    ceil(W / 2)); ``mid_channels`` are twice those inside the second branch.
     """
 
     def __init__(

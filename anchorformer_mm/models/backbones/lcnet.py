@@ -21,18 +21,8 @@ from anchorformer_mm.registry import MODELS
 class LCBlock(DepthwiseSeparableConvModule):
     """Depthwise separable convolution, gated in between, without residual.
 
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Of the depthwise convolution, odd.
-        stride: Of the depthwise convolution.
-        use_se: Whether squeeze-and-excitation follows it.
-        norm_cfg: Normalisation.
-        act_cfg: Activation.
-
-    Shape:
-        - Input: (B, in_channels, H, W).
-        - Output: (B, out_channels, ceil(H / stride), ceil(W / stride)).
+    Maps (B, in_channels, H, W) become (B, out_channels, ceil(H / stride),
+    ceil(W / stride)).
     """
 
     def __init__(
@@ -89,11 +79,7 @@ class LCNet(StagedBackbone):
     se_stages = (2,)  # the stages whose blocks have squeeze-and-excitation
 
     def __init__(
-        self,
-        arch: str | float = '1.0x',
-        *,
-        in_channels: int = 3,
-        **kwargs,
+        self, arch: str | float = '1.0x', *, in_channels: int = 3, **kwargs
     ) -> None:
         super().__init__(**kwargs)
         check_positive(in_channels=in_channels)

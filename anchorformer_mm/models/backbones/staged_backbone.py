@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from anchorformer_mm.models.argument_checks import check_within
+from anchorformer_mm.models.argument_checks import check_within, rising
 
 
 def make_divisible(value: float, divisor: int) -> int:
@@ -52,33 +52,15 @@ class StagedBackbone(BaseModule):
         act_cfg: dict | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(
-            init_cfg
-            or [
-                dict(
-                    type='Kaiming',
-                    layer='Conv2d',
-                    mode='fan_in',
-                    nonlinearity='relu',
-                ),
-                dict(type='Constant', layer='_BatchNorm', val=1),
-            ]
-        )
-        stages = tuple(range(len(self.out_strides)))
-        given = stages if out_indices is None else out_indices
-        if (
-            not isinstance(given, Sequence)
-            or not given
-            # Before the set, which takes only what can be hashed.
-            or any(type(i) is not int or i not in stages for i in given)
-            or list(given) != sorted(set(given))
-        ):
-            raise ValueError(
-                f'out_indices must name stages of {stages} in rising order, '
-                f'got {out_indices!r}'
-            )
-        check_within(-1, len(stages), frozen_stages=frozen_stages)
-        self.out_indices = tuple(given)
+        kaiming = dict(type='Kaiming', layer='Conv2d', mode='fan_in')
+        kaiming |= dict(nonlinearity='relu')
+        ones = dict(type='Constant', layer='_BatchNorm', val=1)
+        super().__init__(init_cfg or [kaiming, ones])
+        count = len(self.out_strides)
+        if out_indices is None:
+            out_indices = range(count)
+        self.out_indices = rising('out_indices', out_indices, 0, count - 1)
+        check_within(-1, count, frozen_stages=frozen_stages)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp

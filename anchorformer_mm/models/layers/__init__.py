@@ -1,4 +1,7 @@
-"""Layers of the papers: torch and mmcv.cnn only, no registry."""
+"""Layers of the papers: torch and mmcv.cnn only, no registry.
+
+Arguments out of their range raise a ValueError with name and value.
+"""
 
 from anchorformer_mm.models.layers.anchor_attention import (
     AnchorAttention,

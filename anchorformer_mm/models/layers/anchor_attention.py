@@ -371,14 +371,13 @@ def fold_keys(
     r"""Multiply anchors into the projection of the keys.
 
     Args:
-        anchors: U, divided by the root of d, shape (b, 1 or h, m, d), where b
-            is 1 or the number of images.
+        anchors: U, divided by the root of d, shape (1 or B, 1 or h, m, d).
         weight: Of the keys' projection, shape (h d, D).
         bias: Likewise, shape (h d,).
 
     Returns:
-        tuple: :math:`U W_K^\top`, shape (b, h m, D), and what the bias adds
-        to the logits, shape (b, h m, 1), if there is one.
+        tuple: :math:`U W_K^\top`, shape (1 or B, h m, D), and what the bias
+        adds to the logits, shape (1 or B, h m, 1), if there is one.
     """
     d = anchors.shape[-1]
     logits = anchors @ weight.unflatten(0, (-1, d))
@@ -401,13 +400,10 @@ def folded_attention(
     weights, as both products with them want it.
 
     Args:
-        x: Tokens, shape (B, n, D).
+        x: Tokens, shape (B, n, D); so is the result.
         weights: Of h heads.
         num_heads: Heads h.
         read_drop: Applied to A where the anchors are read out (dropout).
-
-    Returns:
-        Tensor: Shape (B, n, D).
     """
     logits = weights.logit.expand(x.shape[0], -1, -1).bmm(x.transpose(1, 2))
     if weights.logit_bias is not None:
@@ -429,11 +425,8 @@ def gathered_values(
 ) -> Tensor:
     r"""Tokens gathered by anchors, then projected: :math:`(G^\top X) W_V`.
 
-    Args:
-        gather: Transposed G of each head, shape (B, h, m, n).
-        x: Tokens, shape (B, n, D).
-        weight: Of the values' projection, shape (h d, D).
-        bias: Likewise, shape (h d,).
+    For each of h heads, with transposed G (B, h, m, n), tokens (B, n, D), and
+    weight (h d, D) and bias (h d,) of the values' projection.
 
     Returns:
         Tensor: Shape (h, B m, d).

@@ -97,12 +97,9 @@ class BaseAttention(nn.Module, ABC):
         """Merge the heads, add the convolution of V, project.
 
         Args:
-            out: What attention mixed, shape (B, h, n, d).
-            v: Values, shape (B, n, D).
+            out: Mixed values, shape (B, h, n, d).
+            v: Values before, shape (B, n, D), which is that of the result.
             hw_shape: As for :meth:`forward`.
-
-        Returns:
-            Tensor: Shape (B, n, D).
         """
         out = out.transpose(1, 2).reshape(v.shape)
         if self.dwc_v is not None:
@@ -155,14 +152,11 @@ def build_attention(
 
     Args:
         attention: ``'learned'`` anchors (figure 3b), ``'query'`` anchors
-            (figure 3a), or ``'vanilla'``, which has none.
-        embed_dims: Channels of the tokens.
-        num_heads: Heads; must divide ``embed_dims``.
-        num_anchors: Anchors; vanilla attention makes no use of it.
+            (figure 3a), or ``'vanilla'``, which makes no use of anchors.
+        embed_dims: Channels D of the tokens.
+        num_heads: Heads h.
+        num_anchors: Anchors m.
         **attn_cfg: Further arguments of the layer.
-
-    Raises:
-        ValueError: ``attention`` is none of these.
     """
     # That file builds upon this one.
     from anchorformer_mm.models.layers.anchor_attention import (

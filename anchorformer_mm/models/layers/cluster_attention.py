@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anchorformer_mm.models.argument_checks import check_positive
+from anchorformer_mm.models.argument_checks import check_positive, rising
 from anchorformer_mm.models.layers.attention import BaseAttention
 
 # Distances of as many pairs at once; fp32 takes 4 bytes for each.
@@ -92,16 +92,7 @@ class ClusterAttention(BaseAttention):
             check_positive(num_clusters=num_clusters)
         self.sr_ratio = sr_ratio
         self.num_clusters = num_clusters
-        if (
-            not isinstance(scales, Sequence)
-            or not scales
-            or not all(type(scale) is int and scale >= 1 for scale in scales)
-            or list(scales) != sorted(set(scales))
-        ):
-            raise ValueError(
-                f'scales must be rising ints >= 1, got {scales!r}'
-            )
-        self.scales = tuple(scales)
+        self.scales = rising('scales', scales, 1)
         if num_clusters is None and any(
             sr_ratio**2 % scale for scale in self.scales
         ):

@@ -94,7 +94,7 @@ class ConvFFN(BaseModule):
     """``fc2(act(h + conv(h)))`` with ``h = fc1(x)``, conv depthwise 3x3.
 
     The zeros around the map tell tokens where they are: ClusTR has no other
-    position embedding.
+    position embedding. Tokens (B, n, D) are those of a map, row by row.
 
     Args:
         embed_dims: Channels D of the tokens.
@@ -103,9 +103,6 @@ class ConvFFN(BaseModule):
         ffn_drop: Dropout after the activation and on the output.
         drop_path_rate: Probability to skip the network for an image.
         init_cfg: Initialisation; by default of the convolution alone.
-
-    Shape:
-        - Input: (B, n, D), the tokens of a map row by row; output: the same.
     """
 
     def __init__(
@@ -180,8 +177,7 @@ def resize_position_embedding(
     """Interpolate a grid of position embeddings.
 
     Args:
-        pos_embed: Embeddings of the grid, row by row, without those of class
-            tokens; shape (1, h * w, D).
+        pos_embed: Embeddings (1, h * w, D) of the grid, row by row.
         source: Its height and width (h, w).
         target: Height and width wanted (H, W).
         mode: As for :func:`torch.nn.functional.interpolate`.
@@ -215,14 +211,14 @@ def fit_position_embedding(
     the model has keep their own embedding.
 
     Args:
-        pos_embed: The checkpoint's: its t class tokens first, then its grid
-            row by row; shape (1, t + h * w, D).
+        pos_embed: The checkpoint's, of its t class tokens and then of its
+            grid, row by row; shape (1, t + h * w, D).
         class_tokens: Names of its class tokens, in their order.
-        own: Embeddings that the T class tokens of the model have, by name,
-            in their order; each of shape (1, 1, D).
-        source: Height and width (h, w) of the checkpoint's grid, None if it
-            does not tell: then it must be a square.
-        target: Height and width (H, W) of the model's grid.
+        own: Embedding (1, 1, D) of each of the model's T class tokens, by
+            name, in their order.
+        source: Size (h, w) of the checkpoint's grid; None if it does not
+            tell: then it must be a square.
+        target: Size (H, W) of the model's grid.
         mode: As for :func:`resize_position_embedding`.
 
     Returns:

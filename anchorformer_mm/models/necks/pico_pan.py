@@ -57,16 +57,9 @@ class PathAggregation(BaseModule):
         act_cfg: dict | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(
-            init_cfg
-            or dict(
-                type='Kaiming',
-                layer='Conv2d',
-                mode='fan_in',
-                nonlinearity='relu',
-                distribution='uniform',
-            )
-        )
+        kaiming = dict(type='Kaiming', layer='Conv2d', mode='fan_in')
+        kaiming |= dict(nonlinearity='relu', distribution='uniform')
+        super().__init__(init_cfg or kaiming)
         if (
             not isinstance(in_channels, Sequence)
             or len(in_channels) < 2
@@ -139,15 +132,8 @@ class CSPLayer(nn.Module):
 
     mmdet's layer of this name has a fixed 3x3 kernel and other norms.
 
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels C of the output, even.
-        num_blocks: Bottlenecks (without residual) on the main path.
-        kernel_size: Of their depthwise convolutions.
-        **cfg: ``norm_cfg`` and ``act_cfg``.
-
-    Shape:
-        - Input: (B, in_channels, H, W); output: (B, C, H, W).
+    Maps (B, in_channels, H, W) become (B, out_channels, H, W); the main path
+    has ``num_blocks`` bottlenecks without residual.
     """
 
     def __init__(
@@ -225,14 +211,7 @@ class CSPPAN(PathAggregation):
 def build_lc_fusion(channels: int, kernel_size: int, **cfg) -> nn.Sequential:
     """Two blocks of LCNet without squeeze-and-excitation.
 
-    Args:
-        channels: Channels C of the output; the input has 2 C, which the
-            first block keeps.
-        kernel_size: Of the depthwise convolutions, odd.
-        **cfg: ``norm_cfg`` and ``act_cfg``.
-
-    Returns:
-        A module from (B, 2 C, H, W) to (B, C, H, W).
+    Together they take (B, 2 C, H, W) to (B, C, H, W) for C ``channels``.
     """
     return nn.Sequential(
         *(
@@ -263,10 +242,11 @@ class LCPAN(PathAggregation):
         kernel_size: int = 5,
         **kwargs,
     ) -> None:
+        fusion = partial(build_lc_fusion, out_channels, kernel_size)
         super().__init__(
             in_channels,
             out_channels,
-            partial(build_lc_fusion, out_channels, kernel_size),
+            fusion,
             kernel_size=kernel_size,
             **kwargs,
         )

@@ -7,11 +7,7 @@ from torch import nn
 from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.models import ClusTR
 
-DEPTHS = dict(
-    tiny=(1, 2, 6, 1),
-    small=(3, 5, 13, 2),
-    base=(3, 5, 18, 3),
-)
+DEPTHS = dict(tiny=(1, 2, 6, 1), small=(3, 5, 13, 2), base=(3, 5, 18, 3))
 # With a linear head of 1,000 classes.
 PARAMETERS = dict(tiny=11_682_417, small=22_690_941, base=40_246_210)
 

@@ -22,38 +22,6 @@ from anchorformer_mm.models.layers import cluster_attention as module
 HALVES = [torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize('dtype', HALVES)
-def test_autocast_clusters_the_same_and_stays_near_float32(dtype):
-    layer = ClusterAttention(32, 4, sr_ratio=4, window_size=8)
-    x = torch.randn(2, 15 * 11, 32, requires_grad=True)
-    hw_shape = (15, 11)
-
-    def run():
-        out = layer(x, hw_shape)
-        grads = torch.autograd.grad(
-            out.float().square().sum(),
-            [x, *layer.parameters()],
-        )
-        return out, grads
-
-    out, grads = run()
-    clusters = layer.cluster(x, hw_shape)
-    with torch.autocast('cpu', dtype=dtype):
-        low, low_grads = run()
-        for ours, wanted in zip(
-            layer.cluster(x, hw_shape), clusters, strict=True
-        ):
-            assert torch.equal(ours[0], wanted[0])
-    assert low.dtype == dtype
-    eps = torch.finfo(dtype).eps
-    assert (low.float() - out).abs().max() <= 16 * eps
-    for ours, wanted in zip(low_grads, grads, strict=True):
-        assert ours.isfinite().all()
-        error = (ours - wanted).norm()
-        # That of the importance's bias is nothing but rounding.
-        assert error <= 8 * eps * wanted.norm() or wanted.numel() == 1
-
-
 class LargestTensor(TorchDispatchMode):
     """Remember the element count of the largest result of any operator."""
 
@@ -167,6 +135,9 @@ def attention_by_hand(layer, x, hw_shape):
         (2, (5, 7), dict(sr_ratio=8)),
         (2, (1, 1), dict(sr_ratio=8)),
         (2, (1, 13), dict(sr_ratio=3, scales=(1, 3, 9))),
+        # As many clusters as tokens: plain attention.
+        (2, (4, 5), dict(num_clusters=10**6, window_size=2)),
+        (2, (4, 5), dict(sr_ratio=1, scales=(1,))),
         # Windows: whole ones, ones that reach beyond, a share of all tokens.
         (2, (8, 8), dict(sr_ratio=4, window_size=4)),
         (2, (7, 9), dict(window_size=4)),
@@ -190,33 +161,6 @@ def test_forward_and_gradients_equal_the_equation(batch, hw_shape, kwargs):
     ]
     for got, expected in zip(*grads, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    'kwargs',
-    [
-        dict(num_clusters=10**6),
-        dict(num_clusters=10**6, scales=(1,), qkv_bias=False),
-        dict(sr_ratio=1, scales=(1,)),
-    ],
-)
-def test_as_many_clusters_as_tokens_are_plain_attention(kwargs):
-    layer = layer_of(**kwargs, window_size=2)
-    x = torch.randn(2, 20, 12).double()
-    q = layer.q(x)
-    out = 0
-    for kv in layer.kv:
-        k, v = kv(x).chunk(2, dim=-1)
-        heads = [
-            (q_i @ k_i.mT / 2).softmax(-1) @ v_i
-            for q_i, k_i, v_i in zip(
-                *(t.split(4, dim=-1) for t in (q, k, v)), strict=True
-            )
-        ]
-        out = out + torch.cat(heads, dim=-1)
-    # No windows, so no need of the map's size.
-    torch.testing.assert_close(layer(x), layer.proj(out), rtol=0, atol=1e-12)
-    assert layer.cluster(x) == (None,) * len(layer.kv)
 
 
 @settings(deadline=None, max_examples=15)
@@ -664,21 +608,3 @@ def test_joining_undoes_splitting(h, w, side):
     windows = TokenWindows.cover((h, w), side)
     x = torch.arange(2 * h * w * 3).reshape(2, h * w, 3)
     assert torch.equal(windows.join(windows.split(x)), x)
-
-
-@settings(deadline=None, max_examples=60)
-@given(**MAPS)
-def test_valid_marks_the_tokens_of_the_map(h, w, side):
-    windows = TokenWindows.cover((h, w), side)
-    # Whatever the tokens hold, zeros or infinities.
-    x = torch.zeros(2, h * w, 3)
-    x[1] = torch.inf
-    valid = windows.valid(x)
-    marks = windows.split(torch.ones(2, h * w, 1))[..., 0].bool()
-    if valid is None:
-        assert marks.all()
-    else:
-        assert not marks.all()
-        assert valid.dtype == torch.bool
-        assert torch.equal(valid, marks)
-    assert marks.any(1).all()

@@ -100,17 +100,6 @@ def test_forward_equals_the_definition(hw_shape):
     torch.testing.assert_close(ffn(x, hw_shape, identity), expected)
 
 
-def test_equal_tokens_differ_by_their_distance_to_the_border():
-    ffn = ConvFFN(3, 8).double()
-    x = torch.ones(1, 5 * 6, 3).double()
-    out = ffn(x, (5, 6), torch.zeros_like(x)).unflatten(1, (5, 6))
-    torch.testing.assert_close(
-        out[:, 1:-1, 1:-1], out[:, 2:3, 2:3].expand(1, 3, 4, 3)
-    )
-    kinds = (out[0, 0, 0], out[0, 0, 1], out[0, 1, 0], out[0, 1, 1])
-    assert len({tuple(t.tolist()) for t in kinds}) == 4
-
-
 def test_dropout_acts_in_training_only():
     ffn = ConvFFN(4, 8, ffn_drop=0.5)
     x = torch.randn(2, 6, 4)
