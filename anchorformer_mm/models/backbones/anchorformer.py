@@ -314,11 +314,11 @@ class AnchorFormer(BaseModule):
         name = f'{prefix}pos_embed'
         if name in state_dict:
             own = [n for n in _CLASS_TOKENS if getattr(self, n) is not None]
-            positions = self._split_extra(self.pos_embed.detach())[0]
+            positions = self.pos_embed.detach()
             state_dict[name] = fit_position_embedding(
                 state_dict[name],
                 [key for key in _CLASS_TOKENS if prefix + key in state_dict],
-                dict(zip(own, positions.split(1, dim=1), strict=True)),
+                {n: positions[:, i, None] for i, n in enumerate(own)},
                 local_metadata.get('grid'),
                 self.patch_resolution,
                 mode=self.interpolate_mode,

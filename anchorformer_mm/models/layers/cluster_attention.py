@@ -238,11 +238,8 @@ def dpc_knn(
     x = at_least_fp32(x)
     rows = (x,) if valid is None else (x, valid)
     batch, n = x.shape[:2]
-    step = (
-        batch
-        if torch.onnx.is_in_onnx_export()
-        else max(1, _MAX_PAIRS // (n * n))
-    )
+    exporting = torch.onnx.is_in_onnx_export()
+    step = batch if exporting else max(1, _MAX_PAIRS // (n * n))
     with torch.autocast(x.device.type, enabled=False):
         if batch <= step:
             return _cluster(*rows, num_clusters=num_clusters, k=k)

@@ -280,33 +280,20 @@ def test_a_checkpoint_of_another_size_has_its_tables_resized(load):
     assert attentions(source)[0].attention_biases_w.shape[-1] == 4
 
 
+@pytest.mark.parametrize('strict', [True, False])
 @pytest.mark.parametrize(
-    ('kwargs', 'message'),
+    ('kwargs', 'name'),
     [
-        (
-            dict(num_anchors=7),
-            r'backbone.stages.0.0.block.anchors of shape \(1, 7, 4\), the '
-            r'model one of shape \(1, 5, 4\)',
-        ),
-        (
-            dict(share_anchors=False),
-            r'anchors of shape \(2, 5, 4\), .* \(1, 5, 4\)',
-        ),
-        (
-            dict(arch=SMALL | dict(num_heads=[4, 3, 2])),
-            r'0.0.block.attention_biases_h of shape \(4, 5, 4\), the model '
-            r'one of shape \(2, 5, 4\)',
-        ),
+        (dict(num_anchors=7), '0.0.block.anchors'),
+        (dict(share_anchors=False), '0.0.block.anchors'),
+        (dict(arch=SMALL | dict(num_heads=[4, 3, 2])), 'attention_biases_h'),
     ],
 )
-@pytest.mark.parametrize('strict', [True, False])
 def test_a_checkpoint_of_other_anchors_or_heads_is_refused(
-    kwargs, message, strict
+    kwargs, name, strict
 ):
-    other = torch.nn.ModuleDict(dict(backbone=build(**kwargs)))
-    net = torch.nn.ModuleDict(dict(backbone=build()))
-    with pytest.raises(ValueError, match=message):
-        load_state_dict(net, other.state_dict(), strict=strict)
+    with pytest.raises(ValueError, match=name):
+        load_state_dict(build(), build(**kwargs).state_dict(), strict=strict)
 
 
 def test_fused_network_computes_the_same():

@@ -231,14 +231,6 @@ def test_autocast_is_close_to_float32(name, dtype):
 
 
 @every_backbone
-def test_bfloat16_trains(name):
-    net = build(name).train()
-    with torch.autocast('cpu', torch.bfloat16):
-        grads = gradients(net, torch.rand(4, 3, 128, 96))
-    assert all(grad.isfinite().all() for grad in grads)
-
-
-@every_backbone
 def test_it_compiles_without_a_break_of_the_graph(name):
     torch._dynamo.reset()
     net = trained(name)
@@ -264,19 +256,6 @@ def test_onnxruntime_computes_the_same(name, tmp_path):
         torch.testing.assert_close(
             torch.from_numpy(out), reference, rtol=1e-3, atol=1e-4
         )
-
-
-@every_backbone
-def test_images_are_maps_as_they_lie(name):
-    """A changed corner changes the same corner of the finest map most."""
-    net = trained(name)
-    x = torch.zeros(1, 3, 64, 128)
-    changed = x.clone()
-    changed[..., :16, -16:] = 1
-    difference = (net(changed)[0] - net(x)[0]).abs().sum(1)[0]
-    row, column = divmod(int(difference.argmax()), difference.shape[1])
-    assert row < difference.shape[0] / 2
-    assert column >= difference.shape[1] / 2
 
 
 NAN = float('nan')
