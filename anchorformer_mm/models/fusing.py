@@ -24,7 +24,7 @@ def fuse(model: nn.Module) -> nn.Module:
         loaded into the model that it was.
     """
     model = deepcopy(model)
-    # Of mmpretrain's backbones it returns None.
+    # Not chained: mmpretrain's backbones return None from it.
     model.eval()
     for module in list(model.modules()):
         if callable(getattr(module, 'switch_to_deploy', None)):

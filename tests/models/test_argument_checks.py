@@ -1,4 +1,4 @@
-"""What checks the arguments of modules."""
+"""Checks of modules' arguments."""
 
 import pytest
 

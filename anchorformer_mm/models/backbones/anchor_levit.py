@@ -206,10 +206,9 @@ class MapMLP(MLP):
 class MapAnchors(BaseModule):
     """Position bias of anchors on a map, and how checkpoints fit it.
 
-    To be defined by the layer: ``attention_biases_h`` (h, m, H) and
+    Layers define the tables ``attention_biases_h`` (h, m, H) and
     ``attention_biases_w`` (h, m, W), for h heads and m anchors, and maybe
-    ``anchors``. The start of the tables' names is LeViT's, whose schedule
-    spares them weight decay.
+    ``anchors``. LeViT's schedule spares parameters of such names weight decay.
     """
 
     def position_bias(self, height: int, width: int) -> Tensor:
@@ -259,12 +258,7 @@ class MapAnchorAttention(MapAnchors):
         in_dims: Channels C of the input.
         out_dims: Channels of the output.
         key_dims: Channels d of a key and of an anchor.
-        num_heads: Heads h.
         map_size: Height and width of the position tables.
-        attn_ratio: Channels of a value over those of a key.
-        num_anchors: Anchors m.
-        share_anchors: One set of anchors for all heads, or one for each.
-        anchor_std: Standard deviation of the anchors at initialisation.
         stride: Rows and columns from one reading token to the next.
         act_cfg: Activation before the output projection.
 
@@ -357,11 +351,10 @@ class MapAnchorAttention(MapAnchors):
 class FusedMapAnchorAttention(MapAnchors):
     """Anchor attention on a map as it is deployed.
 
-    Made by :meth:`.MapAnchorAttention.fuse`.
-
-    It holds W_K U^T in place of keys and anchors where that is cheaper
-    (:func:`folding_keys_pays`), and chooses the order of the values by the
-    number of tokens (:func:`gathering_first_pays`). No gradients of weights.
+    :meth:`.MapAnchorAttention.fuse` makes it. It holds W_K U^T in place of
+    keys and anchors where that is cheaper (:func:`folding_keys_pays`), and
+    chooses the order of the values by the number of tokens
+    (:func:`gathering_first_pays`). No gradients of weights.
 
     Args:
         anchors: U, divided by the root of k, shape (1 or h, m, k).

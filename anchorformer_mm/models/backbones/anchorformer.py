@@ -172,19 +172,15 @@ class AnchorFormer(BaseModule):
         self.drop_after_pos = nn.Dropout(drop_rate)
 
         rates = np.linspace(0, drop_path_rate, self.num_layers).tolist()
+        heads = self.arch_settings['num_heads']
+        hidden = self.arch_settings['feedforward_channels']
+        attn_cfg = attn_cfg or {}
         self.layers = nn.ModuleList(
             TransformerBlock(
                 build_attention(
-                    attention,
-                    self.embed_dims,
-                    self.arch_settings['num_heads'],
-                    m,
-                    **(attn_cfg or {}),
+                    attention, self.embed_dims, heads, m, **attn_cfg
                 ),
-                mlp_ratio=(
-                    self.arch_settings['feedforward_channels']
-                    / self.embed_dims
-                ),
+                mlp_ratio=hidden / self.embed_dims,
                 drop_rate=drop_rate,
                 drop_path_rate=rate,
                 norm_cfg=norm_cfg,
@@ -192,11 +188,9 @@ class AnchorFormer(BaseModule):
             for m, rate in zip(anchors, rates, strict=True)
         )
         # Named as in mmpretrain: ln1 after the last layer, ln2 after pooling.
-        self.ln1 = (
-            build_norm_layer(norm_cfg, self.embed_dims)[1]
-            if final_norm
-            else nn.Identity()
-        )
+        self.ln1 = nn.Identity()
+        if final_norm:
+            self.ln1 = build_norm_layer(norm_cfg, self.embed_dims)[1]
         if out_type == 'avg_featmap':
             self.ln2 = build_norm_layer(norm_cfg, self.embed_dims)[1]
         self._register_state_dict_hook(_save_grid)

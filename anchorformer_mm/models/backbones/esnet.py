@@ -124,12 +124,7 @@ class ESNet(StagedBackbone):
             the three stages (each divisible by 16), and ``ratios``, for
             every block of each stage the width inside it over the stage's.
         in_channels: Channels of the image.
-        **kwargs: As for :class:`StagedBackbone`.
-
-    Shape:
-        - Input: (B, in_channels, H, W), any H and W.
-        - Output: tuple of (B, widths[i], ceil(H / s_i), ceil(W / s_i)) with
-          s = 8, 16, 32, for i in ``out_indices``.
+        **kwargs: As for :class:`StagedBackbone`, whose shapes it has.
 
     Example:
         >>> for c in ESNet('0.75x').eval()(torch.rand(1, 3, 416, 416)):

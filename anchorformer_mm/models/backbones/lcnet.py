@@ -4,7 +4,6 @@ Facts of the layers follow PaddleDetection's ``lcnet.py``.
 """
 
 import re
-from collections.abc import Iterable
 
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import Tensor, nn
@@ -60,12 +59,7 @@ class LCNet(StagedBackbone):
             the same as a string such as ``'0.75x'``. PicoDet v2 XS, S, M and
             L have ``'0.35x'``, ``'0.75x'``, ``'1.5x'`` and ``'2.0x'``.
         in_channels: Channels of the image.
-        **kwargs: As for :class:`StagedBackbone`.
-
-    Shape:
-        - Input: (B, in_channels, H, W), any H and W.
-        - Output: tuple of (B, widths[i], ceil(H / s_i), ceil(W / s_i)) with
-          s = 8, 16, 32, for i in ``out_indices``.
+        **kwargs: As for :class:`StagedBackbone`, whose shapes it has.
     """
 
     # Kernel, channels at 1.0x and stride of every block.
@@ -95,53 +89,28 @@ class LCNet(StagedBackbone):
         self.widths = tuple(
             self._width(blocks[-1][1]) for blocks in self.stage_blocks
         )
-        stem = nn.Sequential(
-            ConvModule(
-                in_channels,
-                self._width(self.stem_channels),
-                3,
-                stride=2,
-                padding=1,
-                norm_cfg=self.norm_cfg,
-                act_cfg=self.act_cfg,
-            ),
-            *self._build_blocks(self.stem_channels, self.stem_blocks),
+        cfg = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        channels = self.stem_channels
+        entry = ConvModule(
+            in_channels, self._width(channels), 3, stride=2, padding=1, **cfg
         )
-        entries = (self.stem_blocks, *self.stage_blocks)
-        self.assemble(
-            stem,
-            (
-                nn.Sequential(
-                    *self._build_blocks(
-                        entries[i][-1][1], blocks, use_se=i in self.se_stages
-                    )
-                )
-                for i, blocks in enumerate(self.stage_blocks)
-            ),
-        )
-
-    def _width(self, channels: int) -> int:
-        return make_divisible(channels * self.scale, 8)
-
-    def _build_blocks(
-        self,
-        channels: int,
-        settings: Iterable[tuple[int, int, int]],
-        use_se: bool = False,
-    ) -> list[LCBlock]:
-        """Blocks in a row; the first has ``channels`` (at 1.0x) as input."""
-        blocks = []
-        for kernel_size, out_channels, stride in settings:
-            blocks.append(
-                LCBlock(
+        groups = []
+        for i, settings in enumerate((self.stem_blocks, *self.stage_blocks)):
+            blocks = []
+            for kernel_size, out_channels, stride in settings:
+                block = LCBlock(
                     self._width(channels),
                     self._width(out_channels),
                     kernel_size,
                     stride=stride,
-                    use_se=use_se,
-                    norm_cfg=self.norm_cfg,
-                    act_cfg=self.act_cfg,
+                    use_se=i - 1 in self.se_stages,
+                    **cfg,
                 )
-            )
-            channels = out_channels
-        return blocks
+                blocks.append(block)
+                channels = out_channels
+            groups.append(blocks)
+        stem = nn.Sequential(entry, *groups[0])
+        self.assemble(stem, (nn.Sequential(*group) for group in groups[1:]))
+
+    def _width(self, channels: int) -> int:
+        return make_divisible(channels * self.scale, 8)

@@ -329,7 +329,7 @@ def _assign(distance: Tensor, centres: Tensor) -> Tensor:
     m = centres.shape[1]
     to_centres = distance.gather(1, centres[..., None].expand(b, m, n))
     nearest = to_centres.argmin(dim=1)
-    # Of two equal tokens that are both centres, each keeps its own cluster.
+    # Where two equal tokens are both centres, each keeps its own cluster.
     own = torch.arange(m, device=centres.device).expand(b, m)
     return nearest.scatter(1, centres, own)
 

@@ -116,7 +116,7 @@ class ConvFFN(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(
-            # Of the 9 inputs of a depthwise convolution's output.
+            # A depthwise convolution has 9 inputs for each output.
             init_cfg or dict(type='Kaiming', layer='Conv2d', mode='fan_in')
         )
         hidden = feedforward_channels

@@ -172,7 +172,7 @@ def test_a_fused_layer_is_the_same_function(
 
 
 def closed_form(n, read, c, h, k, v, m, out_dims):
-    """Of an image, in whichever order of keys and of values is cheaper."""
+    """Products of an image, in the cheaper orders of keys and values."""
     logits = h * n * min(m * c, k * (c + m))
     values = h * min(m * c * (n + v), n * v * (c + m))
     return logits + values + h * read * v * (m + out_dims)

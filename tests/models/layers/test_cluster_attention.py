@@ -236,7 +236,7 @@ def slow_dpc_knn(x, counts, k=5):
 
 
 def clusters_by_hand(x, counts, k=5):
-    """Of a batch, as tensors."""
+    """Clusters of a batch, as tensors."""
     images = zip(*(slow_dpc_knn(image, counts, k) for image in x), strict=True)
     return [torch.tensor(ids) for ids in images]
 
