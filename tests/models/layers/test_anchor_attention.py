@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from anchorformer_mm.models.layers import (
@@ -192,29 +191,16 @@ def test_low_precision_stays_within_its_rounding(dtype, scale):
     assert error <= 8 * torch.finfo(dtype).eps * v.abs().max()
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remember the element count of the largest result of any operator."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(t, torch.Tensor):
-                self.numel = max(self.numel, t.numel())
-        return out
-
-
 @pytest.mark.parametrize('layer', [AnchorAttention, QueryAnchorAttention])
 @pytest.mark.parametrize(('order', 'elements'), [('paper', 2), ('folded', 1)])
 def test_no_operator_makes_more_than_a_linear_number_of_elements(
-    layer, order, elements
+    layer, order, elements, largest_tensor
 ):
     layer = layer(16, 2, num_anchors=8, order=order)
     largest = []
     for n in (512, 1024, 2048):
         x = torch.randn(1, n, 16, requires_grad=True)
-        with LargestTensor() as mode:
+        with largest_tensor() as mode:
             layer(x).sum().backward()
         largest.append(mode.numel)
     # Forward and backward, nothing is larger than keys and values together

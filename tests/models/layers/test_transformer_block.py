@@ -100,18 +100,6 @@ def test_forward_equals_the_definition(hw_shape):
     torch.testing.assert_close(ffn(x, hw_shape, identity), expected)
 
 
-def test_dropout_acts_in_training_only():
-    ffn = ConvFFN(4, 8, ffn_drop=0.5)
-    x = torch.randn(2, 6, 4)
-    out = ffn(x, (2, 3), torch.zeros_like(x))
-    # On the output: about half of it is nothing.
-    assert 0.2 < (out == 0).float().mean() < 0.8
-    ffn.eval()
-    plain = ConvFFN(4, 8)
-    plain.load_state_dict(ffn.state_dict())
-    assert torch.equal(ffn(x, (2, 3), x), plain(x, (2, 3), x))
-
-
 def test_the_convolution_starts_with_the_variance_of_nine_inputs():
     ffn = ConvFFN(4, 4096)
     linear = ffn.fc1.weight.clone()
