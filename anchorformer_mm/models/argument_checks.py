@@ -1,60 +1,83 @@
-"""Checks of what configs give to modules; an error names argument and value.
+"""Checks of modules' arguments; an error names the argument and its value.
 
 They look at types too: ``'8'`` and ``nan`` come from configs as well, and
-what compares them raises errors that name neither.
+comparing them raises errors that name neither.
 """
 
-from collections.abc import Sequence
-from math import isfinite
+from collections.abc import Callable, Mapping, Sequence
+from math import inf, isfinite
 from numbers import Real
 
 
 def is_count(value: object) -> bool:
-    """Whether it is an int >= 1; True and 8.0 are not."""
+    """Return True for an int >= 1; True and 8.0 are none."""
     return type(value) is int and value >= 1
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number; True is not."""
+    """Return True for a finite number; True is none."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     return is_real and isfinite(value)
 
 
+def _check(is_right: Callable, rule: str, arguments: Mapping) -> None:
+    for name, value in arguments.items():
+        if not is_right(value):
+            raise ValueError(f'{name} must be {rule}, got {value!r}')
+
+
 def check_positive(**arguments: int) -> None:
     """Raise a ValueError that names the first argument not an int >= 1."""
-    for name, value in arguments.items():
-        if not is_count(value):
-            raise ValueError(f'{name} must be an int >= 1, got {value!r}')
+    _check(is_count, 'an int >= 1', arguments)
 
 
 def check_odd(**arguments: int) -> None:
     """Raise a ValueError that names the first argument not an odd int >= 1."""
-    for name, value in arguments.items():
-        if not is_count(value) or value % 2 == 0:
-            raise ValueError(f'{name} must be odd, an int >= 1, got {value!r}')
+    rule = 'odd, an int >= 1'
+    _check(lambda v: is_count(v) and v % 2 == 1, rule, arguments)
 
 
 def check_rates(**arguments: float) -> None:
     """Raise a ValueError that names the first argument not in [0, 1)."""
-    for name, value in arguments.items():
-        if not is_number(value) or not 0 <= value < 1:
-            raise ValueError(f'{name} must be in [0, 1), got {value!r}')
+    _check(lambda v: is_number(v) and 0 <= v < 1, 'in [0, 1)', arguments)
 
 
 def check_above_zero(**arguments: float) -> None:
     """Raise a ValueError that names the first argument not a number > 0."""
-    for name, value in arguments.items():
-        if not is_number(value) or value <= 0:
-            raise ValueError(f'{name} must be a number > 0, got {value!r}')
+    _check(lambda v: is_number(v) and v > 0, 'a number > 0', arguments)
 
 
 def check_one_of(allowed: Sequence[str], **arguments: str) -> None:
     """Raise a ValueError that names the first argument not among these."""
-    for name, value in arguments.items():
-        if not isinstance(value, str) or value not in allowed:
-            raise ValueError(
-                f'{name} must be one of {tuple(allowed)}, got {value!r}'
-            )
+    rule = f'one of {tuple(allowed)}'
+    _check(lambda v: isinstance(v, str) and v in allowed, rule, arguments)
+
+
+def check_within(low: int, high: int, **arguments: int) -> None:
+    """Raise a ValueError that names the first argument not in [low, high]."""
+    rule = f'an int in [{low}, {high}]'
+    _check(lambda v: type(v) is int and low <= v <= high, rule, arguments)
+
+
+def rising(
+    name: str, value: Sequence[int], low: int, high: float = inf
+) -> tuple[int, ...]:
+    """Rising ints in [low, high], one at least.
+
+    Raises:
+        ValueError: The value is anything else.
+    """
+    if (
+        not isinstance(value, Sequence)
+        or not value
+        # Before the set, which takes only what can be hashed.
+        or not all(type(i) is int and low <= i <= high for i in value)
+        or list(value) != sorted(set(value))
+    ):
+        raise ValueError(
+            f'{name} must be rising ints in [{low}, {high}], got {value!r}'
+        )
+    return tuple(value)
 
 
 def one_for_each(
@@ -75,3 +98,30 @@ def one_for_each(
             f'{name} must be an int >= 1 or {count} of them, got {value!r}'
         )
     return tuple(values)
+
+
+def named_or_dict(
+    name: str,
+    value: str | Mapping,
+    named: Mapping[str, Mapping],
+    keys: Sequence[str],
+) -> dict:
+    """Settings of an architecture, by its name or as they are.
+
+    Args:
+        name: Of the argument.
+        value: A name, or settings with exactly ``keys``.
+        named: Settings by name.
+        keys: Of the settings.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(value, str) and value in named:
+        return dict(named[value])
+    if not isinstance(value, Mapping) or set(value) != set(keys):
+        raise ValueError(
+            f'{name} must be one of {tuple(named)} or a dict with exactly the '
+            f'keys {tuple(keys)}, got {value!r}'
+        )
+    return dict(value)

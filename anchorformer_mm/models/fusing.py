@@ -1,13 +1,10 @@
-"""Models as they are deployed: weights multiplied once and for all."""
+"""Models as they are deployed, with weights that are multiplied once."""
 
 from copy import deepcopy
 
 from torch import nn
 
-from anchorformer_mm.models.layers import (
-    AnchorAttention,
-    BaseAnchorAttention,
-)
+from anchorformer_mm.models.layers import AnchorAttention, BaseAnchorAttention
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -27,7 +24,7 @@ def fuse(model: nn.Module) -> nn.Module:
         loaded into the model that it was.
     """
     model = deepcopy(model)
-    # Of mmpretrain's backbones it returns None.
+    # Not chained: mmpretrain's backbones return None from it.
     model.eval()
     for module in list(model.modules()):
         if callable(getattr(module, 'switch_to_deploy', None)):
@@ -40,7 +37,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def has_foldable(model: nn.Module) -> bool:
-    """Whether :func:`fuse` would fold anchors of a model."""
+    """Return True if :func:`fuse` would fold anchors of a model."""
     return any(
         hasattr(module, 'anchors') and callable(getattr(module, 'fuse', None))
         for module in model.modules()

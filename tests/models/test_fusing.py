@@ -4,10 +4,7 @@ from mmengine.registry import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
 from anchorformer_mm.models.fusing import fuse
-from anchorformer_mm.models.layers import (
-    AnchorAttention,
-    FusedAnchorAttention,
-)
+from anchorformer_mm.models.layers import AnchorAttention, FusedAnchorAttention
 
 
 def build(type, **kwargs):
@@ -28,10 +25,7 @@ def macs(model, x):
         dict(type='AnchorFormer', img_size=64, attn_cfg=dict(order='folded')),
         dict(type='AnchorESNet', arch='0.75x'),
         dict(
-            type='AnchorLeViT',
-            arch='256',
-            img_size=64,
-            out_indices=(0, 1, 2),
+            type='AnchorLeViT', arch='256', img_size=64, out_indices=(0, 1, 2)
         ),
     ],
     ids=lambda cfg: cfg['type'],

@@ -1,28 +1,56 @@
-"""LeViT with anchor attention (AnchorFormer, arXiv 2505.16463, figure 5b)."""
+"""LeViT with anchor attention (AnchorFormer, arXiv 2505.16463, figure 5b).
 
+The release of AnchorFormer has no AnchorLeViT. Two questions are answered
+here: what becomes of LeViT's position bias, and how an attention without
+queries halves a map; see :class:`MapAnchorAttention`.
+
+As it is deployed, without the statistics that norms need in training, keys
+and values are linear in the tokens X (n x C), so two products can be taken in
+another order, exactly. For anchors U (m x k) and, of a head, W_K (C x k) and
+W_V (C x v):
+
+- logits X (W_K U^T): n m C multiply-accumulates in place of n k (C + m);
+- values (G^T X) W_V, where A is the softmax of the logits over anchors and G
+  is A with each column divided by its sum: m C (n + v) in place of
+  n v (C + m).
+
+An activation follows each head's result, so that the output projection stays
+as it is, unlike in :mod:`anchorformer_mm.models.layers.anchor_attention`.
+"""
+
+import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from operator import lt
 
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule, ModuleList, Sequential
 from mmengine.utils import is_seq_of
 from mmpretrain.models.backbones.levit import (
+    MLP,
     HybridBackbone,
     LeViT,
+    LinearBatchNorm,
     Residual,
     fuse_parameters,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from anchorformer_mm.models.argument_checks import (
     check_above_zero,
     check_positive,
     check_rates,
+    named_or_dict,
     one_for_each,
 )
-from anchorformer_mm.models.backbones.anchor_levit_layers import (
-    MapAnchorAttention,
-    MapMLP,
+from anchorformer_mm.models.layers.anchor_attention import (
+    anchor_aggregate,
+    fold_keys,
+    gathered_values,
+    log_weights,
 )
 from anchorformer_mm.registry import MODELS
 
@@ -59,21 +87,10 @@ class AnchorLeViT(BaseModule):
             which :meth:`switch_to_deploy` was called.
         init_cfg: Initialisation; by default torch's.
 
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
     Shape:
         - Input: (B, 3, H, W), any H and W.
         - Output: tuple of (B, embed_dims[i], ceil(H / s_i), ceil(W / s_i))
           with s = 16, 32, 64, ..., for i in ``out_indices``.
-
-    Example:
-        >>> net = AnchorLeViT('128s', out_indices=(0, 1, 2)).eval()
-        >>> for c in net(torch.rand(1, 3, 224, 320)):
-        ...     print(tuple(c.shape))
-        (1, 128, 14, 20)
-        (1, 256, 7, 10)
-        (1, 384, 4, 5)
     """
 
     def __init__(
@@ -107,7 +124,14 @@ class AnchorLeViT(BaseModule):
         img_size = one_for_each('img_size', img_size, 2)
         num_anchors = one_for_each('num_anchors', num_anchors, num_stages)
         act_cfg = act_cfg or dict(type='HSwish')
-        self.out_indices = _checked_indices(out_indices, num_stages)
+        given = (out_indices,) if isinstance(out_indices, int) else out_indices
+        stages = range(-num_stages, num_stages)
+        if not is_seq_of(given, int) or not given or set(given) - set(stages):
+            raise ValueError(
+                'out_indices must be an int or a sequence of ints in '
+                f'[{-num_stages}, {num_stages - 1}], got {out_indices!r}'
+            )
+        self.out_indices = tuple(index % num_stages for index in given)
 
         embed_dims = self.arch['embed_dims']
         self.patch_embed = HybridBackbone(embed_dims[0])
@@ -172,21 +196,293 @@ class AnchorLeViT(BaseModule):
             self.deploy = True
 
 
+class MapMLP(MLP):
+    """mmpretrain's MLP of tokens on a map, (B, H, W, C) to (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1, 2)).reshape(x.shape)
+
+
+class MapAnchors(BaseModule):
+    """Position bias of anchors on a map, and how checkpoints fit it.
+
+    Layers define the tables ``attention_biases_h`` (h, m, H) and
+    ``attention_biases_w`` (h, m, W), for h heads and m anchors, and maybe
+    ``anchors``. LeViT's schedule spares parameters of such names weight decay.
+    """
+
+    def position_bias(self, height: int, width: int) -> Tensor:
+        """Bias of the logits by position, shape (h, height * width, m)."""
+        rows = _resized(self.attention_biases_h, height).unsqueeze(-1)
+        columns = _resized(self.attention_biases_w, width).unsqueeze(-2)
+        return (rows + columns).flatten(2).transpose(1, 2)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Fit tables of another length; refuse other heads and anchors.
+
+        Raises:
+            ValueError: A shape differs otherwise. mmengine's loader would
+                log it, and go on with weights at random.
+        """
+        for name in ('anchors', 'attention_biases_h', 'attention_biases_w'):
+            own, key = getattr(self, name, None), prefix + name
+            if own is None or key not in state_dict:
+                continue
+            loaded = state_dict[key]
+            # All but the length of a table has to agree.
+            fixed = slice(None) if name == 'anchors' else slice(-1)
+            if loaded.ndim != 3 or loaded.shape[fixed] != own.shape[fixed]:
+                raise ValueError(
+                    f'the checkpoint has {key} of shape '
+                    f'{tuple(loaded.shape)}, the model one of shape '
+                    f'{tuple(own.shape)}: arch, num_anchors and '
+                    'share_anchors must be those of the checkpoint'
+                )
+            state_dict[key] = _resized(loaded, own.shape[-1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class MapAnchorAttention(MapAnchors):
+    """Anchor attention on a map; each anchor learns where it looks.
+
+    LeViT biases its logits by the offset between query and key. An anchor has
+    no place from which an offset could be measured, so its bias is one of
+    absolute position, the sum of a table over rows and one over columns. On a
+    map of another size the tables are interpolated linearly.
+
+    With ``stride`` > 1 the anchors still gather from every token, and only
+    the tokens on the strided grid read them out: rows of the same Markov step
+    A (Delta^-1 (A^T V)), so that halving the map needs no queries either.
+
+    Args:
+        in_dims: Channels C of the input.
+        out_dims: Channels of the output.
+        key_dims: Channels d of a key and of an anchor.
+        map_size: Height and width of the position tables.
+        stride: Rows and columns from one reading token to the next.
+        act_cfg: Activation before the output projection.
+
+    Shape:
+        - Input: (B, H, W, C), any H and W.
+        - Output: (B, ceil(H / stride), ceil(W / stride), out_dims).
+    """
+
+    def __init__(
+        self,
+        in_dims: int,
+        out_dims: int,
+        *,
+        key_dims: int,
+        num_heads: int,
+        map_size: tuple[int, int],
+        attn_ratio: int,
+        num_anchors: int,
+        share_anchors: bool,
+        anchor_std: float,
+        act_cfg: dict,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.split = (key_dims, attn_ratio * key_dims)
+        self.scale = key_dims**-0.5
+        self.stride = stride
+        self.kv = LinearBatchNorm(in_dims, num_heads * sum(self.split))
+        self.anchors = nn.Parameter(
+            torch.empty(
+                1 if share_anchors else num_heads, num_anchors, key_dims
+            )
+        )
+        nn.init.trunc_normal_(
+            self.anchors, std=anchor_std, a=-2 * anchor_std, b=2 * anchor_std
+        )
+        height, width = map_size
+        table = partial(torch.zeros, num_heads, num_anchors)
+        self.attention_biases_h = nn.Parameter(table(height))
+        self.attention_biases_w = nn.Parameter(table(width))
+        self.proj = nn.Sequential(
+            build_activation_layer(act_cfg),
+            LinearBatchNorm(num_heads * self.split[1], out_dims),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        kv = self.kv(x.flatten(1, 2)).reshape(
+            batch, height * width, self.num_heads, sum(self.split)
+        )
+        k, v = kv.transpose(1, 2).split(self.split, dim=-1)
+        logits = self.logits_of(k, height, width)
+        tokens = torch.arange(height * width, device=x.device)
+        tokens = tokens.view(height, width)[:: self.stride, :: self.stride]
+        out = anchor_aggregate(
+            logits, v, read_index=tokens.flatten() if self.stride > 1 else None
+        )  # (B, h, n', attn_ratio * d)
+        out = self.proj(out.transpose(1, 2).flatten(2))
+        return out.reshape(batch, *tokens.shape, out.shape[-1])
+
+    @torch.no_grad()
+    def fuse(self) -> 'FusedMapAnchorAttention':
+        """Return the same function for evaluation; this layer stays.
+
+        Norms become part of linear layers, and products are taken in the
+        cheaper order.
+        """
+        # Fusing changes what it fuses.
+        parts = deepcopy(nn.ModuleDict(dict(kv=self.kv, proj=self.proj)))
+        fuse_parameters(parts)
+        return FusedMapAnchorAttention(
+            anchors=self.anchors * self.scale,
+            kv=parts['kv'],
+            num_heads=self.num_heads,
+            tables=(self.attention_biases_h, self.attention_biases_w),
+            proj=parts['proj'],
+            stride=self.stride,
+        )
+
+    def logits_of(self, k: Tensor, height: int, width: int) -> Tensor:
+        """Pivotal similarities of keys (B, h, n, d), with position bias.
+
+        The shape is (B, h, n, m) for the n tokens of a map of that size.
+        """
+        logits = k @ (self.anchors * self.scale).transpose(-2, -1)
+        return logits + self.position_bias(height, width)
+
+
+class FusedMapAnchorAttention(MapAnchors):
+    """Anchor attention on a map as it is deployed.
+
+    :meth:`.MapAnchorAttention.fuse` makes it. It holds W_K U^T in place of
+    keys and anchors where that is cheaper (:func:`folding_keys_pays`), and
+    chooses the order of the values by the number of tokens
+    (:func:`gathering_first_pays`). No gradients of weights.
+
+    Args:
+        anchors: U, divided by the root of k, shape (1 or h, m, k).
+        kv: Projection from C to h (k + v) channels, head by head the key and
+            the value.
+        num_heads: Heads h.
+        tables: Position bias of rows, shape (h, m, H), and of columns,
+            (h, m, W). The former takes up the keys' bias.
+        proj: Activation and output projection.
+        stride: Rows and columns from one reading token to the next.
+    """
+
+    def __init__(
+        self,
+        *,
+        anchors: Tensor,
+        kv: nn.Linear,
+        num_heads: int,
+        tables: tuple[Tensor, Tensor],
+        proj: nn.Module,
+        stride: int,
+    ) -> None:
+        super().__init__()
+        self.num_anchors, key_dims = anchors.shape[1:]
+        # Kept as numbers: shapes are none in a trace.
+        self.in_dims = kv.in_features
+        self.value_dims = kv.out_features // num_heads - key_dims
+        self.num_heads = num_heads
+        self.stride = stride
+        heads = (num_heads, -1)
+        split = (key_dims, self.value_dims)
+        key, value = kv.weight.unflatten(0, heads).split(split, dim=1)
+        key_bias, value_bias = kv.bias.unflatten(0, heads).split(split, dim=1)
+        key = key.flatten(0, 1)
+
+        logit, logit_bias = fold_keys(
+            anchors.unsqueeze(0), key, key_bias.flatten()
+        )
+        folds = folding_keys_pays(self.in_dims, key_dims, self.num_anchors)
+        for name, weight in (
+            ('logit_weight', logit[0] if folds else None),
+            ('key_weight', None if folds else key),
+            ('anchors', None if folds else anchors),
+            ('value_weight', value.flatten(0, 1)),
+            ('value_bias', value_bias.flatten()),
+            ('attention_biases_h', tables[0] + logit_bias.view(*heads, 1)),
+            ('attention_biases_w', tables[1]),
+        ):
+            if weight is not None:
+                weight = nn.Parameter(weight.detach().clone())
+            self.register_parameter(name, weight)
+        self.proj = proj
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        x = x.flatten(1, 2)
+        logits = self.logits_of(x, height, width).transpose(-2, -1)
+        log_a = log_weights(logits, dim=-2)
+        gather = log_a.softmax(dim=-1).to(x.dtype)
+        n, m = height * width, self.num_anchors
+        weight, bias = self.value_weight, self.value_bias
+        if gathering_first_pays(n, self.in_dims, self.value_dims, m):
+            z = gathered_values(gather, x, weight, bias)
+            z = z.unflatten(1, (-1, m)).transpose(0, 1)
+        else:
+            v = F.linear(x, weight, bias).unflatten(2, (self.num_heads, -1))
+            z = gather @ v.transpose(1, 2)  # (B, h, m, v)
+        log_a = log_a.reshape(*log_a.shape[:-1], height, width)
+        log_a = log_a[..., :: self.stride, :: self.stride]
+        scatter = log_a.flatten(3).exp().to(x.dtype)
+        out = scatter.transpose(-2, -1) @ z  # (B, h, n', v)
+        out = self.proj(out.transpose(1, 2).flatten(2))
+        return out.reshape(batch, *log_a.shape[-2:], out.shape[-1])
+
+    def logits_of(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Pivotal similarities of tokens (B, n, C), with the position bias.
+
+        The shape is (B, h, n, m); in memory, anchors stand before tokens.
+        """
+        folds = self.logit_weight is not None
+        weight = self.logit_weight if folds else self.key_weight
+        logits = weight.expand(x.shape[0], -1, -1).bmm(x.transpose(1, 2))
+        logits = logits.unflatten(1, (self.num_heads, -1))
+        if not folds:
+            logits = self.anchors @ logits
+        return logits.transpose(-2, -1) + self.position_bias(height, width)
+
+
+def folding_keys_pays(in_dims: int, key_dims: int, m: int) -> bool:
+    """Tell whether logits cost less without keys, for many tokens."""
+    return m * in_dims < key_dims * (in_dims + m)
+
+
+def gathering_first_pays(
+    n: object, in_dims: int, value_dims: int, m: int
+) -> bool:
+    """Tell whether it costs less to project gathered tokens than all n.
+
+    Where n is no number yet, such as a symbol in a compilation for any size,
+    the answer is that for many tokens.
+    """
+    if isinstance(n, Tensor):
+        # Traced. Both orders hold for all sizes: that of the trace may choose.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', torch.jit.TracerWarning)
+            n = int(n)
+    if type(n) is not int:
+        return m * in_dims < value_dims * (in_dims + m)
+    return m * in_dims * (n + value_dims) < n * value_dims * (in_dims + m)
+
+
+def _resized(table: Tensor, length: int) -> Tensor:
+    """(h, m, L) -> (h, m, length), by linear interpolation."""
+    # In a trace or compilation for any size, a length has no value yet.
+    if type(length) is int and table.shape[-1] == length:
+        return table
+    return F.interpolate(table, length, mode='linear', align_corners=False)
+
+
 def _checked_arch(arch: str | dict) -> dict[str, Sequence[int]]:
-    if isinstance(arch, str) and arch.lower() in LeViT.arch_zoo:
-        return LeViT.arch_zoo[arch.lower()]
-    if not isinstance(arch, dict):
-        raise ValueError(
-            f'arch must be one of {tuple(LeViT.arch_zoo)} or a dict with the '
-            f'keys {ARCH_KEYS}, got {arch!r}'
-        )
-    missing = [key for key in ARCH_KEYS if key not in arch]
-    unknown = [key for key in arch if key not in ARCH_KEYS]
-    if missing or unknown:
-        raise ValueError(
-            f'arch must have exactly the keys {ARCH_KEYS}: missing '
-            f'{missing}, unknown {unknown}, got {arch!r}'
-        )
+    arch = named_or_dict(
+        'arch',
+        arch.lower() if isinstance(arch, str) else arch,
+        LeViT.arch_zoo,
+        ARCH_KEYS,
+    )
     embed_dims = arch['embed_dims']
     is_list = isinstance(embed_dims, Sequence) and embed_dims
     num_stages = len(embed_dims) if is_list else 1
@@ -204,22 +500,6 @@ def _checked_arch(arch: str | dict) -> dict[str, Sequence[int]]:
             f'embed_dims={arch["embed_dims"]}, key_dims={arch["key_dims"]}'
         )
     return arch
-
-
-def _checked_indices(
-    out_indices: int | Sequence[int], num_stages: int
-) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else out_indices
-    if (
-        not is_seq_of(indices, int)
-        or not indices
-        or not all(-num_stages <= index < num_stages for index in indices)
-    ):
-        raise ValueError(
-            'out_indices must be an int or a sequence of ints in '
-            f'[{-num_stages}, {num_stages - 1}], got {out_indices!r}'
-        )
-    return tuple(index % num_stages for index in indices)
 
 
 def _ceil_div(size: Sequence[int], divisor: int) -> tuple[int, ...]:

@@ -14,6 +14,8 @@ from anchorformer_mm.models.argument_checks import (
     check_one_of,
     check_positive,
     check_rates,
+    check_within,
+    named_or_dict,
     one_for_each,
 )
 from anchorformer_mm.models.layers import (
@@ -24,8 +26,11 @@ from anchorformer_mm.models.layers import (
 )
 from anchorformer_mm.registry import MODELS
 
-_SIZES = dict(tiny=(192, 3), small=(384, 6), base=(768, 12))
 _ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
+_SIZES = {
+    name: dict(zip(_ARCH_KEYS, (dims, 12, dims // 64, 4 * dims), strict=True))
+    for name, dims in dict(tiny=192, small=384, base=768).items()
+}
 _CLASS_TOKENS = ('cls_token', 'dist_token')
 _RESIZES = ('bicubic', 'bilinear')
 _OUT_TYPES = ('cls_token', 'featmap', 'avg_featmap', 'raw')
@@ -119,25 +124,18 @@ class AnchorFormer(BaseModule):
         super().__init__(
             init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02)
         )
-        self.arch_settings = _settings_of(arch)
+        self.arch_settings = named_or_dict('arch', arch, _SIZES, _ARCH_KEYS)
+        for key, value in self.arch_settings.items():
+            check_positive(**{f'arch[{key!r}]': value})
         self.embed_dims = self.arch_settings['embed_dims']
         self.num_layers = self.arch_settings['num_layers']
-        if out_type not in _OUT_TYPES:
-            raise ValueError(
-                f'out_type must be one of {_OUT_TYPES}, got {out_type!r}'
-            )
+        check_one_of(_OUT_TYPES, out_type=out_type)
         if out_type == 'cls_token' and not with_cls_token:
             raise ValueError(
                 "out_type='cls_token' needs with_cls_token=True; choose "
                 "'featmap', 'avg_featmap' or 'raw' without it"
             )
-        if type(frozen_stages) is not int or not (
-            -1 <= frozen_stages <= self.num_layers
-        ):
-            raise ValueError(
-                f'frozen_stages must be in [-1, {self.num_layers}], got '
-                f'{frozen_stages!r}'
-            )
+        check_within(-1, self.num_layers, frozen_stages=frozen_stages)
         check_positive(patch_size=patch_size, in_channels=in_channels)
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         check_one_of(_RESIZES, interpolate_mode=interpolate_mode)
@@ -174,19 +172,15 @@ class AnchorFormer(BaseModule):
         self.drop_after_pos = nn.Dropout(drop_rate)
 
         rates = np.linspace(0, drop_path_rate, self.num_layers).tolist()
+        heads = self.arch_settings['num_heads']
+        hidden = self.arch_settings['feedforward_channels']
+        attn_cfg = attn_cfg or {}
         self.layers = nn.ModuleList(
             TransformerBlock(
                 build_attention(
-                    attention,
-                    self.embed_dims,
-                    self.arch_settings['num_heads'],
-                    m,
-                    **(attn_cfg or {}),
+                    attention, self.embed_dims, heads, m, **attn_cfg
                 ),
-                mlp_ratio=(
-                    self.arch_settings['feedforward_channels']
-                    / self.embed_dims
-                ),
+                mlp_ratio=hidden / self.embed_dims,
                 drop_rate=drop_rate,
                 drop_path_rate=rate,
                 norm_cfg=norm_cfg,
@@ -194,11 +188,9 @@ class AnchorFormer(BaseModule):
             for m, rate in zip(anchors, rates, strict=True)
         )
         # Named as in mmpretrain: ln1 after the last layer, ln2 after pooling.
-        self.ln1 = (
-            build_norm_layer(norm_cfg, self.embed_dims)[1]
-            if final_norm
-            else nn.Identity()
-        )
+        self.ln1 = nn.Identity()
+        if final_norm:
+            self.ln1 = build_norm_layer(norm_cfg, self.embed_dims)[1]
         if out_type == 'avg_featmap':
             self.ln2 = build_norm_layer(norm_cfg, self.embed_dims)[1]
         self._register_state_dict_hook(_save_grid)
@@ -294,11 +286,11 @@ class AnchorFormer(BaseModule):
 
         Args:
             param_name: Name of the parameter in the whole model.
-            prefix: What this backbone's parameters start with there.
+            prefix: Start of the names of this backbone's parameters.
 
         Returns:
-            tuple[int, int]: The depth (0: embeddings, 1 to ``num_layers``:
-            the layers, then all that follows), and the number of depths.
+            tuple[int, int]: The depth (0: embeddings, then the layers, then
+            all that follows), and the number of depths.
         """
         num_depths = self.num_layers + 2
         name = param_name.removeprefix(prefix)
@@ -309,22 +301,18 @@ class AnchorFormer(BaseModule):
                 return 0, num_depths
         return num_depths - 1, num_depths
 
-    def _class_positions(self) -> dict[str, Tensor]:
-        """Position embedding (1, 1, D) of each class token."""
-        names = [n for n in _CLASS_TOKENS if getattr(self, n) is not None]
-        extra = self._split_extra(self.pos_embed.detach())[0]
-        return {name: extra[:, i, None] for i, name in enumerate(names)}
-
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, *args
     ) -> None:
         """Bring a checkpoint's position embedding to this model's tokens."""
         name = f'{prefix}pos_embed'
         if name in state_dict:
+            own = [n for n in _CLASS_TOKENS if getattr(self, n) is not None]
+            positions = self.pos_embed.detach()
             state_dict[name] = fit_position_embedding(
                 state_dict[name],
                 [key for key in _CLASS_TOKENS if prefix + key in state_dict],
-                self._class_positions(),
+                {n: positions[:, i, None] for i, n in enumerate(own)},
                 local_metadata.get('grid'),
                 self.patch_resolution,
                 mode=self.interpolate_mode,
@@ -339,43 +327,17 @@ def _save_grid(module, state_dict, prefix, local_metadata) -> None:
     local_metadata['grid'] = list(module.patch_resolution)
 
 
-def _settings_of(arch: str | dict) -> dict:
-    if isinstance(arch, dict):
-        if set(arch) != set(_ARCH_KEYS):
-            raise ValueError(
-                f'an arch dict must have exactly the keys {_ARCH_KEYS}, got '
-                f'{arch!r}'
-            )
-        for key, value in arch.items():
-            check_positive(**{f'arch[{key!r}]': value})
-        return dict(arch)
-    if not isinstance(arch, str) or arch not in _SIZES:
-        raise ValueError(
-            f'arch must be one of {tuple(_SIZES)} or a dict, got {arch!r}'
-        )
-    embed_dims, num_heads = _SIZES[arch]
-    return dict(
-        embed_dims=embed_dims,
-        num_layers=12,
-        num_heads=num_heads,
-        feedforward_channels=4 * embed_dims,
-    )
-
-
 def _ascending(
     out_indices: int | Sequence[int], num_layers: int
 ) -> tuple[int, ...]:
     """Layers as ascending numbers from 0."""
-    given = out_indices
-    if isinstance(given, int):
-        given = (given,)
-    indices = ()
+    given = (out_indices,) if type(out_indices) is int else out_indices
     if isinstance(given, Sequence) and all(type(i) is int for i in given):
         indices = tuple(i + num_layers if i < 0 else i for i in given)
-    allowed = all(0 <= i < num_layers for i in indices)
-    if not indices or not allowed or list(indices) != sorted(set(indices)):
-        raise ValueError(
-            f'out_indices must be ascending layers in [-{num_layers}, '
-            f'{num_layers - 1}], got {out_indices!r}'
-        )
-    return indices
+        allowed = all(0 <= i < num_layers for i in indices)
+        if indices and allowed and list(indices) == sorted(set(indices)):
+            return indices
+    raise ValueError(
+        f'out_indices must be ascending layers in [-{num_layers}, '
+        f'{num_layers - 1}], got {out_indices!r}'
+    )

@@ -12,38 +12,41 @@ from torch.utils.checkpoint import checkpoint
 from anchorformer_mm.models.argument_checks import (
     check_positive,
     check_rates,
+    is_count,
+    named_or_dict,
     one_for_each,
 )
 from anchorformer_mm.models.backbones.staged_backbone import StagedBackbone
 from anchorformer_mm.models.layers import (
+    BaseAttention,
     ClusterAttention,
     SelfAttention,
     TransformerBlock,
 )
-from anchorformer_mm.models.layers.base_attention import BaseAttention
 from anchorformer_mm.registry import MODELS
 
 _STAGES = 4
 _ARCH_KEYS = ('embed_dims', 'num_heads', 'num_layers', 'mlp_ratios')
-_SIZES = dict(
-    tiny=dict(embed_dims=(64, 128, 256, 512), num_layers=(1, 2, 6, 1)),
-    small=dict(embed_dims=(64, 128, 256, 512), num_layers=(3, 5, 13, 2)),
-    base=dict(embed_dims=(64, 128, 320, 512), num_layers=(3, 5, 18, 3)),
-)
+# Heads have 64 channels in every size.
+_SIZES = {
+    name: dict(
+        embed_dims=dims,
+        num_heads=tuple(dim // 64 for dim in dims),
+        num_layers=depths,
+        mlp_ratios=(8, 8, 4, 4),
+    )
+    for name, dims, depths in (
+        ('tiny', (64, 128, 256, 512), (1, 2, 6, 1)),
+        ('small', (64, 128, 256, 512), (3, 5, 13, 2)),
+        ('base', (64, 128, 320, 512), (3, 5, 18, 3)),
+    )
+}
 
 
 class ClusTRStage(BaseModule):
     """Overlapping patches, blocks at one resolution, and a norm.
 
-    Args:
-        patch_embed: Images or a map (B, C, H, W) to tokens and their map's
-            height and width.
-        blocks: :class:`TransformerBlock`, one after the other.
-        norm: Of the tokens of the last.
-        with_cp: Recompute the blocks in the backward pass to save memory.
-
-    Shape:
-        - Input: (B, C, H, W); output: (B, D, H', W').
+    Maps (B, C, H, W) become (B, D, H', W').
     """
 
     def __init__(
@@ -106,9 +109,6 @@ class ClusTR(StagedBackbone):
             truncated normal distribution with standard deviation 0.02, and
             convolutions from Kaiming's.
 
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
     Shape:
         - Input: (B, in_channels, H, W), any H and W.
         - Output: tuple of (B, D_i, ceil(H / s_i), ceil(W / s_i)) with
@@ -160,7 +160,12 @@ class ClusTR(StagedBackbone):
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
         )
-        self.arch_settings = _settings_of(arch)
+        self.arch_settings = {
+            key: one_for_each(f'arch[{key!r}]', value, _STAGES)
+            for key, value in named_or_dict(
+                'arch', arch, _SIZES, _ARCH_KEYS
+            ).items()
+        }
         dims, heads, depths, mlp_ratios = (
             self.arch_settings[key] for key in _ARCH_KEYS
         )
@@ -214,13 +219,12 @@ class ClusTR(StagedBackbone):
 
         Args:
             param_name: Name of the parameter in the whole model.
-            prefix: What this backbone's parameters start with there.
+            prefix: Start of the names of this backbone's parameters.
 
         Returns:
-            tuple[int, int]: The depth (0: the first patches, 1 to
-            ``num_layers``: the blocks, with the patches before and the norm
-            after them, then all that is not the backbone), and the number of
-            depths.
+            tuple[int, int]: The depth (0: the first patches, then the blocks,
+            with the patches before and the norm after them, then all that is
+            not the backbone), and the number of depths.
         """
         num_depths = self.num_layers + 2
         if not param_name.startswith(f'{prefix}stages.'):
@@ -249,37 +253,12 @@ def _attention(
     return ClusterAttention(embed_dims, num_heads, **drops, **clustering)
 
 
-def _settings_of(arch: str | dict) -> dict[str, tuple[int, ...]]:
-    if isinstance(arch, dict):
-        if set(arch) != set(_ARCH_KEYS):
-            raise ValueError(
-                f'an arch dict must have exactly the keys {_ARCH_KEYS}, got '
-                f'{arch!r}'
-            )
-        return {
-            key: one_for_each(f'arch[{key!r}]', arch[key], _STAGES)
-            for key in _ARCH_KEYS
-        }
-    if not isinstance(arch, str) or arch not in _SIZES:
-        raise ValueError(
-            f'arch must be one of {tuple(_SIZES)} or a dict, got {arch!r}'
-        )
-    size = _SIZES[arch]
-    # Heads of 64 channels in every size.
-    heads = tuple(dim // 64 for dim in size['embed_dims'])
-    return dict(size, num_heads=heads, mlp_ratios=(8, 8, 4, 4))
-
-
-def _clusters_of(
-    num_clusters: int | None | Sequence[int | None],
-) -> tuple[int | None, ...]:
-    """A number or None for each stage."""
-    numbers = num_clusters
-    if not isinstance(numbers, Sequence):
-        numbers = (num_clusters,) * _STAGES
+def _clusters_of(num_clusters: object) -> tuple[int | None, ...]:
+    """Spread a number or None over the stages."""
+    given = num_clusters
+    numbers = given if isinstance(given, Sequence) else (given,) * _STAGES
     if len(numbers) != _STAGES or not all(
-        number is None or (type(number) is int and number >= 1)
-        for number in numbers
+        n is None or is_count(n) for n in numbers
     ):
         raise ValueError(
             f'num_clusters must be None, an int >= 1 or {_STAGES} of these, '
@@ -288,16 +267,13 @@ def _clusters_of(
     return tuple(numbers)
 
 
-def _scales_of(
-    scales: Sequence[int] | Sequence[Sequence[int]],
-) -> tuple[Sequence[int], ...]:
-    """Scales for each stage."""
+def _scales_of(scales: object) -> tuple[Sequence[int], ...]:
+    """Spread scales over the stages."""
     if not isinstance(scales, Sequence) or not scales:
         raise ValueError(f'scales must be a sequence, got {scales!r}')
-    if not isinstance(scales[0], Sequence):
-        return (scales,) * _STAGES
-    if len(scales) != _STAGES:
+    several = isinstance(scales[0], Sequence)
+    if several and len(scales) != _STAGES:
         raise ValueError(
             f'scales must be one sequence of ints or {_STAGES}, got {scales!r}'
         )
-    return tuple(scales)
+    return tuple(scales) if several else (scales,) * _STAGES

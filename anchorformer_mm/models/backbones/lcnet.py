@@ -4,13 +4,11 @@ Facts of the layers follow PaddleDetection's ``lcnet.py``.
 """
 
 import re
-from collections.abc import Iterable
-from math import inf
 
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import Tensor, nn
 
-from anchorformer_mm.models.argument_checks import check_positive
+from anchorformer_mm.models.argument_checks import check_positive, is_number
 from anchorformer_mm.models.backbones.staged_backbone import (
     StagedBackbone,
     make_divisible,
@@ -22,18 +20,8 @@ from anchorformer_mm.registry import MODELS
 class LCBlock(DepthwiseSeparableConvModule):
     """Depthwise separable convolution, gated in between, without residual.
 
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Of the depthwise convolution, odd.
-        stride: Of the depthwise convolution.
-        use_se: Whether squeeze-and-excitation follows it.
-        norm_cfg: Normalisation.
-        act_cfg: Activation.
-
-    Shape:
-        - Input: (B, in_channels, H, W).
-        - Output: (B, out_channels, ceil(H / stride), ceil(W / stride)).
+    Maps (B, in_channels, H, W) become (B, out_channels, ceil(H / stride),
+    ceil(W / stride)).
     """
 
     def __init__(
@@ -71,24 +59,7 @@ class LCNet(StagedBackbone):
             the same as a string such as ``'0.75x'``. PicoDet v2 XS, S, M and
             L have ``'0.35x'``, ``'0.75x'``, ``'1.5x'`` and ``'2.0x'``.
         in_channels: Channels of the image.
-        **kwargs: As for :class:`StagedBackbone`: ``out_indices``,
-            ``frozen_stages``, ``norm_eval``, ``with_cp``, ``norm_cfg``,
-            ``act_cfg`` and ``init_cfg``.
-
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
-    Shape:
-        - Input: (B, in_channels, H, W), any H and W.
-        - Output: tuple of (B, widths[i], ceil(H / s_i), ceil(W / s_i)) with
-          s = 8, 16, 32, for i in ``out_indices``.
-
-    Example:
-        >>> for c in LCNet('0.75x').eval()(torch.rand(1, 3, 416, 416)):
-        ...     print(tuple(c.shape))
-        (1, 96, 52, 52)
-        (1, 192, 26, 26)
-        (1, 384, 13, 13)
+        **kwargs: As for :class:`StagedBackbone`, whose shapes it has.
     """
 
     # Kernel, channels at 1.0x and stride of every block.
@@ -102,81 +73,44 @@ class LCNet(StagedBackbone):
     se_stages = (2,)  # the stages whose blocks have squeeze-and-excitation
 
     def __init__(
-        self,
-        arch: str | float = '1.0x',
-        *,
-        in_channels: int = 3,
-        **kwargs,
+        self, arch: str | float = '1.0x', *, in_channels: int = 3, **kwargs
     ) -> None:
         super().__init__(**kwargs)
         check_positive(in_channels=in_channels)
-        self.scale = self._parse_arch(arch)
-        self.widths = tuple(
-            self._width(blocks[-1][1]) for blocks in self.stage_blocks
-        )
-        stem = nn.Sequential(
-            ConvModule(
-                in_channels,
-                self._width(self.stem_channels),
-                3,
-                stride=2,
-                padding=1,
-                norm_cfg=self.norm_cfg,
-                act_cfg=self.act_cfg,
-            ),
-            *self._build_blocks(self.stem_channels, self.stem_blocks),
-        )
-        entries = (self.stem_blocks, *self.stage_blocks)
-        self.assemble(
-            stem,
-            (
-                nn.Sequential(
-                    *self._build_blocks(
-                        entries[i][-1][1], blocks, use_se=i in self.se_stages
-                    )
-                )
-                for i, blocks in enumerate(self.stage_blocks)
-            ),
-        )
-
-    @staticmethod
-    def _parse_arch(arch: str | float) -> float:
         scale = arch
         if isinstance(arch, str) and re.fullmatch(r'\d+(\.\d+)?x', arch):
             scale = float(arch[:-1])
-        if (
-            isinstance(scale, bool)
-            or not isinstance(scale, int | float)
-            or not 0 < scale < inf
-        ):
+        if not is_number(scale) or scale <= 0:
             raise ValueError(
                 "arch must be a number > 0, or one as a string such as '0.75x'"
                 f', got {arch!r}'
             )
-        return scale
-
-    def _width(self, channels: int) -> int:
-        return make_divisible(channels * self.scale, 8)
-
-    def _build_blocks(
-        self,
-        channels: int,
-        settings: Iterable[tuple[int, int, int]],
-        use_se: bool = False,
-    ) -> list[LCBlock]:
-        """Blocks in a row; the first has ``channels`` (at 1.0x) as input."""
-        blocks = []
-        for kernel_size, out_channels, stride in settings:
-            blocks.append(
-                LCBlock(
+        self.scale = scale
+        self.widths = tuple(
+            self._width(blocks[-1][1]) for blocks in self.stage_blocks
+        )
+        cfg = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        channels = self.stem_channels
+        entry = ConvModule(
+            in_channels, self._width(channels), 3, stride=2, padding=1, **cfg
+        )
+        groups = []
+        for i, settings in enumerate((self.stem_blocks, *self.stage_blocks)):
+            blocks = []
+            for kernel_size, out_channels, stride in settings:
+                block = LCBlock(
                     self._width(channels),
                     self._width(out_channels),
                     kernel_size,
                     stride=stride,
-                    use_se=use_se,
-                    norm_cfg=self.norm_cfg,
-                    act_cfg=self.act_cfg,
+                    use_se=i - 1 in self.se_stages,
+                    **cfg,
                 )
-            )
-            channels = out_channels
-        return blocks
+                blocks.append(block)
+                channels = out_channels
+            groups.append(blocks)
+        stem = nn.Sequential(entry, *groups[0])
+        self.assemble(stem, (nn.Sequential(*group) for group in groups[1:]))
+
+    def _width(self, channels: int) -> int:
+        return make_divisible(channels * self.scale, 8)

@@ -1,4 +1,4 @@
-"""What the backbones made of stages share."""
+"""The base of the backbones that are a stem and stages."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,6 +6,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from anchorformer_mm.models.argument_checks import check_within, rising
 
 
 def make_divisible(value: float, divisor: int) -> int:
@@ -31,9 +33,6 @@ class StagedBackbone(BaseModule):
         act_cfg: Activation; the hard swish by default.
         init_cfg: Initialisation; by default Kaiming normal over fan-in.
 
-    Raises:
-        ValueError: An argument is not among the allowed values.
-
     Shape:
         - Input: (B, in_channels, H, W), any H and W.
         - Output: tuple of (B, C_i, ceil(H / s_i), ceil(W / s_i)) with
@@ -53,39 +52,15 @@ class StagedBackbone(BaseModule):
         act_cfg: dict | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(
-            init_cfg
-            or [
-                dict(
-                    type='Kaiming',
-                    layer='Conv2d',
-                    mode='fan_in',
-                    nonlinearity='relu',
-                ),
-                dict(type='Constant', layer='_BatchNorm', val=1),
-            ]
-        )
-        stages = tuple(range(len(self.out_strides)))
-        given = stages if out_indices is None else out_indices
-        if (
-            not isinstance(given, Sequence)
-            or not given
-            # Before the set, which takes only what can be hashed.
-            or any(type(i) is not int or i not in stages for i in given)
-            or list(given) != sorted(set(given))
-        ):
-            raise ValueError(
-                f'out_indices must name stages of {stages} in rising order, '
-                f'got {out_indices!r}'
-            )
-        if type(frozen_stages) is not int or not (
-            -1 <= frozen_stages <= len(stages)
-        ):
-            raise ValueError(
-                f'frozen_stages must be in -1..{len(stages)}, got '
-                f'{frozen_stages!r}'
-            )
-        self.out_indices = tuple(given)
+        kaiming = dict(type='Kaiming', layer='Conv2d', mode='fan_in')
+        kaiming |= dict(nonlinearity='relu')
+        ones = dict(type='Constant', layer='_BatchNorm', val=1)
+        super().__init__(init_cfg or [kaiming, ones])
+        count = len(self.out_strides)
+        if out_indices is None:
+            out_indices = range(count)
+        self.out_indices = rising('out_indices', out_indices, 0, count - 1)
+        check_within(-1, count, frozen_stages=frozen_stages)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -99,9 +74,8 @@ class StagedBackbone(BaseModule):
         initialisation, those of other iterables are not.
         """
         self.stem = stem
-        if not isinstance(stages, nn.ModuleList):
-            stages = nn.ModuleList(stages)
-        self.stages = stages
+        is_list = isinstance(stages, nn.ModuleList)
+        self.stages = stages if is_list else nn.ModuleList(stages)
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -1,32 +1,33 @@
-"""The ideas of the papers as layers; they know no registry."""
+"""Layers of the papers: torch and mmcv.cnn only, no registry.
 
-from anchorformer_mm.models.layers.anchor_aggregate import anchor_aggregate
-from anchorformer_mm.models.layers.anchor_attention import AnchorAttention
-from anchorformer_mm.models.layers.attention import build_attention
-from anchorformer_mm.models.layers.base_anchor_attention import (
+Arguments out of their range raise a ValueError with name and value.
+"""
+
+from anchorformer_mm.models.layers.anchor_attention import (
+    AnchorAttention,
     BaseAnchorAttention,
-)
-from anchorformer_mm.models.layers.base_attention import BaseAttention
-from anchorformer_mm.models.layers.cluster_attention import ClusterAttention
-from anchorformer_mm.models.layers.conv_ffn import ConvFFN
-from anchorformer_mm.models.layers.fused_anchor_attention import (
     FusedAnchorAttention,
-)
-from anchorformer_mm.models.layers.position_embedding import (
-    fit_position_embedding,
-    resize_position_embedding,
-)
-from anchorformer_mm.models.layers.query_anchor_attention import (
     QueryAnchorAttention,
+    anchor_aggregate,
 )
-from anchorformer_mm.models.layers.self_attention import SelfAttention
-from anchorformer_mm.models.layers.squeeze_excite import SqueezeExcite
-from anchorformer_mm.models.layers.token_clustering import (
+from anchorformer_mm.models.layers.attention import (
+    BaseAttention,
+    SelfAttention,
+    build_attention,
+)
+from anchorformer_mm.models.layers.cluster_attention import (
+    ClusterAttention,
+    TokenWindows,
     dpc_knn,
     merge_tokens,
 )
-from anchorformer_mm.models.layers.token_windows import TokenWindows
-from anchorformer_mm.models.layers.transformer_block import TransformerBlock
+from anchorformer_mm.models.layers.transformer_block import (
+    ConvFFN,
+    SqueezeExcite,
+    TransformerBlock,
+    fit_position_embedding,
+    resize_position_embedding,
+)
 
 __all__ = [
     'AnchorAttention',

@@ -1,6 +1,8 @@
-"""Necks; they need mmengine and mmcv only."""
+"""Necks; those imported here need mmengine and mmcv only.
 
-from anchorformer_mm.models.necks.csp_pan import CSPPAN
-from anchorformer_mm.models.necks.lc_pan import LCPAN
+Arguments out of their range raise a ValueError with name and value.
+"""
+
+from anchorformer_mm.models.necks.pico_pan import CSPPAN, LCPAN
 
 __all__ = ['CSPPAN', 'LCPAN']

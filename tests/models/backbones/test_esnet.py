@@ -1,13 +1,16 @@
+"""ESNet and AnchorESNet: blocks by their description, published sizes."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from anchorformer_mm.models import ESNet
+from anchorformer_mm.models import AnchorESNet, ESNet
 from anchorformer_mm.models.backbones.esnet import (
+    AnchorStage,
     ESBlock,
     ESDownBlock,
-    make_divisible,
 )
+from anchorformer_mm.models.layers import QueryAnchorAttention
 
 SIZES = {'0.75x': 603_659, '1.0x': 1_338_026, '1.25x': 2_077_041}
 NORM_ACT = (dict(type='BN'), dict(type='HSwish'))
@@ -17,27 +20,6 @@ NORM_ACT = (dict(type='BN'), dict(type='HSwish'))
 @pytest.mark.parametrize(('arch', 'parameters'), SIZES.items())
 def test_parameters_are_the_published_ones(arch, parameters):
     assert sum(p.numel() for p in ESNet(arch).parameters()) == parameters
-
-
-def test_inner_widths_are_the_published_ones():
-    net = ESNet('1.25x')
-    inner = [
-        [net._mid_channels(i, r) for r in ratios]
-        for i, ratios in enumerate(net.ratios)
-    ]
-    assert inner == [
-        [144, 80, 160],
-        [200, 160, 240, 200, 200, 160, 200],
-        [640, 400, 480],
-    ]
-
-
-@pytest.mark.parametrize(
-    ('value', 'divisor', 'expected'),
-    [(84, 8, 88), (3, 8, 8), (43, 8, 40), (11, 8, 16), (96, 16, 96)],
-)
-def test_widths_round_to_the_nearest_multiple(value, divisor, expected):
-    assert make_divisible(value, divisor) == expected
 
 
 def conv(x, module, **kwargs):
@@ -101,75 +83,60 @@ def test_stride_2_block_follows_its_description():
     torch.testing.assert_close(block(x), out)
 
 
-@pytest.mark.parametrize('size', [(64, 64), (97, 33), (1, 1)])
-def test_any_input_size_gives_rounded_up_strides(size):
-    h, w = size
-    outs = ESNet('0.75x').eval()(torch.rand(2, 3, h, w))
-    for out, width, stride in zip(
-        outs, (96, 192, 384), ESNet.out_strides, strict=True
-    ):
-        assert out.shape == (2, width, -(-h // stride), -(-w // stride))
+@pytest.mark.smoke
+@pytest.mark.parametrize('arch', sorted(ESNet.arch_settings))
+def test_only_the_last_stage_differs_from_esnet(arch):
+    def shapes(net):
+        return {
+            n: p.shape
+            for n, p in net.named_parameters()
+            if not n.startswith(('stages.2.1', 'stages.2.2'))
+        }
 
-
-def test_out_indices_choose_the_levels():
-    net = ESNet('0.75x', out_indices=(0, 2)).eval()
-    assert [o.shape[1] for o in net(torch.rand(1, 3, 32, 32))] == [96, 384]
-
-
-def test_frozen_stages_keep_weights_and_statistics():
-    net = ESNet('0.75x', frozen_stages=2).train()
-    trains = {n for n, p in net.named_parameters() if p.requires_grad}
-    assert trains == {
-        n for n, _ in net.named_parameters() if n.startswith('stages.2.')
-    }
-    before = net.stages[1][0].fuse[1].bn.running_mean.clone()
-    net(torch.rand(2, 3, 64, 64))
-    assert torch.equal(net.stages[1][0].fuse[1].bn.running_mean, before)
-
-
-def test_norm_eval_fixes_all_statistics():
-    net = ESNet('0.75x', norm_eval=True).train()
-    before = {n: b.clone() for n, b in net.named_buffers()}
-    net(torch.rand(2, 3, 64, 64))
-    assert all(torch.equal(b, before[n]) for n, b in net.named_buffers())
-
-
-def test_checkpointing_gives_the_same_gradients():
-    torch.manual_seed(0)
-    net = ESNet('0.75x', norm_eval=True).train()
-    x = torch.rand(2, 3, 64, 64)
-    grads = []
-    for net.with_cp in (False, True):
-        net.zero_grad()
-        sum(o.sum() for o in net(x)).backward()
-        grads.append([p.grad.clone() for p in net.parameters()])
-    torch.testing.assert_close(*grads)
-
-
-def test_another_architecture_is_a_dict():
-    arch = dict(widths=(32, 48, 64), ratios=((1,), (1, 0.5), (0.5, 1)))
-    outs = ESNet(arch).eval()(torch.rand(1, 3, 64, 64))
-    assert [o.shape[1] for o in outs] == [32, 48, 64]
+    assert shapes(AnchorESNet(arch)) == shapes(ESNet(arch))
 
 
 @pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (dict(arch='2x'), r"one of \['0.75x', '1.0x', '1.25x'\].*got '2x'"),
-        (dict(arch=dict(widths=(1, 2, 3))), r'keys widths and ratios.*widths'),
-        (
-            dict(arch=dict(widths=(20, 32, 48), ratios=((1,),) * 3)),
-            r'three multiples of 16, got \(20, 32, 48\)',
-        ),
-        (
-            dict(arch=dict(widths=(16, 32, 48), ratios=((1,), (), (1,)))),
-            r'three non-empty sequences',
-        ),
-        (dict(out_indices=(0, 3)), r'out_indices.*got \(0, 3\)'),
-        (dict(out_indices=()), r'out_indices.*got \(\)'),
-        (dict(frozen_stages=4), r'frozen_stages must be in -1..3, got 4'),
-    ],
+    ('arch', 'width', 'heads'),
+    [('0.75x', 384, 6), ('1.0x', 512, 8), ('1.25x', 640, 10)],
 )
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        ESNet(**kwargs)
+def test_last_stage_has_two_blocks_of_64_channel_heads(arch, width, heads):
+    stage = AnchorESNet(arch).stages[2][1]
+    assert len(stage.blocks) == 2
+    for block in stage.blocks:
+        assert block.attn.embed_dims == width
+        assert block.attn.num_heads == heads
+        assert block.ffn.feedforward_channels == 2 * width
+    # Two blocks, position convolution, final norm; nothing else.
+    attention = 3 * width**2 + width + 30 * 64
+    ffn = 4 * width**2 + 3 * width
+    expected = 2 * (attention + ffn + 4 * width) + 10 * width + 2 * width
+    assert sum(p.numel() for p in stage.parameters()) == expected
+
+
+def test_stage_sees_position_through_its_convolution():
+    torch.manual_seed(0)
+    x = torch.randn(1, 16, 6, 5)
+    blind = AnchorStage(16, num_heads=2, pos_embed='none').eval()
+    torch.testing.assert_close(blind(x.flip(3)), blind(x).flip(3))
+    sighted = AnchorStage(16, num_heads=2).eval()
+    assert not torch.allclose(sighted(x.flip(3)), sighted(x).flip(3))
+
+
+def test_stage_options_reach_the_layers():
+    net = AnchorESNet(
+        '0.75x',
+        stage_cfg=dict(
+            depth=3,
+            num_heads=3,
+            num_anchors=7,
+            attention='query',
+            drop_path_rate=0.2,
+            mlp_ratio=4,
+        ),
+    )
+    blocks = net.stages[2][1].blocks
+    assert [round(b.drop_path.drop_prob, 3) for b in blocks] == [0, 0.1, 0.2]
+    assert all(isinstance(b.attn, QueryAnchorAttention) for b in blocks)
+    assert {b.attn.num_anchors for b in blocks} == {7}
+    assert {b.ffn.feedforward_channels for b in blocks} == {4 * 384}

@@ -1,15 +1,23 @@
+"""Anchor attention: equations, both orders, and the fused form."""
+
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from anchorformer_mm.models.layers import (
     AnchorAttention,
+    FusedAnchorAttention,
     QueryAnchorAttention,
     anchor_aggregate,
+)
+from anchorformer_mm.models.layers.anchor_attention import (
+    folded_macs,
+    paper_macs,
 )
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -113,12 +121,6 @@ def test_attention_through_anchors_is_a_markov_chain(n, m, scale, seed):
     assert int((eigenvalues > 1e-9).sum()) <= min(n, m)
 
 
-def test_constant_values_pass_unchanged():
-    logits = torch.randn(3, 50, 7) * 5
-    v = torch.full((3, 50, 4), 2.5)
-    torch.testing.assert_close(anchor_aggregate(logits, v), v)
-
-
 def test_one_anchor_is_the_mean_over_tokens():
     v = torch.randn(2, 9, 4, dtype=torch.float64)
     out = anchor_aggregate(torch.randn(2, 9, 1).double(), v)
@@ -189,55 +191,21 @@ def test_low_precision_stays_within_its_rounding(dtype, scale):
     assert error <= 8 * torch.finfo(dtype).eps * v.abs().max()
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_follows_float32(dtype):
-    torch.manual_seed(0)
-    layer = AnchorAttention(32, 4, 6, anchor_std=1.0)
-    x = torch.randn(2, 50, 32)
-    with torch.autocast('cpu', dtype=dtype):
-        out = layer(x)
-    assert out.dtype == dtype
-    error = (out.float() - layer(x)).abs().max()
-    assert error <= 16 * torch.finfo(dtype).eps
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remember the element count of the largest result of any operator."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(t, torch.Tensor):
-                self.numel = max(self.numel, t.numel())
-        return out
-
-
 @pytest.mark.parametrize('layer', [AnchorAttention, QueryAnchorAttention])
 @pytest.mark.parametrize(('order', 'elements'), [('paper', 2), ('folded', 1)])
 def test_no_operator_makes_more_than_a_linear_number_of_elements(
-    layer, order, elements
+    layer, order, elements, largest_tensor
 ):
     layer = layer(16, 2, num_anchors=8, order=order)
     largest = []
     for n in (512, 1024, 2048):
         x = torch.randn(1, n, 16, requires_grad=True)
-        with LargestTensor() as mode:
+        with largest_tensor() as mode:
             layer(x).sum().backward()
         largest.append(mode.numel)
     # Forward and backward, nothing is larger than keys and values together
     # or, folded, than the tokens.
     assert largest == [elements * 16 * n for n in (512, 1024, 2048)]
-
-
-def test_dropout_acts_in_training_only():
-    torch.manual_seed(0)
-    layer = AnchorAttention(12, 3, 4, attn_drop=0.5, proj_drop=0.5)
-    x = torch.randn(1, 9, 12)
-    assert not torch.equal(layer(x), layer(x))
-    layer.eval()
-    assert torch.equal(layer(x), layer(x))
 
 
 def test_parameters_are_those_of_the_release():
@@ -247,41 +215,6 @@ def test_parameters_are_those_of_the_release():
     layer = AnchorAttention(192, 3, 30, share_anchors=False, qkv_bias=True)
     count = sum(p.numel() for p in layer.parameters())
     assert count == 3 * 192**2 + 3 * 192 + 30 * 192
-
-
-def test_anchors_of_the_queries_do_not_depend_on_the_batch():
-    layer = queries(num_anchors=4, select='norm')
-    x = torch.randn(3, 20, 12, dtype=torch.float64)
-    one_by_one = torch.cat([layer(x[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(layer(x), one_by_one, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (dict(num_anchors=0), r'num_anchors must be an int >= 1, got 0'),
-        (dict(num_heads=0), r'num_heads must be an int >= 1, got 0'),
-        (dict(num_heads=5), r'embed_dims=12, num_heads=5'),
-        (dict(attn_drop=1.0), r'attn_drop must be in \[0, 1\), got 1.0'),
-        (dict(anchor_std=0.0), r'anchor_std must be a number > 0, got 0.0'),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        AnchorAttention(**(dict(embed_dims=12, num_heads=3) | kwargs))
-
-
-def test_unknown_selection_is_named():
-    with pytest.raises(ValueError, match="'stride' or 'norm', got 'kmeans'"):
-        QueryAnchorAttention(12, 3, select='kmeans')
-
-
-def test_compiled_layer_equals_eager():
-    layer = AnchorAttention(12, 3, 4)
-    compiled = torch.compile(layer, backend='aot_eager')
-    for n in (9, 20):
-        x = torch.randn(2, n, 12)
-        torch.testing.assert_close(compiled(x), layer(x))
 
 
 @settings(deadline=None, max_examples=20)
@@ -296,3 +229,147 @@ def test_tokens_that_read_get_their_rows_of_the_whole_result(index, seed):
     rows = anchor_aggregate(logits, v, read_index=index)
     whole = anchor_aggregate(logits, v)
     torch.testing.assert_close(rows, whole[..., index, :], rtol=0, atol=1e-14)
+
+
+LAYERS = [AnchorAttention, QueryAnchorAttention]
+
+
+def in_order(layer, order):
+    other = copy.deepcopy(layer)
+    other.order = order
+    return other
+
+
+def results(layer, x, weight):
+    """Output, and the gradients of tokens and weights."""
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    wanted = (x, *layer.parameters())
+    return out, *torch.autograd.grad((out * weight).sum(), wanted)
+
+
+@pytest.mark.smoke
+@settings(deadline=None, max_examples=25)
+@given(
+    layer=st.sampled_from(LAYERS),
+    batch=st.integers(1, 3),
+    n=st.integers(1, 40),
+    heads=st.integers(1, 4),
+    m=st.integers(1, 40),
+    bias=st.booleans(),
+    share=st.booleans(),
+    scale=st.floats(0.1, 30),
+    seed=st.integers(0, 10**6),
+)
+def test_both_orders_agree_forward_and_backward(
+    layer, batch, n, heads, m, bias, share, scale, seed
+):
+    torch.manual_seed(seed)
+    kwargs = dict(num_anchors=m, qkv_bias=bias)
+    if layer is AnchorAttention:
+        kwargs |= dict(share_anchors=share, anchor_std=scale)
+    layer = layer(4 * heads, heads, **kwargs).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(batch, n, 4 * heads).double()
+    weight = torch.randn_like(x)
+    paper = results(in_order(layer, 'paper'), x, weight)
+    folded = results(in_order(layer, 'folded'), x, weight)
+    for got, expected in zip(folded, paper, strict=True):
+        size = expected.abs().max().clamp(min=1)
+        assert (got - expected).abs().max() <= 1e-10 * size
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    n=st.integers(1, 3000),
+    heads=st.integers(1, 12),
+    d=st.sampled_from([16, 32, 64]),
+    m=st.integers(1, 100),
+)
+def test_auto_takes_the_cheaper_order(n, heads, d, m):
+    sizes = (n, heads * d, heads, m)
+    layer = AnchorAttention(heads * d, heads, m)
+
+    assert layer.folds(n) == (folded_macs(*sizes) < paper_macs(*sizes))
+
+
+@pytest.mark.parametrize(
+    ('order', 'macs'), [('paper', paper_macs), ('folded', folded_macs)]
+)
+@pytest.mark.parametrize('n', [7, 196])
+def test_the_closed_form_is_what_torch_counts(order, macs, n):
+    layer = AnchorAttention(64, 2, 9, order=order)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(1, n, 64))
+
+    assert counter.get_total_flops() == 2 * macs(n, 64, 2, 9)
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_the_folded_order_compiles_without_a_break(dynamic):
+    layer = AnchorAttention(64, 2, 4)
+    compiled = torch.compile(
+        layer, backend='aot_eager', fullgraph=True, dynamic=dynamic
+    )
+    for n in (90, 200):
+        x = torch.randn(2, n, 64)
+        assert layer.folds(n)
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('order', ['auto', 'folded'])
+@pytest.mark.parametrize('qkv_bias', [False, True])
+@pytest.mark.parametrize('share_anchors', [False, True])
+def test_a_fused_layer_is_the_same_function(order, qkv_bias, share_anchors):
+    torch.manual_seed(0)
+    layer = AnchorAttention(
+        32,
+        2,
+        5,
+        order=order,
+        qkv_bias=qkv_bias,
+        share_anchors=share_anchors,
+        anchor_std=1.0,
+        attn_drop=0.5,
+    ).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    layer.eval()
+    fused = layer.fuse()
+
+    assert isinstance(fused, FusedAnchorAttention)
+    for batch, n in ((1, 1), (3, 50)):
+        x = torch.randn(batch, n, 32).double()
+        expected = layer(x)
+        size = expected.abs().max()
+        assert (fused(x) - expected).abs().max() <= 1e-12 * size
+
+
+def test_a_fused_layer_holds_the_folded_weights_only():
+    fused = AnchorAttention(384, 6, 30).fuse()
+
+    # h m D for the logits; values, output and its bias.
+    count = sum(p.numel() for p in fused.parameters())
+    assert count == 6 * 30 * 384 + 2 * 384**2 + 384
+    assert not any(p.requires_grad for p in fused.parameters())
+
+
+@pytest.mark.parametrize('n', [196, 1024])
+def test_a_fused_layer_multiplies_no_weights(n):
+    fused = AnchorAttention(384, 6, 30).fuse()
+    with FlopCounterMode(display=False) as counter:
+        fused(torch.randn(1, n, 384))
+
+    macs = 3 * n * 6 * 30 * 384 + 2 * 30 * 384**2
+    assert counter.get_total_flops() == 2 * macs
+
+
+@pytest.mark.parametrize(
+    'kwargs', [dict(dwc_v=True), dict(num_anchors=64), dict(order='paper')]
+)
+def test_a_layer_that_is_better_off_as_it_is_stays(kwargs):
+    layer = AnchorAttention(32, 2, **kwargs)
+
+    assert layer.fuse() is layer

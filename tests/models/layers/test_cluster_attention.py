@@ -1,11 +1,37 @@
-import math
+"""Attention to clusters: clustering, merging, windows, attention."""
 
+import math
+from decimal import Decimal
+
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorformer_mm.models.layers import ClusterAttention, dpc_knn
+from anchorformer_mm.models.layers import (
+    ClusterAttention,
+    TokenWindows,
+    dpc_knn,
+    merge_tokens,
+)
+from anchorformer_mm.models.layers import cluster_attention as module
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def test_memory_is_linear_in_the_tokens_of_a_map_with_windows(largest_tensor):
+    layer = ClusterAttention(16, 2, sr_ratio=4, window_size=8)
+    largest = []
+    for hw_shape in ((16, 16), (16, 32), (32, 32)):
+        n = math.prod(hw_shape)
+        x = torch.randn(1, n, 16, requires_grad=True)
+        with largest_tensor() as mode:
+            layer(x, hw_shape).sum().backward()
+        largest.append(mode.numel)
+    # The pairs of all windows, nothing larger, forward and backward.
+    assert largest == [64 * n for n in (256, 512, 1024)]
 
 
 def layer_of(**kwargs):
@@ -51,7 +77,7 @@ def clusters_of(image, hw_shape, count, layer):
     return clusters
 
 
-def reference(layer, x, hw_shape):
+def attention_by_hand(layer, x, hw_shape):
     """The docstring to the letter: image, scale, cluster and head in turn."""
     n, d = x.shape[1], layer.embed_dims // layer.num_heads
     base = layer.num_clusters or max(1, n // layer.sr_ratio**2)
@@ -95,6 +121,9 @@ def reference(layer, x, hw_shape):
         (2, (5, 7), dict(sr_ratio=8)),
         (2, (1, 1), dict(sr_ratio=8)),
         (2, (1, 13), dict(sr_ratio=3, scales=(1, 3, 9))),
+        # As many clusters as tokens: plain attention.
+        (2, (4, 5), dict(num_clusters=10**6, window_size=2)),
+        (2, (4, 5), dict(sr_ratio=1, scales=(1,))),
         # Windows: whole ones, ones that reach beyond, a share of all tokens.
         (2, (8, 8), dict(sr_ratio=4, window_size=4)),
         (2, (7, 9), dict(window_size=4)),
@@ -108,7 +137,7 @@ def test_forward_and_gradients_equal_the_equation(batch, hw_shape, kwargs):
     x = torch.randn(batch, math.prod(hw_shape), 12).double().requires_grad_()
     weight = torch.randn_like(x)
     inputs = (x, *layer.parameters())
-    outs = layer(x, hw_shape), reference(layer, x, hw_shape)
+    outs = layer(x, hw_shape), attention_by_hand(layer, x, hw_shape)
     torch.testing.assert_close(*outs, rtol=0, atol=1e-12)
     grads = [
         torch.autograd.grad(
@@ -118,65 +147,6 @@ def test_forward_and_gradients_equal_the_equation(batch, hw_shape, kwargs):
     ]
     for got, expected in zip(*grads, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
-
-
-def test_every_parameter_learns():
-    layer = ClusterAttention(12, 3, sr_ratio=2, window_size=4)
-    layer(torch.randn(2, 30, 12), (5, 6)).square().sum().backward()
-    for name, p in layer.named_parameters():
-        assert p.grad.isfinite().all(), name
-        # Within a cluster all importance may rise alike to no effect.
-        assert p.grad.any() or name == 'importance.bias', name
-
-
-@pytest.mark.parametrize(
-    'kwargs',
-    [
-        dict(num_clusters=10**6),
-        dict(num_clusters=10**6, scales=(1,), qkv_bias=False),
-        dict(sr_ratio=1, scales=(1,)),
-    ],
-)
-def test_as_many_clusters_as_tokens_are_plain_attention(kwargs):
-    layer = layer_of(**kwargs, window_size=2)
-    x = torch.randn(2, 20, 12).double()
-    q = layer.q(x)
-    out = 0
-    for kv in layer.kv:
-        k, v = kv(x).chunk(2, dim=-1)
-        heads = [
-            (q_i @ k_i.mT / 2).softmax(-1) @ v_i
-            for q_i, k_i, v_i in zip(
-                *(t.split(4, dim=-1) for t in (q, k, v)), strict=True
-            )
-        ]
-        out = out + torch.cat(heads, dim=-1)
-    # No windows, so no need of the map's size.
-    torch.testing.assert_close(layer(x), layer.proj(out), rtol=0, atol=1e-12)
-    assert layer.cluster(x) == (None,) * len(layer.kv)
-
-
-def test_the_clusters_are_those_of_one_map_up_to_the_size_of_a_window():
-    x = torch.randn(2, 36, 12).double()
-    layer = layer_of(sr_ratio=4, window_size=6)
-    for hw_shape in ((6, 6), (4, 9), (1, 36), None):
-        counts = (2, 8)
-        clusters = layer.cluster(x, hw_shape)
-        assert tuple(count for _, count in clusters) == counts
-        for (ids, _), wanted in zip(clusters, dpc_knn(x, counts), strict=True):
-            assert torch.equal(ids, wanted)
-
-
-def test_windows_have_their_shares_of_the_clusters():
-    layer = layer_of(sr_ratio=4, window_size=4)
-    x = torch.randn(2, 63, 12).double()
-    # 2 by 3 windows of 4 by 3 tokens; 3 and 12 clusters in all.
-    (coarse, few), (fine, many) = layer.cluster(x, (7, 9))
-    assert (few, many) == (6 * 1, 6 * 2)
-    window = torch.arange(7)[:, None] // 4 * 3 + torch.arange(9) // 3
-    window = window.flatten().expand(2, -1)
-    assert torch.equal(coarse, window)
-    assert torch.equal(fine // 2, window)
 
 
 @settings(deadline=None, max_examples=15)
@@ -191,15 +161,6 @@ def test_permuting_tokens_permutes_the_output(n, seed):
     )
 
 
-def test_an_image_does_not_depend_on_its_batch():
-    layer = layer_of(window_size=4)
-    x = torch.randn(3, 30, 12).double()
-    one_by_one = [layer(image[None], (5, 6)) for image in x]
-    torch.testing.assert_close(
-        layer(x, (5, 6)), torch.cat(one_by_one), rtol=0, atol=1e-12
-    )
-
-
 def test_clusters_of_equal_tokens_are_one_token():
     layer = layer_of(window_size=4)
     x = torch.randn(1, 1, 12).double().expand(1, 30, 12)
@@ -207,52 +168,10 @@ def test_clusters_of_equal_tokens_are_one_token():
     torch.testing.assert_close(layer(x, (5, 6)), layer.proj(v))
 
 
-def test_dropout_acts_in_training_only():
-    for name in ('attn_drop', 'proj_drop'):
-        layer = ClusterAttention(12, 3, sr_ratio=2, **{name: 0.5})
-        x = torch.randn(1, 16, 12)
-        assert not torch.equal(layer(x), layer(x))
-        layer.eval()
-        assert torch.equal(layer(x), layer(x))
-
-
 def test_parameters_are_those_of_the_release():
     # D^2 + D queries and output, 2 D^2 + 2 D a scale, D + 1 importance.
     count = sum(p.numel() for p in ClusterAttention(64, 1).parameters())
     assert count == 6 * 64**2 + 6 * 64 + 65
-
-
-@pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (dict(embed_dims=0), r'embed_dims must be an int >= 1, got 0'),
-        (dict(num_heads=0), r'num_heads must be an int >= 1, got 0'),
-        (dict(num_heads=5), r'divisible .*embed_dims=12, num_heads=5'),
-        (dict(sr_ratio=0), r'sr_ratio must be an int >= 1, got 0'),
-        (dict(sr_ratio=2.0), r'sr_ratio must be an int >= 1, got 2.0'),
-        (dict(k=0), r'k must be an int >= 1, got 0'),
-        (dict(window_size=0), r'window_size must be an int >= 1, got 0'),
-        (dict(num_clusters=0), r'num_clusters must be an int >= 1, got 0'),
-        (dict(num_clusters=True), r'num_clusters must .* >= 1, got True'),
-        (dict(scales=()), r'scales must be rising ints >= 1, got \(\)'),
-        (dict(scales=4), r'scales must be rising ints >= 1, got 4'),
-        (dict(scales=[4, 1]), r'rising ints >= 1, got \[4, 1\]'),
-        (dict(scales=(1, 1)), r'rising ints >= 1, got \(1, 1\)'),
-        (dict(scales=(0, 1)), r'rising ints >= 1, got \(0, 1\)'),
-        (dict(scales=(1, 2.0)), r'rising ints >= 1, got \(1, 2.0\)'),
-        (dict(scales='14'), r"rising ints >= 1, got '14'"),
-        (
-            dict(sr_ratio=2, scales=(1, 3)),
-            r'scales must divide sr_ratio\*\*2 = 4, got \(1, 3\)',
-        ),
-        (dict(sr_ratio=1), r'scales must divide sr_ratio\*\*2 = 1, got'),
-        (dict(attn_drop=1.0), r'attn_drop must be in \[0, 1\), got 1.0'),
-        (dict(proj_drop=-0.1), r'proj_drop must be in \[0, 1\), got -0.1'),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        ClusterAttention(**(dict(embed_dims=12, num_heads=3) | kwargs))
 
 
 def test_the_size_of_the_map_must_be_that_of_the_tokens():
@@ -263,3 +182,407 @@ def test_the_size_of_the_map_must_be_that_of_the_tokens():
     message = r'window_size\*\*2 = 16 tokens .*, got 17 tokens and .*=None'
     with pytest.raises(ValueError, match=message):
         layer(torch.randn(1, 17, 12))
+
+
+def slow_dpc_knn(x, counts, k=5):
+    """The docstring for one image, pair by pair, with 28 digits.
+
+    x (n, D); returns for each count the cluster of each token, a list.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    n, channels = x.shape
+    squared = [
+        [Decimal(float(((a - b) ** 2).sum())) / channels for b in x] for a in x
+    ]
+    k = min(k, n)
+    density = [(-sum(sorted(row)[:k]) / k).exp() for row in squared]
+    largest = max(map(max, squared))
+
+    def separation(i):
+        denser = [
+            squared[i][j]
+            for j in range(n)
+            if (-density[j], j) < (-density[i], i)
+        ]
+        return min(denser, default=largest).sqrt()
+
+    score = [density[i] * separation(i) for i in range(n)]
+    order = sorted(range(n), key=lambda i: (-score[i], i))
+    partitions = []
+    for count in counts:
+        centres = sorted(order[:count])
+        ids = [
+            min(range(len(centres)), key=lambda c: row[centres[c]])
+            for row in squared
+        ]
+        for own, centre in enumerate(centres):
+            ids[centre] = own
+        partitions.append(ids)
+    return partitions
+
+
+def clusters_by_hand(x, counts, k=5):
+    """Clusters of a batch, as tensors."""
+    images = zip(*(slow_dpc_knn(image, counts, k) for image in x), strict=True)
+    return [torch.tensor(ids) for ids in images]
+
+
+def assert_clusters(found, reference):
+    for ids, wanted in zip(found, reference, strict=True):
+        assert ids.dtype == torch.int64
+        assert torch.equal(ids, wanted)
+
+
+def sets_of(ids):
+    """A partition, whatever the clusters are called."""
+    return {
+        frozenset((ids == c).nonzero().flatten().tolist())
+        for c in ids.unique()
+    }
+
+
+def integers_of_zero_mean(n, channels, spread, seed):
+    """Tokens with many equal distances, in all of which nothing is rounded.
+
+    The mean is exactly zero: one half mirrors the other. ``channels`` must be
+    a power of four.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randint(
+        -spread, spread + 1, (n // 2, channels), generator=generator
+    )
+    x = torch.cat((half, -half, torch.zeros(n % 2, channels)))
+    return x[torch.randperm(n, generator=generator)]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ('n', 'channels', 'k'), [(1, 3, 5), (2, 3, 5), (30, 1, 5), (25, 16, 40)]
+)
+def test_random_tokens_are_clustered_by_the_definition(n, channels, k, dtype):
+    x = torch.randn(3, n, channels, dtype=dtype)
+    counts = (1, 2, 7, n, n + 9)
+    assert_clusters(dpc_knn(x, counts, k), clusters_by_hand(x, counts, k))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 14),
+    channels=st.sampled_from([1, 4]),
+    spread=st.integers(0, 3),
+    k=st.integers(1, 16),
+    counts=st.lists(st.integers(1, 16), min_size=1, max_size=4),
+    seed=st.integers(0, 10**6),
+)
+def test_of_equals_the_lower_index_comes_first(
+    n, channels, spread, k, counts, seed
+):
+    x = integers_of_zero_mean(n, channels, spread, seed).double()[None]
+    assert_clusters(dpc_knn(x, counts, k), clusters_by_hand(x, counts, k))
+
+
+def test_tokens_that_are_all_the_same_make_the_first_ones_centres():
+    (ids,) = dpc_knn(torch.full((2, 20, 3), 2.5), [6])
+    assert ids.tolist() == 2 * [[0, 1, 2, 3, 4, 5] + 14 * [0]]
+
+
+def test_a_common_offset_changes_nothing():
+    x = torch.randint(-50, 50, (2, 32, 4)).float()
+    counts = (5, 16)
+    assert_clusters(dpc_knn(x + 2**16, counts), dpc_knn(x, counts))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 40),
+    count=st.integers(1, 45),
+    spread=st.integers(0, 2),
+    seed=st.integers(0, 10**6),
+)
+def test_no_cluster_is_empty(n, count, spread, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-spread, spread + 1, (2, n, 2), generator=generator)
+    for ids in dpc_knn(x.float(), [count])[0]:
+        assert ids.unique().tolist() == list(range(min(count, n)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(1, 40), seed=st.integers(0, 10**6))
+def test_the_order_of_distinct_tokens_does_not_matter(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, n, 3, generator=generator, dtype=torch.float64)
+    order = torch.randperm(n, generator=generator)
+    counts = (1, 4, 11)
+    for ids, permuted in zip(
+        dpc_knn(x, counts), dpc_knn(x[:, order], counts), strict=True
+    ):
+        assert sets_of(ids[0, order]) == sets_of(permuted[0])
+
+
+@pytest.mark.parametrize(('limit', 'images'), [(1, 1), (2 * 20**2 + 1, 2)])
+@pytest.mark.parametrize('padded', [False, True])
+def test_large_batches_are_clustered_in_parts(
+    limit, images, padded, monkeypatch, largest_tensor
+):
+    x = torch.randn(5, 20, 4)
+    valid = torch.rand(5, 20) < 0.6 if padded else None
+    whole = dpc_knn(x, (3, 8), valid=valid)
+    monkeypatch.setattr(module, '_MAX_PAIRS', limit)
+    with largest_tensor() as mode:
+        parts = dpc_knn(x, (3, 8), valid=valid)
+    assert_clusters(parts, whole)
+    assert mode.numel == images * 20**2
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(0, 10),
+    padding=st.integers(0, 10),
+    content=st.sampled_from([0.0, -7.0, 1e30, torch.inf, torch.nan]),
+    spread=st.sampled_from([0, 2, None]),
+    count=st.integers(1, 12),
+    seed=st.integers(0, 10**6),
+)
+def test_what_is_not_valid_changes_nothing(
+    n, padding, content, spread, count, seed
+):
+    """Neither the order of ties nor anything else."""
+    if not n + padding:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    if spread is None:
+        tokens = torch.randn(n, 4, generator=generator)
+    else:
+        tokens = integers_of_zero_mean(n, 4, spread, seed)
+    place = torch.randperm(n + padding, generator=generator)[:n].sort().values
+    x = torch.full((1, n + padding, 4), content, dtype=torch.float64)
+    x[0, place] = tokens.double()
+    valid = torch.zeros(1, n + padding, dtype=torch.bool)
+    valid[0, place] = True
+    (ids,) = dpc_knn(x, [count], valid=valid)
+    assert ids.min() >= 0
+    assert ids.max() < min(count, n + padding)
+    if n:
+        (alone,) = dpc_knn(tokens.double()[None], [count])
+        assert sets_of(ids[0, place]) == sets_of(alone[0])
+    if n >= count:
+        assert torch.equal(ids[:, place], alone)
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_half_precision_is_clustered_in_float32(dtype):
+    x = torch.randn(1, 150, 16).to(dtype)
+    reference = dpc_knn(x.float(), (10, 40))
+    assert_clusters(dpc_knn(x, (10, 40)), reference)
+    with torch.autocast('cpu', dtype=dtype):
+        assert_clusters(dpc_knn(x, (10, 40)), reference)
+        assert_clusters(dpc_knn(x.float(), (10, 40)), reference)
+
+
+class Clustering(torch.nn.Module):
+    def forward(self, x, valid):
+        return (*dpc_knn(x, (4, 9)), *dpc_knn(x, (4, 9), valid=valid))
+
+
+def test_ties_are_settled_the_same_in_onnxruntime(tmp_path):
+    x = torch.stack([integers_of_zero_mean(25, 4, 1, i) for i in range(3)])
+    # What is valid has a mean of zero too.
+    valid = torch.ones(3, 25, dtype=torch.bool)
+    for i in range(3):
+        zero = (x[i] == 0).all(1).nonzero()[0]
+        valid[i, zero] = False
+    path = tmp_path / 'clustering.onnx'
+    torch.onnx.export(Clustering(), (x, valid), path, dynamo=False)
+    session = onnxruntime.InferenceSession(path)
+    names = [i.name for i in session.get_inputs()]
+    outs = session.run(
+        None, dict(zip(names, (x.numpy(), valid.numpy()), strict=True))
+    )
+    assert_clusters(map(torch.from_numpy, outs), Clustering()(x, valid))
+
+
+def slow_merge(x, logits, assignment, count):
+    """One image, cluster by cluster; decimals hold any power of e."""
+    merged = np.zeros((count, x.shape[1]))
+    filled = np.zeros(count, dtype=bool)
+    for c in range(count):
+        members = [i for i, own in enumerate(assignment) if own == c]
+        if members:
+            p = [Decimal(float(logits[i])).exp() for i in members]
+            weights = [float(value / sum(p)) for value in p]
+            merged[c] = sum(
+                w * np.asarray(x[i], dtype=np.float64)
+                for w, i in zip(weights, members, strict=True)
+            )
+            filled[c] = True
+    return merged, filled
+
+
+def random_clusters(n=23, count=6, channels=5, dtype=torch.float64):
+    """Tokens of two images; cluster 4 is empty."""
+    x = torch.randn(2, n, channels, dtype=dtype)
+    logits = 3 * torch.randn(2, n, dtype=dtype)
+    assignment = torch.randint(0, count - 1, (2, n))
+    assignment[assignment == 4] = count - 1
+    return x, logits, assignment, count
+
+
+def assert_merged(out, x, logits, assignment, count, **tolerance):
+    merged, filled = out
+    for i in range(x.shape[0]):
+        wanted, has = slow_merge(x[i], logits[i], assignment[i], count)
+        torch.testing.assert_close(
+            merged[i].double(), torch.from_numpy(wanted), **tolerance
+        )
+        assert torch.equal(filled[i], torch.from_numpy(has))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_merged_tokens_are_weighted_means(dtype):
+    args = random_clusters(dtype=dtype)
+    out = merge_tokens(*args)
+    assert out[0].dtype == dtype
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert_merged(out, *args, rtol=tolerance, atol=tolerance)
+    # An empty cluster is flagged, and zero to the bit.
+    assert not out[1][:, 4].any()
+    assert (out[0][:, 4] == 0).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    n=st.integers(1, 60),
+    count=st.integers(1, 70),
+    size=st.floats(0, 1e4),
+    seed=st.integers(0, 10**6),
+)
+def test_weights_of_a_cluster_sum_to_one(n, count, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = size * (2 * torch.rand(3, n, generator=generator) - 1)
+    assignment = torch.randint(count, (3, n), generator=generator)
+    merged, filled = merge_tokens(
+        torch.ones(3, n, 2), logits, assignment, count
+    )
+    torch.testing.assert_close(
+        merged, filled[..., None].float().expand_as(merged)
+    )
+
+
+def test_any_importance_gives_finite_tokens_and_gradients():
+    x = torch.randn(1, 6, 3, requires_grad=True)
+    logits = torch.tensor([[-1e4, 1e4, 1e4, -1e4, -1e4, -1e4]])
+    logits.requires_grad_()
+    assignment = torch.tensor([[0, 0, 0, 1, 1, 2]])
+    merged, filled = merge_tokens(x, logits, assignment, 3)
+    assert filled.all()
+    wanted = torch.stack((x[0, 1:3].mean(0), x[0, 3:5].mean(0), x[0, 5]))
+    torch.testing.assert_close(merged[0], wanted)
+    merged.square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('content', [1e30, torch.inf, torch.nan])
+def test_tokens_that_are_not_valid_are_not_merged(content):
+    x, logits, assignment, count = random_clusters()
+    # All of cluster 2 is invalid in the second image.
+    valid = torch.rand(2, 23) < 0.7
+    valid[1] &= assignment[1] != 2
+    x[~valid] = content
+    logits[~valid] = content
+    x.requires_grad_()
+    logits.requires_grad_()
+    merged, filled = merge_tokens(x, logits, assignment, count, valid)
+    for i in range(2):
+        keep = valid[i]
+        alone = merge_tokens(
+            *(t[i : i + 1, keep] for t in (x, logits, assignment)), count
+        )
+        torch.testing.assert_close(merged[i], alone[0][0])
+        assert torch.equal(filled[i], alone[1][0])
+    assert not filled[1, 2]
+    merged.square().sum().backward()
+    for grad in (x.grad, logits.grad):
+        assert (grad[~valid] == 0).all()
+        assert grad[valid].isfinite().all()
+
+
+def test_gradients_reach_tokens_and_importance():
+    x, logits, assignment, count = random_clusters(n=9, channels=2)
+    valid = torch.rand(2, 9) < 0.8
+    for extra in (None, valid):
+        inputs = [t.clone().requires_grad_() for t in (x, logits)]
+        assert torch.autograd.gradcheck(
+            lambda x, s, extra=extra: merge_tokens(
+                x, s, assignment, count, extra
+            )[0],
+            inputs,
+        )
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_half_precision_is_merged_in_float32(dtype):
+    # Sums of so many terms would be far off in half precision.
+    x = 1 + torch.rand(1, 3000, 4).to(dtype)
+    logits = torch.randn(1, 3000).to(dtype)
+    assignment = torch.randint(3, (1, 3000))
+    reference, _ = merge_tokens(x.float(), logits.float(), assignment, 3)
+    merged, _ = merge_tokens(x, logits, assignment, 3)
+    assert merged.dtype == dtype
+    assert torch.equal(merged, reference.to(dtype))
+    with torch.autocast('cpu', dtype=dtype):
+        merged, _ = merge_tokens(x.float(), logits, assignment, 3)
+    assert merged.dtype == torch.float32
+    assert torch.equal(merged, reference)
+
+
+MAPS = dict(
+    h=st.integers(1, 30), w=st.integers(1, 30), side=st.integers(1, 12)
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(**MAPS)
+def test_as_few_windows_as_the_side_allows_cover_the_map(h, w, side):
+    windows = TokenWindows.cover((h, w), side)
+    assert windows.hw_shape == (h, w)
+    assert len(windows) == windows.counts[0] * windows.counts[1]
+    for length, count, size in zip(
+        (h, w), windows.counts, windows.size, strict=True
+    ):
+        assert 1 <= size <= side
+        assert (count - 1) * side < length <= count * size
+        # The smallest size that so many windows can have.
+        assert count * (size - 1) < length
+
+
+@settings(deadline=None, max_examples=60)
+@given(**MAPS)
+def test_a_window_holds_its_part_of_the_map(h, w, side):
+    windows = TokenWindows.cover((h, w), side)
+    x = torch.randn(2, h * w, 3)
+    split = windows.split(x)
+    height, width = windows.size
+    assert split.shape == (2 * len(windows), height * width, 3)
+    maps = x.unflatten(1, (h, w))
+    split = split.unflatten(1, windows.size).unflatten(0, (2, len(windows)))
+    for i in range(len(windows)):
+        top = i // windows.counts[1] * height
+        left = i % windows.counts[1] * width
+        part = maps[:, top : top + height, left : left + width]
+        rows, columns = part.shape[1:3]
+        assert rows
+        assert columns
+        assert torch.equal(split[:, i, :rows, :columns], part)
+        assert not split[:, i, rows:].any()
+        assert not split[:, i, :, columns:].any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(**MAPS)
+def test_joining_undoes_splitting(h, w, side):
+    windows = TokenWindows.cover((h, w), side)
+    x = torch.arange(2 * h * w * 3).reshape(2, h * w, 3)
+    assert torch.equal(windows.join(windows.split(x)), x)

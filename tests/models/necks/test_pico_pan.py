@@ -1,4 +1,4 @@
-"""What CSP-PAN and LC-PAN share: the paths, and how they are refused."""
+"""CSP-PAN and LC-PAN: paths, fusing blocks, published sizes."""
 
 import pytest
 import torch
@@ -71,14 +71,6 @@ def test_sizes_are_rounded_up_at_every_level(neck_class, out_channels, size):
     ]
 
 
-@channels_of_levels
-@both_necks
-def test_the_extra_level_can_be_left_out(neck_class, channels):
-    neck = neck_class(channels, 8, extra_level=False).eval()
-    feats = tiny_feats(channels, (8, 8))
-    assert [o.shape[-1] for o in neck(feats)] == [8, 4, 2][: len(channels)]
-
-
 @pytest.mark.parametrize(
     ('neck_class', 'kwargs', 'message'),
     [
@@ -105,3 +97,35 @@ def test_a_missing_level_is_named(neck_class, channels):
         ValueError, match=f'{count} feature maps expected, got {count - 1}'
     ):
         neck(tiny_feats(channels, (8, 8))[:-1])
+
+
+def test_csp_layer_has_no_residual_and_puts_the_main_path_first():
+    layer = CSPPAN((4, 6), 8).eval().top_down[0]
+    x = torch.randn(1, 16, 5, 5)
+    main = layer.main_conv(x)
+    for block in layer.blocks:
+        main = block[1](block[0](main))
+    both = torch.cat([main, layer.short_conv(x)], 1)
+    torch.testing.assert_close(layer(x), layer.final_conv(both))
+
+
+def test_a_fusing_block_is_two_separable_convolutions():
+    fuse = LCPAN((4, 6, 8), 5).eval().bottom_up[1]
+    shapes = [
+        tuple(unit.conv.weight.shape)
+        for block in fuse
+        for unit in (block.depthwise_conv, block.pointwise_conv)
+    ]
+    assert shapes == [
+        (10, 1, 5, 5),
+        (10, 10, 1, 1),
+        (10, 1, 5, 5),
+        (5, 10, 1, 1),
+    ]
+    x = torch.randn(1, 10, 6, 7)
+    out = x
+    for block in fuse:
+        for unit in (block.depthwise_conv, block.pointwise_conv):
+            out = unit.bn(unit.conv(out))
+            out = out * (out + 3).clamp(0, 6) / 6
+    torch.testing.assert_close(fuse(x), out)
