@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from anchorformer_mm.engine.averaging import ThresholdEMA
+from anchorformer_mm.engine.picodet_schedule import ThresholdEMA
 
 
 def closed_form(weights, momentum=0.0002):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
-from anchorformer_mm.engine.averaging import ThresholdEMA
+from anchorformer_mm.engine.picodet_schedule import ThresholdEMA
 from anchorformer_mm.registry import HOOKS
 
 EPOCHS, EPOCH_LENGTH, CYCLE = 5, 3, 2

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from anchorformer_mm.datasets.transforms import MultiplicativeColorDistortion
-from anchorformer_mm.datasets.transforms.color_distortion import (
+from anchorformer_mm.datasets.transforms import (
     distort,
 )
 

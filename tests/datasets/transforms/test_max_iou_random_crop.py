@@ -10,7 +10,7 @@ from mmdet.structures.mask import BitmapMasks
 from scipy import stats
 
 from anchorformer_mm.datasets.transforms import MaxIoURandomCrop
-from anchorformer_mm.datasets.transforms.max_iou_random_crop import (
+from anchorformer_mm.datasets.transforms import (
     first_accepted,
     kept_boxes,
 )

@@ -142,7 +142,7 @@ def test_the_teacher_is_no_part_of_the_model(teacher, ckpt):
     assert len(list(model.parameters())) == len(list(without.parameters()))
     model.train()
     model.loss(inputs, samples)
-    frozen = model._teacher
+    frozen = model.teacher[0]
     assert not any(module.training for module in frozen.modules())
     assert not any(p.requires_grad for p in frozen.parameters())
     assert not model.teacher_score(inputs.requires_grad_()).requires_grad
@@ -155,11 +155,11 @@ def test_the_teacher_moves_with_the_model(ckpt):
     inputs, _, samples = batch()
     reference = model.loss(inputs, samples)
     losses = model.double().loss(inputs.double(), samples)
-    assert {p.dtype for p in model._teacher.parameters()} == {torch.float64}
+    assert {p.dtype for p in model.teacher[0].parameters()} == {torch.float64}
     for name, loss in losses.items():
         torch.testing.assert_close(loss.float(), reference[name])
     model.to('meta')
-    assert all(p.is_meta for p in model._teacher.parameters())
+    assert all(p.is_meta for p in model.teacher[0].parameters())
 
 
 def test_the_teacher_starts_with_the_type_of_the_batch(ckpt):
@@ -174,9 +174,9 @@ def test_a_copy_loads_a_teacher_of_its_own(ckpt):
     inputs, _, samples = batch()
     reference = model.loss(inputs, samples)
     for copy in (deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copy._teacher is None and model._teacher is not None
+        assert copy._teacher is None and model.teacher[0] is not None
         torch.testing.assert_close(copy.loss(inputs, samples), reference)
-        assert copy._teacher is not model._teacher
+        assert copy.teacher[0] is not model.teacher[0]
 
 
 def test_a_moving_average_follows_without_the_teacher(ckpt):
@@ -187,7 +187,7 @@ def test_a_moving_average_follows_without_the_teacher(ckpt):
     for p in model.parameters():
         p.data += 1
     average.update_parameters(model)
-    assert average.module._teacher is None
+    assert not average.module.teacher
     torch.testing.assert_close(average.module.state_dict(), model.state_dict())
 
 

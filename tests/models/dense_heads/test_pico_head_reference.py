@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmdet.models.task_modules import AssignResult
 
-from anchorformer_mm.models.dense_heads import pico_loss
+from anchorformer_mm.models.dense_heads import pico_head
 
 
 def random_outputs(sizes, batch, num_classes=3, reg_max=7, scale=2.0):
@@ -241,6 +241,6 @@ def test_divisors_are_averaged_over_the_gpus(
 
     alone = losses()
     # As if the other GPUs had three times as many positives on average.
-    monkeypatch.setattr(pico_loss, 'reduce_mean', lambda x: 2 * x)
+    monkeypatch.setattr(pico_head, 'reduce_mean', lambda x: 2 * x)
     for name, value in losses().items():
         torch.testing.assert_close(value, alone[name] / 2)

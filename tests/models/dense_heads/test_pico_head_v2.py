@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from anchorformer_mm.models.dense_heads import PicoHead, PicoHeadV2
-from anchorformer_mm.models.dense_heads.pico_head_v2 import joint_score
+from anchorformer_mm.models.dense_heads.pico_head import joint_score
 from anchorformer_mm.registry import MODELS
 
 

@@ -6,7 +6,7 @@ import torch
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 
-from anchorformer_mm.models.dense_heads import PicoHeadV2, pico_loss_v2
+from anchorformer_mm.models.dense_heads import PicoHeadV2, pico_head
 
 STRIDES, SIZES = (8, 16, 32), ((8, 12), (4, 6), (2, 3))  # of 64 x 96 pixels
 EPOCHS = dict(atss=0, tal=100)
@@ -294,7 +294,7 @@ def test_the_divisor_is_averaged_over_the_gpus(monkeypatch):
     gts, outputs = batch(), random_outputs(4)
     alone = tiny_head().loss_by_feat(*outputs, gts, [{}] * 4)
     # As if the other GPUs had three times as much on average.
-    monkeypatch.setattr(pico_loss_v2, 'reduce_mean', lambda x: 2 * x)
+    monkeypatch.setattr(pico_head, 'reduce_mean', lambda x: 2 * x)
     losses = tiny_head().loss_by_feat(*outputs, gts, [{}] * 4)
     for name, value in losses.items():
         torch.testing.assert_close(value, alone[name] / 2)

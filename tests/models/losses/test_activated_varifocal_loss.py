@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmdet.models.losses import VarifocalLoss
 
-from anchorformer_mm.models.losses import ActivatedVarifocalLoss
+from anchorformer_mm.models.dense_heads import ActivatedVarifocalLoss
 
 
 def random_pair():

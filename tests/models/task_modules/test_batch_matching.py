@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mmengine.structures import InstanceData
 
-from anchorformer_mm.models.task_modules.batch_matching import (
+from anchorformer_mm.models.task_modules.pico_assigners import (
     GroundTruth,
     inside,
     settle,

@@ -4,7 +4,7 @@ import torch
 from mmengine.structures import InstanceData
 
 from anchorformer_mm.models.task_modules import PicoATSSAssigner
-from anchorformer_mm.models.task_modules.batch_matching import GroundTruth
+from anchorformer_mm.models.task_modules.pico_assigners import GroundTruth
 from anchorformer_mm.registry import TASK_UTILS
 
 

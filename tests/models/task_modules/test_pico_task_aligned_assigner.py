@@ -6,7 +6,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 
 from anchorformer_mm.models.task_modules import PicoTaskAlignedAssigner
-from anchorformer_mm.models.task_modules.batch_matching import GroundTruth
+from anchorformer_mm.models.task_modules.pico_assigners import GroundTruth
 from anchorformer_mm.registry import TASK_UTILS
 
 # Four priors in a row, 10 pixels apart.

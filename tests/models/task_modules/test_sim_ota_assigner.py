@@ -11,8 +11,8 @@ from mmengine.structures import InstanceData
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorformer_mm.models.task_modules import PicoSimOTAAssigner
-from anchorformer_mm.models.task_modules.batch_matching import GroundTruth
-from anchorformer_mm.models.task_modules.sim_ota_assigner import (
+from anchorformer_mm.models.task_modules.pico_assigners import GroundTruth
+from anchorformer_mm.models.task_modules.pico_assigners import (
     varifocal_cost,
 )
 from anchorformer_mm.registry import TASK_UTILS
