@@ -36,11 +36,7 @@ INTERPOLATIONS = ('nearest', 'bilinear', 'area', 'bicubic', 'lanczos')
 def check_interval(
     name: str, value: tuple[float, float], low: float, high: float
 ) -> tuple[float, float]:
-    """Return ``value`` as two floats a, b with low <= a <= b <= high.
-
-    Raises:
-        ValueError: ``value`` is not that; the message names it ``name``.
-    """
+    """Return ``value`` as two floats a, b with low <= a <= b <= high."""
     if (
         not isinstance(value, (tuple, list))
         or len(value) != 2
@@ -164,9 +160,8 @@ class MaxIoURandomCrop(BaseTransform):
     ) -> list[tuple[float | None, Tensor]]:
         """Draw every threshold's windows, in the random order of trial.
 
-        Returns:
-            (threshold, windows (num_attempts, 4) as x1, y1, x2, y2 in px);
-            no threshold stands for the whole image.
+        Windows are (num_attempts, 4) as x1, y1, x2, y2 in px; no threshold
+        stands for the whole image.
         """
         shape = (len(self.thresholds), self.num_attempts)
         scale = np.random.uniform(*self.scales, shape)
@@ -220,15 +215,10 @@ class MaxIoURandomCrop(BaseTransform):
 def first_accepted(
     windows: Tensor, boxes: Tensor, threshold: float
 ) -> Tensor | None:
-    """Find the first window that a threshold accepts.
+    """Find the first of the windows (M, 4) that a threshold accepts.
 
-    Args:
-        windows: (M, 4) as x1, y1, x2, y2.
-        boxes: (N, 4), N >= 1.
-        threshold: Least value of the window's largest IoU with a box.
-
-    Returns:
-        (4,), or None if no window reaches the threshold and keeps a box.
+    Its largest IoU with one of the boxes (N, 4), N >= 1, is at least the
+    threshold, and it keeps a box. None if there is no such window.
     """
     overlaps = bbox_overlaps(windows, boxes).amax(dim=1)
     accepted = (overlaps >= threshold) & kept_boxes(windows, boxes).any(dim=1)
@@ -237,13 +227,10 @@ def first_accepted(
 
 
 def kept_boxes(windows: Tensor, boxes: Tensor) -> Tensor:
-    """Find the boxes (N, 4) that each window (M, 4) keeps.
+    """Tell (M, N) which of the boxes (N, 4) each window (M, 4) keeps.
 
     Those are the boxes whose centre is inside, the right and lower edge of
     the window excluded, and of which some area is.
-
-    Returns:
-        bool (M, N).
     """
     start, end = windows[:, None, :2], windows[:, None, 2:]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2

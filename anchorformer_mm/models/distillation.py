@@ -214,10 +214,9 @@ class DistilledLeViTClsHead(HardDistillation, LeViTClsHead):
 class DistilledImageClassifier(ImageClassifier):
     """mmpretrain's ``ImageClassifier`` with hard-label distillation.
 
-    DeiT (arXiv 2012.12877, section 4): a trained classifier, the teacher,
-    sees the same augmented and mixed batch as the student, and the class
-    that it finds likeliest is a second label for the student's second
-    classifier.
+    A trained classifier, the teacher, sees the same augmented and mixed batch
+    as the student, and the class that it finds likeliest is the label of the
+    student's second classifier.
 
     The teacher is no part of the model: its parameters are in no state dict
     and reach neither the optimiser nor the gradient reduction, and a copy of
@@ -290,15 +289,11 @@ class DistilledImageClassifier(ImageClassifier):
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample]
     ) -> dict[str, Tensor]:
-        """Compute the losses of equation 3.
+        """Compute the losses of equation 3, see :class:`HardDistillation`.
 
         Args:
             inputs: Normalised, possibly mixed images (B, 3, H, W).
             data_samples: Labels of the B images.
-
-        Returns:
-            ``loss_cls`` and ``loss_distill``, and the accuracy if the head
-            is to calculate it.
 
         Raises:
             ValueError: There is no teacher, or its weights cannot be read or
@@ -323,7 +318,20 @@ class DistilledImageClassifier(ImageClassifier):
                     'training needs the config of a teacher'
                 )
             teacher = self._build_of_teacher(config.model)
-            _load_weights(teacher, config.load_from)
+            try:
+                with weights_only():
+                    load_checkpoint(
+                        teacher,
+                        config.load_from,
+                        map_location='cpu',
+                        strict=True,
+                        logger='current',
+                    )
+            except (OSError, RuntimeError, UnpicklingError) as error:
+                raise ValueError(
+                    f'teacher_ckpt={config.load_from!r} cannot be loaded into '
+                    f'the teacher that teacher_config describes: {error}'
+                ) from error
             self.teacher.append(teacher.eval().requires_grad_(False))
         teacher = self.teacher[0].to(inputs)
         # Not the raw output, which has a form of its own in some heads.
@@ -337,26 +345,15 @@ class DistilledImageClassifier(ImageClassifier):
             return MMPRETRAIN_MODELS.build(deepcopy(config))
 
     def __getstate__(self) -> dict:
-        """Leave the teacher out of copies and pickles; they load their own.
-
-        Otherwise a moving average would hold it twice or, if it were shared,
-        take it along to another device.
-        """
+        """Leave the teacher out of copies and pickles; they load their own."""
         return {**self.__dict__, 'teacher': []}
 
 
 class _Renormalise(nn.Module):
     """Conversion from one preprocessor's output to that of another.
 
-    Args:
-        source: The preprocessor of the inputs.
-        target: The other one.
-
     Raises:
         ValueError: One of them is no ``ClsDataPreprocessor``.
-
-    Shape:
-        - Input and output: (B, 3, H, W).
     """
 
     def __init__(self, source: nn.Module, target: nn.Module) -> None:
@@ -389,9 +386,8 @@ def _complete(
 ) -> ConfigDict:
     """Return a config that has all that a teacher needs.
 
-    Returns:
-        Dict with ``model``, ``load_from`` (path or URL of its weights),
-        ``data_preprocessor`` (None if unknown) and ``default_scope``.
+    Those are ``model``, ``load_from`` (path or URL of its weights),
+    ``data_preprocessor`` (None if unknown) and ``default_scope``.
     """
     if isinstance(config, str | Path):
         name = str(config)
@@ -414,7 +410,12 @@ def _complete(
             'teacher_config must be that of a classifier whose head tells '
             f'num_classes, got the head {head!r} in {model.get("type")!r}'
         )
-    ckpt = ckpt or config.get('load_from') or _own_weights(model)
+    # A model dict itself may name a checkpoint for the whole.
+    inits = model.get('init_cfg') or []
+    inits = [inits] if isinstance(inits, dict) else inits
+    own = [init['checkpoint'] for init in inits if 'checkpoint' in init]
+    named = [config.get('load_from'), model.get('pretrained'), *own]
+    ckpt = ckpt or next(filter(None, named), None)
     if ckpt is None:
         raise ValueError(
             'teacher_ckpt=None needs a teacher_config that names its weights '
@@ -427,29 +428,3 @@ def _complete(
         or config.get('data_preprocessor'),
         default_scope=config.get('default_scope') or 'mmpretrain',
     )
-
-
-def _own_weights(model: dict) -> str | None:
-    """Return the checkpoint that a model dict itself names for the whole."""
-    init_cfg = model.get('init_cfg') or []
-    init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
-    named = [cfg['checkpoint'] for cfg in init_cfgs if 'checkpoint' in cfg]
-    return model.get('pretrained') or (named[0] if named else None)
-
-
-def _load_weights(network: nn.Module, ckpt: str) -> None:
-    """Fill a network with the weights of a file or URL; all must fit."""
-    try:
-        with weights_only():
-            load_checkpoint(
-                network,
-                ckpt,
-                map_location='cpu',
-                strict=True,
-                logger='current',
-            )
-    except (OSError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(
-            f'teacher_ckpt={ckpt!r} cannot be loaded into the teacher that '
-            f'teacher_config describes: {error}'
-        ) from error

@@ -63,15 +63,6 @@ def test_it_is_a_shadow_from_zeros_with_its_bias_corrected(
     )
 
 
-def test_it_follows_the_law_past_the_threshold_in_single_precision():
-    model = nn.Linear(3, 2)
-    ema = ThresholdEMA(model, momentum=0.005)
-    path = random_walk(model, ema, steps=2500)  # the threshold is at 1790
-    np.testing.assert_allclose(
-        flat(ema.module), closed_form(path, 0.005), rtol=1e-4, atol=1e-5
-    )
-
-
 def test_the_first_step_is_the_model_itself_and_the_second_overshoots():
     model = nn.Linear(3, 2).double()
     ema = ThresholdEMA(model)
@@ -306,30 +297,6 @@ def test_a_run_and_its_resumption_follow_the_law(make_runner):
         assert resumed.recorder.rates == {
             i: rates[i] for i in range(3 * epoch, 15)
         }
-
-
-def test_accumulated_gradients_leave_the_schedule_as_it_is(make_runner):
-    runner = make_runner(
-        epochs=2,
-        param_scheduler=schedule(2, by_epoch=False, T_max=6),
-        optim_wrapper=dict(
-            optimizer=dict(type='SGD', lr=1.0), accumulative_counts=2
-        ),
-    )
-    runner.train()
-    rates = [rate for (rate,) in runner.recorder.rates.values()]
-    assert rates == pytest.approx([factor(i, 6, warmup=2) for i in range(6)])
-
-
-def test_without_an_end_of_its_own_the_cosine_ends_with_training(make_runner):
-    runner = make_runner(
-        epochs=2, param_scheduler=schedule(2, convert_to_iter_based=True)
-    )
-    runner.train()
-    rates = [rate for (rate,) in runner.recorder.rates.values()]
-    assert rates == pytest.approx(
-        [0.4 * factor(i, 6, warmup=2) for i in range(6)]
-    )
 
 
 @pytest.mark.parametrize(

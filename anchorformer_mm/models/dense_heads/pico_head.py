@@ -432,15 +432,9 @@ class PicoHead(BasePicoHead):
 
 
 class PicoSE(BaseModule):
-    """Gate of the channels by their means, and a mixing of them.
+    """Gate of the channels (B, C, H, W) by their means, and a mixing of them.
 
-    Args:
-        channels: Channels C.
-        norm_cfg: Normalisation after the mixing.
-        act_cfg: Activation after that.
-
-    Shape:
-        - Input: (B, C, H, W); output: (B, C, H, W).
+    ``norm_cfg`` and ``act_cfg`` are of what follows the mixing.
     """
 
     def __init__(self, channels: int, norm_cfg: dict, act_cfg: dict) -> None:
@@ -459,30 +453,16 @@ class PicoSE(BaseModule):
 
 
 class AlignBranch(BaseModule):
-    """Logit of how well box and class of a cell agree.
+    """Logit (B, 1, H, W) of how well box and class of a cell agree.
 
-    Args:
-        channels: Channels C of the input.
-        kernel_size: Kernel of the first, full convolution, odd.
-        norm_cfg: Normalisation of both convolutions.
-        act_cfg: Activation between them.
-
-    Shape:
-        - Input: (B, C, H, W); output: (B, 1, H, W).
+    A full convolution of ``kernel_size`` and a 1x1, with ``act_cfg`` between.
     """
 
     def __init__(
         self, channels: int, kernel_size: int, norm_cfg: dict, act_cfg: dict
     ) -> None:
-        super().__init__(
-            dict(
-                type='Kaiming',
-                layer='Conv2d',
-                mode='fan_in',
-                nonlinearity='relu',
-                distribution='uniform',
-            )
-        )
+        kaiming = dict(mode='fan_in', distribution='uniform')
+        super().__init__(dict(type='Kaiming', layer='Conv2d', **kaiming))
         # A container of torch, or `ConvModule` would undo `init_cfg`.
         self.layers = nn.Sequential(
             ConvModule(
@@ -501,14 +481,10 @@ class AlignBranch(BaseModule):
 
 
 def joint_score(cls_logits: Tensor, align_logits: Tensor) -> Tensor:
-    """Geometric mean of a class's and the alignment's probability.
+    """Geometric mean of the probabilities of a class and of the alignment.
 
-    Args:
-        cls_logits: ``(B, num_classes, H, W)``.
-        align_logits: ``(B, 1, H, W)``.
-
-    Returns:
-        ``(B, num_classes, H, W)`` in fp32, also within autocast.
+    Logits are ``(B, num_classes, H, W)`` and ``(B, 1, H, W)``, the scores in
+    fp32, also within autocast.
     """
     joint = cls_logits.float().sigmoid() * align_logits.float().sigmoid()
     # Differentiable also where both factors vanish.

@@ -170,9 +170,6 @@ def top_indices(values: Tensor, k: int, largest: bool = True) -> Tensor:
         values: ``(g, n)``, at least 0, fp32.
         k: How many; all if there are fewer.
         largest: Take the largest, else the smallest.
-
-    Returns:
-        Indices ``(g, min(k, n))``.
     """
     n = values.shape[1]
     index = torch.arange(n, device=values.device)
@@ -313,39 +310,24 @@ class PicoSimOTAAssigner(PicoAssigner):
         near = (offsets < self.center_radius * priors[:, 2:]).all(dim=-1)
         counts = torch.zeros_like(boxes[..., 0], dtype=torch.int32)
         counts.index_add_(0, gts.images, (in_box | near).int())
+        candidates = counts > 0
+        eligible = candidates[gts.images]
         with torch.autocast(boxes.device.type, enabled=False):
-            ious, cost = self._cost(
-                scores, boxes, gts, counts > 0, in_box & near
+            pairs = gt_boxes[:, None], boxes[gts.images]
+            ious = bbox_overlaps(*pairs).squeeze(1)
+            gious = bbox_overlaps(*pairs, mode='giou').squeeze(1)
+            vfl = varifocal_cost(
+                scores, candidates, gts, ious, self.alpha, self.gamma
             )
+            cost = self.vfl_weight * vfl + self.iou_weight * (1 - gious)
+            # In float64: next to the penalty float32 would round the rest
+            # of the cost to eights.
+            cost = cost.double() + self.penalty * ~(in_box & near)
+            cost = cost.where(eligible, inf)
+            ious = ious.where(eligible, 0.0)
             rows, columns = self._cheapest(ious, cost)
             cells, matched = settle(rows, columns, -cost, gts.images)
         return Matches(cells, matched, ious[matched, cells % len(priors)])
-
-    def _cost(
-        self,
-        scores: Tensor,
-        boxes: Tensor,
-        gts: GroundTruth,
-        candidates: Tensor,
-        preferred: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """IoU and cost ``(g, n)`` of all boxes and the priors of their images.
-
-        ``candidates`` ``(B, n)`` are the priors that boxes may take; others
-        have IoU zero and infinite cost. ``preferred`` ``(g, n)`` are pairs
-        free of the penalty. The cost is in float64: next to the penalty
-        float32 would round the rest of it to eights.
-        """
-        pairs = gts.boxes[:, None], boxes[gts.images]
-        ious = bbox_overlaps(*pairs).squeeze(1)
-        gious = bbox_overlaps(*pairs, mode='giou').squeeze(1)
-        vfl = varifocal_cost(
-            scores, candidates, gts, ious, self.alpha, self.gamma
-        )
-        cost = self.vfl_weight * vfl + self.iou_weight * (1 - gious)
-        cost = cost.double() + self.penalty * ~preferred
-        eligible = candidates[gts.images]
-        return ious.where(eligible, 0.0), cost.where(eligible, inf)
 
     def _cheapest(self, ious: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
         """The ``k`` cheapest priors of each box, as pairs of index vectors.
@@ -383,14 +365,12 @@ def varifocal_cost(
 
     Args:
         scores: Class probabilities, ``(B, n, num_classes)``.
-        candidates: ``(B, n)``, the priors to compute.
+        candidates: ``(B, n)``, the priors to compute; others get no
+            meaningful cost.
         gts: The ``g`` boxes of the batch.
         ious: Overlaps of these with the predictions, ``(g, n)``.
         alpha: Weight of the background term.
         gamma: Exponent of the background term.
-
-    Returns:
-        ``(g, n)``, without meaning where the prior is no candidate.
     """
 
     def log1p(x: Tensor) -> Tensor:

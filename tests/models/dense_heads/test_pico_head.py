@@ -309,15 +309,6 @@ def test_prediction_is_rescaled_to_the_original_image(predict):
     torch.testing.assert_close(result.bboxes, expected)
 
 
-@pytest.mark.parametrize('num_classes', [1, 3])
-def test_nothing_above_the_threshold_gives_empty_results(num_classes, predict):
-    metas = [dict(img_shape=(64, 64), scale_factor=(2.0, 2.0))] * 2
-    results = predict([], metas, rescale=True, num_classes=num_classes)
-    for result in results:
-        assert result.bboxes.shape == (0, 4)
-        assert result.scores.shape == result.labels.shape == (0,)
-
-
 def test_parts_are_configurable_from_the_registry():
     head = MODELS.build(
         dict(

@@ -176,38 +176,16 @@ def test_boxes_on_the_border_and_without_width(version, epoch, runner_says):
     train_step(build_detector(version).train(), data)
 
 
-@pytest.mark.parametrize('version', ['v1', 'v2'])
-def test_unpadded_odd_sizes_train(version):
-    data = make_batch([(97, 65)] * 2, [4, 4])
-    train_step(build_detector(version, size_divisor=1).train(), data)
-
-
-@pytest.mark.parametrize(('version', 'epoch'), PHASES)
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_gives_the_losses_of_float32(
-    dtype, version, epoch, runner_says
-):
-    runner_says(epoch)
-    model = build_detector(version).train()
-    data = make_batch([(96, 128)] * 2, [5, 0])
-    reference = losses_of(model, data)
-    with torch.autocast('cpu', dtype=dtype):
-        losses = train_step(model, data)
-    for name, loss in losses.items():
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, reference[name], rtol=0.1, atol=0.02)
-
-
-@pytest.mark.parametrize(('version', 'steps'), [('v1', 100), ('v2', 100)])
+@pytest.mark.parametrize(('version', 'steps'), [('v1', 150), ('v2', 120)])
 def test_learning_one_image_by_heart(version, steps, runner_says):
     """With v2 first by ATSS, then by task alignment."""
     model = build_detector(version).train()
     model.init_weights()
-    boxes = torch.tensor([[6.0, 8, 40, 56], [56, 20, 90, 60]])
-    data = make_batch([(64, 96)], [boxes])
+    boxes = torch.tensor([[10.0, 12, 50, 60], [60, 30, 90, 90]])
+    data = make_batch([(96, 96)], [boxes])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(steps):
-        runner_says(100 * (step >= 50))
+        runner_says(100 * (step >= 60))
         optimizer.zero_grad()
         sum(losses_of(model, data).values()).backward()
         optimizer.step()
