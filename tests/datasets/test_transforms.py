@@ -74,28 +74,6 @@ def intersection_over_union(a, b):
     return w * h / (sum(areas) - w * h)
 
 
-def try_one_by_one(rng, boxes, height, width):
-    """The law of the crop, window after window; the window that is left."""
-    choices = [*THRESHOLDS, None]
-    for i in rng.permutation(len(choices)):
-        if choices[i] is None:
-            break
-        for _ in range(50):
-            s = rng.uniform(0.3, 1)
-            a = rng.uniform(max(0.5, s**2), min(2, s**-2))
-            w = int(width * s * a**0.5)
-            h = int(height * s / a**0.5)
-            x, y = rng.integers(width - w), rng.integers(height - h)
-            window = (x, y, x + w, y + h)
-            ious = [intersection_over_union(window, b) for b in boxes]
-            centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes]
-            if max(ious) >= choices[i] and any(
-                x <= cx < x + w and y <= cy < y + h for cx, cy in centres
-            ):
-                return window
-    return (0, 0, width, height)
-
-
 def test_windows_follow_the_laws_of_scale_aspect_and_place():
     crop = MaxIoURandomCrop(thresholds=[0.0], num_attempts=DRAWS)
     height, width = 30_000, 50_000
@@ -128,34 +106,6 @@ def test_every_choice_comes_first_equally_often():
     counts = [first.count(t) for t in (*THRESHOLDS, None)]
     assert sum(counts) == DRAWS
     assert stats.chisquare(counts).pvalue > 0.01
-
-
-def test_crops_are_those_of_trying_window_after_window():
-    height, width = 48, 64
-    boxes = [(4, 6, 22, 20), (20, 10, 60, 44), (50, 2, 54, 5)]
-    crop, rng = MaxIoURandomCrop(), np.random.default_rng(1)
-    found = [
-        window_of(crop.transform(scene(boxes, height, width)))
-        for _ in range(3000)
-    ]
-    expected = [try_one_by_one(rng, boxes, height, width) for _ in range(1000)]
-
-    def describe(windows):
-        windows = np.array(windows)
-        whole = (windows == (0, 0, width, height)).all(axis=1)
-        size = windows[:, 2:] - windows[:, :2]
-        iou = [
-            max(intersection_over_union(w, b) for b in boxes)
-            for w in windows[~whole]
-        ]
-        return whole, [size[~whole, 0], size[~whole, 1], iou]
-
-    whole, samples = describe(found)
-    expected_whole, expected_samples = describe(expected)
-    table = [[side.sum(), (~side).sum()] for side in (whole, expected_whole)]
-    assert stats.chi2_contingency(table).pvalue > 0.01
-    for ours, theirs in zip(samples, expected_samples, strict=True):
-        assert stats.ks_2samp(ours, theirs).pvalue > 0.01
 
 
 def test_the_first_acceptable_window_wins():
