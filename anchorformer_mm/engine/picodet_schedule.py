@@ -4,15 +4,13 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseAveragedModel
 from mmengine.optim import CosineAnnealingLR, OptimWrapper
+from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anchorformer_mm.models.argument_checks import check_positive, is_number
 from anchorformer_mm.registry import HOOKS, MODELS, PARAM_SCHEDULERS
-
-# What mmengine's schedulers take for "never".
-NEVER = int(1e9)
 
 
 @MODELS.register_module()
@@ -110,7 +108,8 @@ class CycleEMAHook(EMAHook):
         **kwargs: As for :class:`mmengine.hooks.EMAHook`.
 
     Raises:
-        ValueError: ``cycle_epochs`` is not a positive integer.
+        ValueError: ``cycle_epochs`` is not a positive integer; in training,
+            the loop counts iterations.
     """
 
     def __init__(
@@ -124,11 +123,7 @@ class CycleEMAHook(EMAHook):
         self.cycle_epochs = cycle_epochs
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse loops without epochs.
-
-        Raises:
-            ValueError: The training loop counts iterations.
-        """
+        """Raise a ValueError when the training loop counts iterations."""
         super().before_train(runner)
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError(
@@ -187,7 +182,7 @@ class CosineAfterWarmupLR(CosineAnnealingLR):
         warmup_iters: int,
         T_max: int | None = None,
         begin: int = 0,
-        end: int = NEVER,
+        end: int = INF,
         by_epoch: bool = True,
         **kwargs,
     ) -> None:

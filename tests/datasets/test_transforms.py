@@ -208,10 +208,7 @@ def test_masks_and_label_map_are_cropped_along():
 
 # MultiplicativeColorDistortion
 
-
 NAMES = ('brightness', 'contrast', 'saturation', 'hue')
-
-
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
 
 
@@ -281,7 +278,6 @@ def test_presence_order_and_amounts_follow_the_stated_laws():
 
 
 # random_square_collate
-
 
 CODES = dict(
     nearest=cv2.INTER_NEAREST,

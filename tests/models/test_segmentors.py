@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmpretrain.registry import MODELS as CLASSIFIERS
 from mmseg.registry import MODELS
@@ -18,6 +19,11 @@ KINDS = [('semfpn', 1), ('upernet', 2)]
 ESNET = dict(
     type='anchorformer_mm.AnchorESNet', arch='0.75x', out_indices=(0, 1, 2)
 )
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    init_default_scope('mmseg')
 
 
 def segmentor(kind, patch_size=8, test_cfg=None, **backbone):
@@ -115,8 +121,9 @@ def test_maps_have_the_size_of_the_image(size, kind, patch_size, test_cfg):
 
 def test_a_classifier_initialises_the_backbone(tmp_path):
     cfg = Config.fromfile(CONFIGS / 'anchorformer_t_digits.py').model
-    cfg.data_preprocessor = None
+    init_default_scope('mmpretrain')
     classifier = CLASSIFIERS.build(cfg)
+    init_default_scope('mmseg')
     path = tmp_path / 'classifier.pth'
     torch.save(dict(state_dict=classifier.state_dict()), path)
     model = segmentor(

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
-from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 
 from anchorformer_mm.models.task_modules import (
@@ -109,10 +108,14 @@ def test_a_claimed_prior_may_go_to_a_box_that_did_not_claim_it():
 
 
 @pytest.mark.parametrize('kind', ASSIGNERS)
-@pytest.mark.parametrize('counts', [(4, 0, 6), (0, 0), (5,)])
-def test_images_of_a_batch_are_assigned_apart(kind, counts):
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+)
+def test_images_of_a_batch_are_assigned_apart(kind, seed, counts):
     """And one by one by mmdet's protocol."""
-    cases = [random_case(i, count, 3) for i, count in enumerate(counts)]
+    cases = [random_case(seed + i, count, 3) for i, count in enumerate(counts)]
     scores, boxes = (
         torch.tensor(np.stack([case[i] for case in cases])).float()
         for i in (0, 1)
@@ -123,7 +126,8 @@ def test_images_of_a_batch_are_assigned_apart(kind, counts):
     matches = assigner.assign_batch(
         scores, boxes, priors, GroundTruth.of_batch(gts), [144, 36, 9]
     )
-    assert (len(matches.cells) > 0) == any(counts)
+    assert len(matches.cells) == len(matches.cells.unique())
+    assert ((matches.scores >= 0) & (matches.scores <= 1)).all()
     first = 0
     for i, gt in enumerate(gts):
         alone = assigner.assign(
@@ -383,171 +387,33 @@ def test_what_is_not_a_number_is_never_taken():
     assert len(result.gt_inds.unique()) == 6
 
 
-# ATSS
-
-LEVELS = [64, 16, 4, 1]
+# ATSS and task alignment; float64 references of both stand beside the loss
 
 
-PRIORS = torch.tensor(
-    np.concatenate([grid(64 // s, 64 // s, s) for s in (8, 16, 32, 64)])
-).float()
-
-
-def atss(*images, boxes=None, priors=PRIORS, sizes=LEVELS, **cfg):
-    """Of images, lists of boxes; predictions are all 64 x 64 by default."""
-    gts = GroundTruth.of_batch([instances(gt) for gt in images])
-    if boxes is None:
-        boxes = torch.tensor([0.0, 0, 64, 64])
-    boxes = boxes.expand(len(images), len(priors), 4)
-    scores = torch.full((len(images), len(priors), 1), 0.5)
-    return PicoATSSAssigner(**cfg).assign_batch(
-        scores, boxes, priors, gts, sizes
-    )
-
-
-@pytest.mark.smoke
-def test_candidates_above_mean_and_deviation_are_positive():
-    # As large as the finest anchors, around the cell at row 3, column 4.
-    box = np.array([16.0, 8, 56, 48])
-    ious = []
-    for level in np.split(
-        PRIORS.numpy().astype(float), np.cumsum(LEVELS)[:-1]
-    ):
-        distances = np.hypot(*(level[:, :2] - (36, 28)).T)
-        for x, y, stride, _ in level[distances.argsort(kind='stable')[:9]]:
-            half = 2.5 * stride
-            anchor = np.array([x - half, y - half, x + half, y + half])
-            ious.append(overlaps(box, anchor)[0])
-    assert len(ious) == 9 + 9 + 4 + 1
-    assert ious[0] == 1
-    assert np.allclose(ious[1:5], 2 / 3)
-    assert np.allclose(ious[5:9], 8 / 17)
-    threshold = np.mean(ious) + np.std(ious, ddof=1)
-    assert 8 / 17 < threshold < 2 / 3
-    matches = atss([box.tolist()])
-    assert matches.cells.tolist() == [
-        8 * i + j for i, j in [(2, 4), (3, 3), (3, 4), (3, 5), (4, 4)]
-    ]
-    assert (matches.boxes == 0).all()
-    torch.testing.assert_close(
-        matches.scores, torch.full((5,), 40.0**2 / 64**2)
-    )
-
-
-def test_the_threshold_itself_is_not_exceeded():
+def test_atss_takes_no_anchor_at_the_threshold_itself():
     # Both anchors are equally good: their mean is the threshold.
-    two = torch.tensor(grid(1, 2, 8)).float()
-    matches = atss([[4.0, 0, 12, 8]], priors=two, sizes=[2])
+    matches = PicoATSSAssigner().assign_batch(
+        torch.full((1, 2, 1), 0.5),
+        torch.tensor([[[0.0, 0, 16, 8]] * 2]),
+        torch.tensor(grid(1, 2, 8)).float(),
+        GroundTruth.of_batch([instances([[4, 0, 12, 8]])]),
+        [2],
+    )
     assert len(matches.cells) == 0
 
 
-def test_of_equally_near_anchors_the_first_is_taken():
-    # The box's centre is the corner of four cells.
-    matches = atss([[16.0, 16, 48, 48]], topk=2)
-    assert matches.cells.tolist() == [8 * 3 + 3, 8 * 3 + 4]
-
-
-# Task alignment
-
-# Four priors in a row, 10 pixels apart.
-CENTRES = torch.tensor([[5.0, 5], [15, 5], [25, 5], [35, 5]])
-
-
-ROW = torch.cat([CENTRES, torch.full((4, 2), 10.0)], dim=1)
-
-
-def align(scores, boxes, *images, **cfg):
-    return PicoTaskAlignedAssigner(**cfg).assign_batch(
-        torch.tensor(scores),
-        torch.tensor(boxes),
-        ROW,
-        GroundTruth.of_batch(images),
+@pytest.mark.parametrize(
+    ('topk', 'cells'), [(1, [0]), (2, [0, 1]), (13, [0, 1])]
+)
+def test_task_alignment_takes_the_best_of_those_inside(topk, cells):
+    """With mmdet's order the first place would go to the third prior, which
+    is aligned best but lies outside; and equals are taken in order."""
+    matches = PicoTaskAlignedAssigner(topk).assign_batch(
+        torch.tensor([[[0.5], [0.5], [1.0], [0.5]]]),
+        torch.tensor([[[0.0, 0, 20, 10]] * 4]),
+        torch.tensor(grid(1, 4, 10)).float(),
+        GroundTruth.of_batch([instances([[0, 0, 20, 10]])]),
+        [4],
     )
-
-
-def shifted(*shifts):
-    """Predictions of width 20, so far from the box (0, 0, 20, 10)."""
-    return [[[s, 0.0, s + 20, 10] for s in shifts]]
-
-
-def iou(shift):
-    return (20 - shift) / (20 + shift)
-
-
-@pytest.mark.smoke
-def test_scores_are_alignments_scaled_to_the_best_overlap():
-    # Inside are the first two priors; the third would be the best of all.
-    matches = align(
-        [[[0.2], [0.9], [1.0], [0.5]]],
-        shifted(2, 10, 0, 0),
-        instances([[0.0, 0, 20, 10]]),
-    )
-    assert matches.cells.tolist() == [0, 1]
-    first, second = 0.2 * iou(2) ** 6, 0.9 * iou(10) ** 6
-    assert first > second
-    expected = [iou(2) * t / (first + 1e-9) for t in (first, second)]
-    torch.testing.assert_close(matches.scores, torch.tensor(expected))
-
-
-def test_the_best_are_taken_of_those_inside():
-    # With mmdet's order the one place would go to the third prior, which
-    # lies outside, and the box would have none.
-    matches = align(
-        [[[0.2], [0.9], [1.0], [0.5]]],
-        shifted(2, 10, 0, 0),
-        instances([[0.0, 0, 20, 10]]),
-        topk=1,
-    )
-    assert matches.cells.tolist() == [0]
-
-
-def test_equally_aligned_priors_are_taken_in_order():
-    matches = align(
-        [[[0.5]] * 4],
-        shifted(4, 4, 4, 4),
-        instances([[0.0, 0, 40, 10]]),
-        topk=3,
-    )
-    assert matches.cells.tolist() == [0, 1, 2]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_what_holds_of_every_assignment(seed):
-    random = torch.Generator().manual_seed(seed)
-
-    def rand(*shape):
-        return torch.rand(*shape, generator=random)
-
-    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing='ij')
-    centres = torch.stack([x, y], dim=-1).reshape(-1, 2) * 8.0 + 4
-    priors = torch.cat([centres, torch.full_like(centres, 8)], dim=1)
-    sides = 30 * rand(2, 64, 4)
-    boxes = torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], -1)
-    scores = rand(2, 64, 3)
-    corners = 50 * rand(6, 2)
-    gts = GroundTruth(
-        torch.cat([corners, corners + 4 + 40 * rand(6, 2)], dim=1),
-        torch.randint(3, (6,), generator=random),
-        torch.tensor([0, 0, 0, 0, 1, 1]),
-    )
-    matches = PicoTaskAlignedAssigner(topk=5).assign_batch(
-        scores, boxes, priors, gts
-    )
-    assert len(matches.cells.unique()) == len(matches.cells)
-    assert torch.equal(matches.cells // 64, gts.images[matches.boxes])
-    ious = bbox_overlaps(
-        boxes.flatten(0, 1)[matches.cells],
-        gts.boxes[matches.boxes],
-        is_aligned=True,
-    )
-    labels = gts.labels[matches.boxes]
-    alignment = scores.flatten(0, 1)[matches.cells, labels] * ious**6
-    for box in matches.boxes.unique():
-        mine = matches.boxes == box
-        # The best aligned has the best overlap, but for the epsilon.
-        torch.testing.assert_close(
-            matches.scores[mine][alignment[mine].argmax()],
-            ious[mine].max() / (1 + 1e-9 / alignment[mine].max()),
-        )
-    assert ((matches.scores >= 0) & (matches.scores <= 1)).all()
+    assert matches.cells.tolist() == cells
+    torch.testing.assert_close(matches.scores, torch.ones(len(cells)))
