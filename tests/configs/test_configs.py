@@ -39,7 +39,7 @@ INDEX = {
 }
 CLASSES = dict(in1k=1000, coco=80, voc=20, ade20k=150, bccd=3)
 FREE = ('anchors', 'pos_embed', 'cls_token', 'dist_token')
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 
 
 def load(name):

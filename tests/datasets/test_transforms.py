@@ -74,7 +74,7 @@ def intersection_over_union(a, b):
     return w * h / (sum(areas) - w * h)
 
 
-def test_windows_follow_the_laws_of_scale_aspect_and_place():
+def test_windows_are_uniform_in_scale_aspect_and_place():
     crop = MaxIoURandomCrop(thresholds=[0.0], num_attempts=DRAWS)
     height, width = 30_000, 50_000
     windows = []
@@ -89,13 +89,13 @@ def test_windows_follow_the_laws_of_scale_aspect_and_place():
     low = np.maximum(0.5, scale**2)
     high = np.minimum(2, scale**-2)
     assert len(windows) == DRAWS
-    for sample, law in (
+    for sample, expected in (
         (scale, stats.uniform(0.3, 0.7)),
         ((aspect - low) / (high - low), stats.uniform()),
         (x / (width - w), stats.uniform()),
         (y / (height - h), stats.uniform()),
     ):
-        assert stats.kstest(sample, law.cdf).pvalue > 0.01
+        assert stats.kstest(sample, expected.cdf).pvalue > 0.01
     # Scale and aspect say nothing of the place.
     assert abs(stats.spearmanr(scale, x / (width - w))[0]) < 0.03
 
@@ -256,7 +256,7 @@ def test_the_hue_is_a_byte_that_is_truncated_and_wraps(turn):
     )
 
 
-def test_presence_order_and_amounts_follow_the_stated_laws():
+def test_presence_order_and_amounts_are_uniform():
     transform = MultiplicativeColorDistortion()
     draws = [transform._random_distortions() for _ in range(DRAWS)]
     subsets = [frozenset(name for name, _ in draw) for draw in draws]
@@ -271,10 +271,10 @@ def test_presence_order_and_amounts_follow_the_stated_laws():
     assert stats.chisquare(counts).pvalue > 0.01
     for name in NAMES:
         amounts = [a for draw in draws for n, a in draw if n == name]
-        law = stats.uniform(0.5, 1)
+        expected = stats.uniform(0.5, 1)
         if name == 'hue':
-            law = stats.uniform(-18, 36)
-        assert stats.kstest(amounts, law.cdf).pvalue > 0.01, name
+            expected = stats.uniform(-18, 36)
+        assert stats.kstest(amounts, expected.cdf).pvalue > 0.01, name
 
 
 # random_square_collate

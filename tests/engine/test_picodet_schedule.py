@@ -30,8 +30,8 @@ def closed_form(weights, momentum=0.0002):
     return shares @ weights / (1 - decay[-1] ** len(weights))
 
 
-def random_walk(model, ema, steps, seed=0):
-    """Average a random walk of the model; its weights (steps, values)."""
+def random_steps(model, ema, steps, seed=0):
+    """Average random steps of the model; its weights (steps, values)."""
     torch.manual_seed(seed)
     path = []
     for _ in range(steps):
@@ -57,7 +57,7 @@ def test_it_is_a_shadow_from_zeros_with_its_bias_corrected(
 ):
     model = nn.Linear(3, 2).double()
     ema = ThresholdEMA(model, momentum)
-    path = random_walk(model, ema, steps, seed)
+    path = random_steps(model, ema, steps, seed)
     np.testing.assert_allclose(
         flat(ema.module), closed_form(path, momentum), rtol=1e-9
     )
@@ -89,7 +89,7 @@ def test_running_statistics_are_averaged_and_counters_copied():
 def test_between_the_steps_of_an_interval_nothing_is_averaged():
     model = nn.Linear(3, 2).double()
     ema = ThresholdEMA(model, interval=3)
-    path = random_walk(model, ema, steps=9)
+    path = random_steps(model, ema, steps=9)
     np.testing.assert_allclose(flat(ema.module), closed_form(path[::3]))
 
 
@@ -97,7 +97,7 @@ def test_a_weight_of_several_names_takes_each_step_once():
     shared = nn.Linear(2, 2).double()
     model = nn.Sequential(shared, nn.ReLU(), shared)
     ema = ThresholdEMA(model)
-    path = random_walk(model, ema, steps=5)
+    path = random_steps(model, ema, steps=5)
     np.testing.assert_allclose(flat(ema.module), closed_form(path))
 
 
@@ -143,7 +143,7 @@ def test_training_never_sees_the_average(make_runner, trained):
 
 
 def test_the_average_is_of_the_current_cycle_alone(trained):
-    """Of epochs 1, 1 and 2, 3, 3 and 4, 5: a cycle's end has all of it."""
+    """Epochs 1, 1 and 2, 3, 3 and 4, 5: a cycle's end has all of it."""
     recorder = trained.recorder
     net = type(trained.model)()
     for epoch in range(1, EPOCHS + 1):
@@ -264,9 +264,7 @@ def simulate(cfgs, rates, epochs, epoch_length):
 @pytest.mark.parametrize(
     ('name', 'epochs'), [('picodet_s_coco', 300), ('picodet_l_coco', 250)]
 )
-def test_the_published_schedule_follows_its_law_in_every_iteration(
-    name, epochs
-):
+def test_the_published_schedule_is_followed_in_every_iteration(name, epochs):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     assert cfg.train_cfg.max_epochs == epochs
     base = cfg.optim_wrapper.optimizer.lr
@@ -278,7 +276,7 @@ def test_the_published_schedule_follows_its_law_in_every_iteration(
     )
 
 
-def test_a_run_and_its_resumption_follow_the_law(make_runner):
+def test_a_run_and_its_resumption_follow_it(make_runner):
     """Four iterations of warm-up end within the second epoch of three."""
     cfg = schedule(4, T_max=6, convert_to_iter_based=True)
     runner = make_runner(param_scheduler=cfg)

@@ -500,8 +500,7 @@ class ActivatedVarifocalLoss(nn.Module):
     class with its target ``q``, weighted by ``q`` where ``q > 0`` and by
     ``alpha * p ** gamma`` where it is zero. The weight is differentiated too.
 
-    At ``p = 0`` and ``p = 1`` the loss and its gradient with respect to
-    ``p`` stay finite: torch bounds both.
+    At ``p = 0`` and ``p = 1`` torch keeps the loss and its gradient finite.
 
     Args:
         alpha: Weight of the background.
@@ -536,7 +535,7 @@ class ActivatedVarifocalLoss(nn.Module):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        """Compute the loss.
+        """Compute the loss, as mmdet's losses do.
 
         Args:
             pred: Probabilities of any shape.
@@ -544,9 +543,6 @@ class ActivatedVarifocalLoss(nn.Module):
             weight: Factors of the elements, of the same shape.
             avg_factor: Divisor of the sum when the reduction is ``'mean'``.
             reduction_override: Instead of ``reduction``.
-
-        Returns:
-            A scalar, or for ``'none'`` a tensor of the shape of ``pred``.
         """
         focal = target.where(target > 0, self.alpha * pred.pow(self.gamma))
         loss = focal * F.binary_cross_entropy(pred, target, reduction='none')
