@@ -1,9 +1,11 @@
 """Whole segmentors of mmseg on our backbones, on the inputs users have."""
 
-import onnxruntime
+from pathlib import Path
+
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmpretrain.registry import MODELS as CLASSIFIERS
 from mmseg.registry import MODELS
@@ -11,104 +13,50 @@ from mmseg.structures import SegDataSample
 
 from anchorformer_mm.models.layers import resize_position_embedding
 
-ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
-BN = dict(type='BN')
+CONFIGS = Path(__file__).parents[2] / 'configs'
+# UperNet's pooling to one cell needs two images for its batch norm.
+KINDS = [('semfpn', 1), ('upernet', 2)]
+ESNET = dict(
+    type='anchorformer_mm.AnchorESNet', arch='0.75x', out_indices=(0, 1, 2)
+)
 
 
-def anchorformer(**kwargs):
-    defaults = dict(img_size=64, patch_size=16, num_anchors=6)
-    return dict(
-        type='anchorformer_mm.AnchorFormer',
-        arch=ARCH,
-        out_type='featmap',
-        out_indices=(0, 1, 2, 3),
-    ) | (defaults | kwargs)
+@pytest.fixture(autouse=True)
+def _scope():
+    init_default_scope('mmseg')
 
 
-def esnet():
-    return dict(
-        type='anchorformer_mm.AnchorESNet',
-        arch='0.75x',
-        out_indices=(0, 1, 2),
-    )
+def segmentor(kind, patch_size=8, test_cfg=None, **backbone):
+    """The model of a config of the digits, with 11 classes."""
+    cfg = Config.fromfile(CONFIGS / f'{kind}_anchorformer_t_digits.py').model
+    cfg.data_preprocessor.size = (64, 96)
+    cfg.backbone.pop('init_cfg')
+    cfg.backbone.update(patch_size=patch_size, img_size=64)
+    cfg.backbone.update(backbone)
+    cfg.neck.in_stride = patch_size
+    if test_cfg:
+        cfg.test_cfg = test_cfg
+    return MODELS.build(cfg)
 
 
-def heads(kind, in_channels, num_classes):
-    """Semantic-FPN's head, or those of UperNet."""
-    # A softmax over one channel has nothing to learn.
-    loss = dict(type='mmseg.CrossEntropyLoss', use_sigmoid=num_classes == 1)
-    shared = dict(
-        channels=8,
-        num_classes=num_classes,
-        norm_cfg=BN,
-        align_corners=False,
-        loss_decode=loss,
-    )
-    levels = len(in_channels)
-    pyramid = dict(in_channels=in_channels, in_index=list(range(levels)))
-    if kind == 'fpn':
-        strides = [4, 8, 16, 32][-levels:]
-        head = dict(type='mmseg.FPNHead', feature_strides=strides)
-        return dict(decode_head=head | pyramid | shared)
-    auxiliary = dict(
-        type='mmseg.FCNHead',
-        in_channels=in_channels[1],
-        in_index=1,
-        num_convs=1,
-        concat_input=False,
-    )
-    return dict(
-        decode_head=dict(type='mmseg.UPerHead') | pyramid | shared,
-        auxiliary_head=auxiliary | shared,
-    )
-
-
-def segmentor(
-    kind='fpn',
-    backbone=None,
-    *,
-    num_classes=3,
-    size=(64, 64),
-    test_cfg=None,
-    **kwargs,
-):
-    """A columnar backbone with a pyramid, or a ``backbone`` without one."""
-    if backbone is None:
-        backbone = anchorformer(**kwargs)
-        kwargs = dict(
-            neck=dict(
-                type='anchorformer_mm.TokenPyramid',
-                embed_dims=32,
-                in_stride=backbone['patch_size'],
-                upsample='deconv' if kind == 'fpn' else 'bilinear',
-                norm_cfg=BN,
-            )
-        )
-        in_channels = [32] * 4
+def segmentor_on_esnet(kind):
+    """One whose maps need no adapter."""
+    cfg = Config.fromfile(CONFIGS / f'{kind}_anchorformer_t_digits.py').model
+    cfg.data_preprocessor.size = (64, 96)
+    cfg.backbone, cfg.neck = ESNET, None
+    cfg.decode_head.update(in_channels=[96, 192, 384], in_index=[0, 1, 2])
+    if kind == 'semfpn':
+        cfg.decode_head.feature_strides = [8, 16, 32]
     else:
-        in_channels = [96, 192, 384]
-    return MODELS.build(
-        dict(
-            type='mmseg.EncoderDecoder',
-            data_preprocessor=dict(
-                type='mmseg.SegDataPreProcessor',
-                mean=[127.5] * 3,
-                std=[127.5] * 3,
-                size=size,
-            ),
-            backbone=backbone,
-            **kwargs,
-            **heads(kind, in_channels, num_classes),
-            test_cfg=ConfigDict(test_cfg or dict(mode='whole')),
-        )
-    )
+        cfg.auxiliary_head.in_channels = 384
+    return MODELS.build(cfg)
 
 
-def batch(*sizes, num_classes=3, ignored=False):
-    """What a data loader gives; the last rows of every map are ignored."""
+def batch(*sizes, ignored=False):
+    """Batch of a data loader; the last rows of every map are ignored."""
     inputs, samples = [], []
     for size in sizes:
-        labels = torch.randint(max(num_classes, 2), (1, *size))
+        labels = torch.randint(11, (1, *size))
         labels[:, 0 if ignored else size[0] - 5 :] = 255
         sample = SegDataSample(
             metainfo=dict(img_shape=size, ori_shape=size),
@@ -120,7 +68,7 @@ def batch(*sizes, num_classes=3, ignored=False):
 
 
 def train_step(model, data):
-    """Total loss, after gradients were found to be finite everywhere."""
+    """Total loss, after every gradient was found to be finite."""
     data = model.data_preprocessor(data, training=True)
     losses = model(**data, mode='loss')
     total = sum(loss for name, loss in losses.items() if 'loss' in name)
@@ -132,54 +80,25 @@ def train_step(model, data):
     return total.detach()
 
 
-def anchor_gradients(model):
-    return [
+@pytest.mark.smoke
+@pytest.mark.parametrize(('kind', 'count'), KINDS)
+@pytest.mark.parametrize('build', [segmentor, segmentor_on_esnet])
+def test_a_step_trains_every_parameter(build, kind, count):
+    model = build(kind).train()
+    # The second image is smaller than the crop, and padded.
+    assert train_step(model, batch(*[(64, 96), (50, 71)][:count])) > 0
+    anchors = [
         p.grad.abs().sum()
         for name, p in model.named_parameters()
         if name.endswith('.anchors')
     ]
-
-
-# UperNet's pooling to one cell needs two images for its batch norm.
-KINDS = [('fpn', 1), ('uper', 2)]
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize(('kind', 'count'), KINDS)
-@pytest.mark.parametrize('num_classes', [1, 3])
-@pytest.mark.parametrize('patch_size', [8, 16])
-def test_a_step_trains_every_parameter(kind, count, num_classes, patch_size):
-    model = segmentor(
-        kind, num_classes=num_classes, patch_size=patch_size, size=(64, 96)
-    ).train()
-    # The second image is smaller than the crop, and padded.
-    sizes = [(64, 96), (50, 71)][:count]
-    loss = train_step(model, batch(*sizes, num_classes=num_classes))
-    assert loss > 0
-    gradients = anchor_gradients(model)
-    assert len(gradients) == 4
-    assert all(gradient > 0 for gradient in gradients)
-
-
-@pytest.mark.parametrize(('kind', 'count'), KINDS)
-def test_bfloat16_gives_the_loss_of_float32(kind, count):
-    model = segmentor(kind, size=(64, 96)).train()
-    # Dropout of the heads would draw anew.
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout2d):
-            module.p = 0.0
-    data = batch(*[(64, 96)] * count)
-    reference = train_step(model, data)
-    model.zero_grad()
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        loss = train_step(model, data)
-    torch.testing.assert_close(loss.float(), reference, rtol=0.03, atol=0.0)
-    assert all(gradient > 0 for gradient in anchor_gradients(model))
+    assert len(anchors) >= 2
+    assert all(gradient > 0 for gradient in anchors)
 
 
 @pytest.mark.parametrize(('kind', 'count'), KINDS)
 def test_maps_of_nothing_but_ignored_pixels_give_no_loss(kind, count):
-    data = batch(*[(64, 64)] * count, ignored=True)
+    data = batch(*[(64, 96)] * count, ignored=True)
     assert train_step(segmentor(kind).train(), data) == 0
 
 
@@ -187,75 +106,30 @@ SLIDE = dict(mode='slide', crop_size=(48, 48), stride=(32, 32))
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize('size', [(65, 79), (17, 200), (64, 64)])
-@pytest.mark.parametrize('kind', ['fpn', 'uper'])
+@pytest.mark.parametrize('size', [(65, 79), (17, 200)])
+@pytest.mark.parametrize('kind', ['semfpn', 'upernet'])
 @pytest.mark.parametrize('patch_size', [8, 16])
-@pytest.mark.parametrize('test_cfg', [dict(mode='whole'), SLIDE])
+@pytest.mark.parametrize('test_cfg', [None, SLIDE])
 def test_maps_have_the_size_of_the_image(size, kind, patch_size, test_cfg):
-    model = segmentor(kind, patch_size=patch_size, test_cfg=test_cfg).eval()
+    model = segmentor(kind, patch_size, test_cfg).eval()
     (result,) = model.test_step(batch(size))
-    assert result.seg_logits.data.shape == (3, *size)
+    assert result.seg_logits.data.shape == (11, *size)
     assert result.seg_logits.data.isfinite().all()
     labels = result.pred_sem_seg.data
-    assert labels.shape == (1, *size)
     assert torch.equal(labels[0], result.seg_logits.data.argmax(0))
 
 
-def test_a_window_over_the_whole_image_changes_nothing():
-    window = dict(mode='slide', crop_size=(96, 96), stride=(64, 64))
-    whole, slide = segmentor().eval(), segmentor(test_cfg=window).eval()
-    slide.load_state_dict(whole.state_dict())
-    data = batch((65, 79))
-    (expected,), (result,) = whole.test_step(data), slide.test_step(data)
-    torch.testing.assert_close(
-        result.seg_logits.data, expected.seg_logits.data
-    )
-
-
-@pytest.mark.parametrize(('kind', 'count'), KINDS)
-def test_maps_of_esnet_need_no_adapter(kind, count):
-    model = segmentor(kind, esnet(), size=(64, 96)).train()
-    train_step(model, batch(*[(64, 96)] * count))
-    assert len(anchor_gradients(model)) == 2
-    (result,) = model.eval().test_step(batch((65, 79)))
-    assert result.pred_sem_seg.data.shape == (1, 65, 79)
-
-
-def test_layers_can_differ_in_their_anchors():
-    model = segmentor(num_anchors=(30, 30, 64, 64)).train()
-    train_step(model, batch((64, 64)))
-    anchors = [layer.attn.anchors for layer in model.backbone.layers]
-    assert [a.shape[-2] for a in anchors] == [30, 30, 64, 64]
-
-
-def test_a_wrong_number_of_anchors_is_named():
-    with pytest.raises(ValueError, match=r'num_anchors .*4.*\(30, 30, 64\)'):
-        segmentor(num_anchors=(30, 30, 64))
-
-
 def test_a_classifier_initialises_the_backbone(tmp_path):
-    classifier = CLASSIFIERS.build(
-        dict(
-            type='mmpretrain.ImageClassifier',
-            backbone=anchorformer(
-                img_size=32,
-                patch_size=8,
-                out_type='cls_token',
-                out_indices=-1,
-            ),
-            head=dict(
-                type='mmpretrain.VisionTransformerClsHead',
-                num_classes=5,
-                in_channels=32,
-            ),
-        )
-    )
+    cfg = Config.fromfile(CONFIGS / 'anchorformer_t_digits.py').model
+    init_default_scope('mmpretrain')
+    classifier = CLASSIFIERS.build(cfg)
+    init_default_scope('mmseg')
     path = tmp_path / 'classifier.pth'
     torch.save(dict(state_dict=classifier.state_dict()), path)
     model = segmentor(
+        'semfpn',
+        cfg.backbone.patch_size,
         img_size=(64, 96),
-        patch_size=8,
-        size=(64, 96),
         init_cfg=dict(
             type='Pretrained', checkpoint=str(path), prefix='backbone.'
         ),
@@ -263,46 +137,16 @@ def test_a_classifier_initialises_the_backbone(tmp_path):
     model.init_weights()
     theirs = classifier.backbone.state_dict()
     ours = model.backbone.state_dict()
-    assert set(ours) == set(theirs)
-    position, grid = theirs.pop('pos_embed').split([1, 16], dim=1)
-    fitted = resize_position_embedding(grid, (4, 4), (8, 12))
+    # The norm after its pooling is the classifier's alone.
+    assert set(theirs) - set(ours) == {'ln2.weight', 'ln2.bias'}
+    embedding = theirs.pop('pos_embed')
+    position, grid = embedding[:, :1], embedding[:, 1:]
+    before = classifier.backbone.patch_resolution
+    after = model.backbone.patch_resolution
+    fitted = resize_position_embedding(grid, before, after)
+    assert before != after
     assert torch.equal(
         ours.pop('pos_embed'), torch.cat((position, fitted), dim=1)
     )
-    for name, weight in theirs.items():
-        assert torch.equal(ours[name], weight), name
-
-
-class Network(torch.nn.Module):
-    """The map of scores (B, C, H, W) of images (B, 3, H, W)."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        size = tuple(int(n) for n in x.shape[2:])
-        return self.model.encode_decode(x, [dict(img_shape=size)])
-
-
-def test_onnxruntime_computes_the_same(tmp_path):
-    # All of it: the exporter leaves the mode of the outermost module behind.
-    network = Network(segmentor()).eval()
-    x = torch.rand(2, 3, 65, 79)
-    path = tmp_path / 'network.onnx'
-    torch.onnx.export(network, (x,), path, dynamo=False)
-    session = onnxruntime.InferenceSession(path)
-    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    with torch.no_grad():
-        expected = network(x)
-    assert expected.shape == (2, 3, 65, 79)
-    torch.testing.assert_close(
-        torch.from_numpy(out), expected, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_the_network_compiles():
-    network = Network(segmentor()).eval()
-    compiled = torch.compile(network, backend='aot_eager')
-    x = torch.rand(1, 3, 65, 79)
-    torch.testing.assert_close(compiled(x), network(x))
+    for name, weight in ours.items():
+        assert torch.equal(theirs[name], weight), name

@@ -1,7 +1,5 @@
-"""Optimiser settings that mmengine does not have."""
+"""SHIM"""
 
-from anchorformer_mm.engine.optimizers.layer_decay import (
+from anchorformer_mm.engine.layer_decay import (  # noqa: F401
     LayerDecayOptimWrapperConstructor,
 )
-
-__all__ = ['LayerDecayOptimWrapperConstructor']

@@ -1,7 +1,5 @@
-"""Schedules that mmengine does not have."""
+"""SHIM"""
 
-from anchorformer_mm.engine.schedulers.cosine_after_warmup import (
+from anchorformer_mm.engine.picodet_schedule import (  # noqa: F401
     CosineAfterWarmupLR,
 )
-
-__all__ = ['CosineAfterWarmupLR']

@@ -1,7 +1,5 @@
-"""What we add to mmpretrain's classifiers; importing it needs mmpretrain."""
+"""SHIM"""
 
-from anchorformer_mm.models.classifiers.distilled_classifier import (
+from anchorformer_mm.models.distillation import (  # noqa: F401
     DistilledImageClassifier,
 )
-
-__all__ = ['DistilledImageClassifier']

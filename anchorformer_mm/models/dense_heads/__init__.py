@@ -1,6 +1,9 @@
-"""What PicoDet adds to mmdet's dense heads; importing it needs mmdet."""
+"""Dense heads of PicoDet; importing them needs mmdet."""
 
-from anchorformer_mm.models.dense_heads.pico_head import PicoHead
-from anchorformer_mm.models.dense_heads.pico_head_v2 import PicoHeadV2
+from anchorformer_mm.models.dense_heads.pico_head import (
+    ActivatedVarifocalLoss,
+    PicoHead,
+    PicoHeadV2,
+)
 
-__all__ = ['PicoHead', 'PicoHeadV2']
+__all__ = ['ActivatedVarifocalLoss', 'PicoHead', 'PicoHeadV2']

@@ -1,13 +1,7 @@
-"""What distillation adds to mmpretrain's heads; importing it needs it."""
+"""SHIM"""
 
-from anchorformer_mm.models.heads.distilled_heads import (
+from anchorformer_mm.models.distillation import (  # noqa: F401
     DistilledDeiTClsHead,
     DistilledLeViTClsHead,
     HardDistillation,
 )
-
-__all__ = [
-    'DistilledDeiTClsHead',
-    'DistilledLeViTClsHead',
-    'HardDistillation',
-]

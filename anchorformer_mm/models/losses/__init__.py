@@ -1,7 +1,5 @@
-"""What PicoDet adds to mmdet's losses; importing it needs mmdet."""
+"""SHIM"""
 
-from anchorformer_mm.models.losses.activated_varifocal_loss import (
+from anchorformer_mm.models.dense_heads import (  # noqa: F401
     ActivatedVarifocalLoss,
 )
-
-__all__ = ['ActivatedVarifocalLoss']

@@ -1,13 +1,9 @@
-"""What PicoDet adds to mmdet's task modules; importing it needs mmdet."""
+"""Assigners of PicoDet; importing them needs mmdet."""
 
-from anchorformer_mm.models.task_modules.pico_atss_assigner import (
+from anchorformer_mm.models.task_modules.pico_assigners import (
     PicoATSSAssigner,
-)
-from anchorformer_mm.models.task_modules.pico_task_aligned_assigner import (
-    PicoTaskAlignedAssigner,
-)
-from anchorformer_mm.models.task_modules.sim_ota_assigner import (
     PicoSimOTAAssigner,
+    PicoTaskAlignedAssigner,
 )
 
 __all__ = [

@@ -1,11 +1,17 @@
-"""What the heads of both versions share, and the layers of v1's."""
+"""Layers, scores and predictions of PicoDet's heads; losses are apart."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.models.losses import VarifocalLoss
 from mmengine.logging import MessageHub
 
-from anchorformer_mm.models.dense_heads import PicoHead, PicoHeadV2
+from anchorformer_mm.models.dense_heads import (
+    ActivatedVarifocalLoss,
+    PicoHead,
+    PicoHeadV2,
+)
+from anchorformer_mm.models.dense_heads.pico_head import joint_score
 from anchorformer_mm.registry import MODELS
 
 both_versions = pytest.mark.parametrize('version', ['v1', 'v2'])
@@ -32,20 +38,31 @@ def test_parameters_are_the_published_ones(
     assert sum(p.numel() for p in head.parameters()) == parameters
 
 
-def test_tower_follows_its_description(tiny_head):
-    head = tiny_head('v1', in_channels=6, stacked_convs=2).eval()
-    x = torch.randn(1, 6, 5, 7)
+def hswish(x):
+    return x * (x + 3).clamp(0, 6) / 6
 
-    def hard_swish(x):
-        return x * F.relu6(x + 3) / 6
 
-    expected = x
-    for block in head.towers[1]:
-        for unit in (block.depthwise_conv, block.pointwise_conv):
-            expected = hard_swish(unit.bn(unit.conv(expected)))
-        assert block.depthwise_conv.conv.kernel_size == (5, 5)
-        assert block.depthwise_conv.conv.bias is None
-    torch.testing.assert_close(head.towers[1](x), expected)
+def test_the_head_follows_its_description(tiny_head, features):
+    head = tiny_head('v2', in_channels=6).double().eval()
+    for p in head.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    feats = [x.double() for x in features(channels=6)]
+    cls_scores, bbox_preds = head(feats)
+    for i, x in enumerate(feats):
+        feat = head.towers[i](x)
+        se, (first, last) = head.se[i], head.align[i].layers
+        gate = F.conv2d(
+            feat.mean((2, 3), keepdim=True), se.fc.weight, se.fc.bias
+        ).sigmoid()
+        mixed = hswish(se.norm(F.conv2d(feat * gate, se.conv.weight)))
+        agreement = F.conv2d(feat, first.conv.weight, padding=2)
+        agreement = hswish(first.bn(agreement))
+        agreement = last.bn(F.conv2d(agreement, last.conv.weight))
+        torch.testing.assert_close(bbox_preds[i], head.conv_reg[i](mixed))
+        p = head.conv_cls[i](mixed).sigmoid() * agreement.sigmoid()
+        torch.testing.assert_close(
+            cls_scores[i], (p + 1e-9).sqrt(), check_dtype=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -79,6 +96,26 @@ def test_initial_weights(use_depthwise, tiny_head, features):
             assert module.weight.std().item() == pytest.approx(0.01, rel=0.2)
     initial, _ = head.eval()(features([(4, 4)] * 4))
     assert torch.cat(initial).sigmoid().max() < 0.03
+
+
+def test_initial_weights_of_v2(tiny_head):
+    head = tiny_head('v2', feat_channels=64, in_channels=64)
+    for conv_cls, conv_reg, se, align in zip(
+        head.conv_cls, head.conv_reg, head.se, head.align, strict=True
+    ):
+        torch.testing.assert_close(
+            conv_cls.bias.sigmoid(), torch.full((3,), 0.01)
+        )
+        assert not conv_reg.bias.any()
+        assert not se.fc.bias.any()
+        assert se.fc.weight.std().item() == pytest.approx(0.001, rel=0.1)
+        for weight in (se.conv.weight, conv_reg.weight):
+            assert weight.std().item() == pytest.approx(0.01, rel=0.1)
+        bound = (6 / (64 * 5 * 5)) ** 0.5
+        weight = align.layers[0].conv.weight
+        assert 0.95 * bound < weight.abs().max() <= bound
+    tower = head.towers[0][0].pointwise_conv.conv.weight
+    assert tower.std().item() == pytest.approx(0.01, rel=0.1)
 
 
 @both_versions
@@ -134,54 +171,6 @@ def test_autocast_computes_losses_and_boxes_in_single_precision(
         assert torch.equal(a.scores, b.scores)
 
 
-@pytest.mark.parametrize(
-    'cfg',
-    [
-        dict(num_classes=0),
-        dict(num_classes=2.0),
-        dict(in_channels=0),
-        dict(feat_channels=-8),
-        dict(stacked_convs=0),
-        dict(reg_max=0),
-        dict(strides=()),
-        dict(strides=(8, 8)),
-        dict(strides=(0, 8)),
-        dict(kernel_size=4),
-        dict(prior_prob=1.0),
-    ],
-    ids=str,
-)
-@both_versions
-def test_bad_arguments(version, cfg, tiny_head):
-    ((name, value),) = cfg.items()
-    with pytest.raises(ValueError, match=f'^{name} must be .* got ') as error:
-        tiny_head(version, **cfg)
-    assert str(error.value).endswith(repr(value))
-
-
-@both_versions
-def test_wrong_number_of_levels(version, tiny_head, features):
-    with pytest.raises(ValueError, match='4 feature maps expected, got 3'):
-        tiny_head(version)(features([(4, 4)] * 3))
-
-
-def test_builds_from_its_own_registry():
-    head = MODELS.build(
-        dict(
-            type='PicoHead',
-            num_classes=4,
-            in_channels=8,
-            train_cfg=dict(
-                assigner=dict(type='PicoSimOTAAssigner', candidate_topk=7)
-            ),
-            loss_bbox=dict(type='mmdet.DIoULoss', loss_weight=1.5),
-        )
-    )
-    assert head.assigner.candidate_topk == 7
-    assert type(head.loss_bbox).__name__ == 'DIoULoss'
-    assert head.test_cfg.nms.iou_threshold == 0.6
-
-
 @both_versions
 def test_only_the_class_weights_depend_on_the_classes(version, tiny_head):
     one, many = (
@@ -189,3 +178,259 @@ def test_only_the_class_weights_depend_on_the_classes(version, tiny_head):
     )
     changed = {name for name in one if one[name].shape != many[name].shape}
     assert {name.split('.')[0] for name in changed} == {'conv_cls'}
+
+
+def test_only_what_is_new_in_v2_has_other_names():
+    cfg = dict(num_classes=3, in_channels=8, feat_channels=8)
+    v1, v2 = PicoHead(**cfg).state_dict(), PicoHeadV2(**cfg).state_dict()
+    assert v1.keys() <= v2.keys()
+    new = {name.split('.')[0] for name in v2.keys() - v1.keys()}
+    assert new == {'se', 'align'}
+
+
+def test_the_score_of_opposite_extremes():
+    logits = torch.tensor([-200.0, -30, 0, 30, 200])
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        cls = logits.to(dtype)[:, None].repeat(1, 5).requires_grad_()
+        align = logits.to(dtype)[None].repeat(5, 1).requires_grad_()
+        score = joint_score(cls, align)
+        assert score.dtype == torch.float32
+        assert ((score > 0) & (score <= 1)).all()
+        assert score[0, 4].item() == pytest.approx(1e-9**0.5)
+        assert score[2, 2].item() == pytest.approx(0.5)
+        assert score[4, 4] == 1
+        score.sum().backward()
+        assert cls.grad.isfinite().all()
+        assert align.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('level', [-100.0, 100.0])
+def test_gradients_of_saturated_scores_are_finite(
+    level, tiny_head, features, instances
+):
+    """Every class of every cell certain, and certain to be wrong or right."""
+    head = tiny_head('v2')
+    feats = [x.requires_grad_() for x in features()]
+    logits = [
+        torch.full((2, n, *x.shape[2:]), level).requires_grad_()
+        for x in feats
+        for n in (3, 1)
+    ]
+    scores = [
+        joint_score(*pair)
+        for pair in zip(logits[::2], logits[1::2], strict=True)
+    ]
+    _, bbox_preds = head(feats)
+    gts = [instances([[10, 20, 90, 100], [3, 3, 40, 49]], [0, 2])] * 2
+    losses = head.loss_by_feat(scores, bbox_preds, gts, [{}] * 2)
+    sum(losses.values()).backward()
+    assert all(v.isfinite() for v in losses.values())
+    assert all(x.grad.isfinite().all() for x in logits + feats)
+
+
+def test_predicted_scores_are_those_of_the_forward_pass(tiny_head):
+    head = tiny_head('v2', strides=(8,))
+    values = torch.tensor([3.2e-5, 0.03, 0.5, 0.9, 1 - 1e-6, 1.0])
+    scores = torch.zeros(1, 3, 2, 3)
+    scores[0, 1] = values.reshape(2, 3)
+    (result,) = head.predict_by_feat(
+        [scores],
+        [torch.zeros(1, 32, 2, 3)],
+        batch_img_metas=[dict(img_shape=(16, 24))],
+        cfg=dict(nms_pre=100, score_thr=1e-5),
+        with_nms=False,
+    )
+    assert (result.labels == 1).all()
+    torch.testing.assert_close(
+        result.scores.sort().values, values, rtol=2e-6, atol=0
+    )
+
+
+def crafted_outputs(objects, batch=1, sizes=((8, 8), (4, 4)), num_classes=3):
+    """Silent outputs, but for objects
+    (image, level, row, column, class, logit, distances in strides)."""
+    cls_scores = [torch.full((batch, num_classes, *s), -60.0) for s in sizes]
+    bbox_preds = [torch.zeros(batch, 32, *s) for s in sizes]
+    for image, level, i, j, label, logit, distances in objects:
+        cls_scores[level][image, label, i, j] = logit
+        sides = 80.0 * F.one_hot(torch.tensor(distances), 8)
+        bbox_preds[level][image, :, i, j] = sides.flatten()
+    return cls_scores, bbox_preds
+
+
+@pytest.fixture
+def predict(tiny_head):
+    """Predict the boxes of crafted outputs."""
+
+    def predict(objects, metas, rescale=False, **head_cfg):
+        head = tiny_head('v1', strides=(8, 16), **head_cfg)
+        outputs = crafted_outputs(
+            objects, len(metas), num_classes=head.num_classes
+        )
+        return head.predict_by_feat(
+            *outputs, batch_img_metas=metas, rescale=rescale
+        )
+
+    return predict
+
+
+def test_prediction_of_a_batch_with_nms_and_clipping(predict):
+    objects = [
+        # image 0: 28, 20 -+ 2 strides; a weaker one of the same class that
+        # overlaps by 0.75; the same box of another class
+        (0, 0, 2, 3, 1, 2.0, (2, 2, 2, 2)),
+        (0, 0, 2, 4, 1, 1.0, (2, 2, 1, 2)),
+        (0, 0, 2, 4, 2, 0.0, (2, 2, 1, 2)),
+        # image 1: reaches beyond every border; and one below the threshold
+        (1, 1, 1, 1, 0, 3.0, (7, 7, 7, 7)),
+        (1, 0, 0, 0, 0, -3.7, (0, 0, 1, 1)),
+    ]
+    first, second = predict(
+        objects, [dict(img_shape=(64, 64)), dict(img_shape=(60, 50))]
+    )
+    assert first.labels.tolist() == [1, 2]
+    torch.testing.assert_close(first.scores, torch.tensor([2.0, 0]).sigmoid())
+    torch.testing.assert_close(
+        first.bboxes,
+        torch.tensor([[12.0, 4, 44, 36], [20.0, 4, 44, 36]]),
+    )
+    assert second.labels.tolist() == [0]
+    torch.testing.assert_close(second.bboxes, torch.tensor([[0.0, 0, 50, 60]]))
+
+
+def test_prediction_is_rescaled_to_the_original_image(predict):
+    meta = dict(img_shape=(64, 64), scale_factor=(0.5, 2.0))
+    objects = [(0, 0, 2, 3, 0, 2.0, (2, 2, 2, 2))]
+    (result,) = predict(objects, [meta], rescale=True)
+    expected = torch.tensor([[24.0, 2, 88, 18]])
+    torch.testing.assert_close(result.bboxes, expected)
+    (result,) = predict(objects, [meta], rescale=False)
+    expected = torch.tensor([[12.0, 4, 44, 36]])
+    torch.testing.assert_close(result.bboxes, expected)
+
+
+def test_parts_are_configurable_from_the_registry():
+    head = MODELS.build(
+        dict(
+            type='anchorformer_mm.PicoHeadV2',
+            num_classes=4,
+            in_channels=8,
+            train_cfg=dict(
+                initial_epoch=7,
+                initial_assigner=dict(type='PicoATSSAssigner', topk=5),
+                assigner=dict(type='PicoTaskAlignedAssigner', beta=4.0),
+            ),
+            loss_cls=dict(type='ActivatedVarifocalLoss', gamma=1.0),
+            loss_bbox=dict(type='mmdet.DIoULoss', loss_weight=1.5),
+        )
+    )
+    assert head.initial_epoch == 7
+    assert head.initial_assigner.topk == 5
+    assert head.assigner.beta == 4
+    assert head.loss_cls.gamma == 1
+    assert type(head.loss_bbox).__name__ == 'DIoULoss'
+    assert head.test_cfg.nms.iou_threshold == 0.6
+
+
+def v2_train_cfg(**changes):
+    return dict(train_cfg=PicoHeadV2.default_train_cfg | changes)
+
+
+SINGLE_IMAGES = dict(type='mmdet.ATSSAssigner', topk=9)
+BAD = [
+    (version, name, {name: value})
+    for version in ('v1', 'v2')
+    for name, value in (
+        ('num_classes', 0),
+        ('num_classes', 2.0),
+        ('in_channels', 0),
+        ('feat_channels', -8),
+        ('stacked_convs', 0),
+        ('reg_max', 0),
+        ('strides', ()),
+        ('strides', (8, 8)),
+        ('strides', (0, 8)),
+        ('kernel_size', 4),
+        ('prior_prob', 1.0),
+    )
+] + [
+    ('v2', 'initial_epoch', v2_train_cfg(initial_epoch=-1)),
+    ('v2', 'initial_epoch', v2_train_cfg(initial_epoch=1.5)),
+    ('v2', 'train_cfg', dict(train_cfg=dict(initial_epoch=7))),
+    *(
+        # It assigns single images.
+        (
+            'v2',
+            name,
+            v2_train_cfg(**{name: dict(type='mmdet.ATSSAssigner', topk=9)}),
+        )
+        for name in ('initial_assigner', 'assigner')
+    ),
+]
+
+
+@pytest.mark.parametrize(('version', 'name', 'cfg'), BAD)
+def test_bad_arguments_are_named(version, name, cfg, tiny_head):
+    with pytest.raises(ValueError, match=f'^{name} must '):
+        tiny_head(version, **cfg)
+
+
+@both_versions
+def test_a_wrong_number_of_levels_is_refused(version, tiny_head, features):
+    with pytest.raises(ValueError, match='4 feature maps expected, got 3'):
+        tiny_head(version)(features([(4, 4)] * 3))
+
+
+@pytest.mark.parametrize(
+    'cfg', [dict(alpha=-1), dict(gamma=-0.5), dict(reduction='max')]
+)
+def test_bad_arguments_of_the_loss_are_named(cfg):
+    with pytest.raises(ValueError, match=f'^{next(iter(cfg))} must be '):
+        ActivatedVarifocalLoss(**cfg)
+
+
+def random_pair():
+    logits = 3 * torch.randn(20, 5, dtype=torch.float64)
+    target = torch.rand(20, 5, dtype=torch.float64)
+    return logits.requires_grad_(), target * (target > 0.7)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    'cfg', [dict(), dict(alpha=0.3, gamma=1.5, loss_weight=2.0)]
+)
+def test_value_and_gradient_are_those_of_the_logits(cfg):
+    logits, target = random_pair()
+    results = []
+    for loss, pred in (
+        (VarifocalLoss(**cfg), logits),
+        (ActivatedVarifocalLoss(**cfg), logits.sigmoid()),
+    ):
+        value = loss(pred, target, avg_factor=7.0)
+        results.append((value, *torch.autograd.grad(value, logits)))
+    torch.testing.assert_close(*results)
+
+
+def test_saturated_probabilities_have_finite_gradients():
+    pred = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], requires_grad=True)
+    target = torch.tensor([0.0, 0.5, 1.0, 0.0, 0.5, 1.0])
+    loss = ActivatedVarifocalLoss(reduction='none')(pred, target)
+    assert loss.isfinite().all()
+    loss.sum().backward()
+    assert pred.grad.isfinite().all()
+    assert loss[0] == loss[5] == 0
+    assert (loss[[1, 2, 3, 4]] > 10).all()
+
+
+def test_weights_and_reductions():
+    logits, target = random_pair()
+    pred, weight = logits.sigmoid(), torch.rand(20, 5)
+    each = ActivatedVarifocalLoss(reduction='none')(pred, target, weight)
+    mean = ActivatedVarifocalLoss()
+    torch.testing.assert_close(mean(pred, target, weight), each.mean())
+    torch.testing.assert_close(
+        mean(pred, target, weight, avg_factor=4.0), each.sum() / 4
+    )
+    torch.testing.assert_close(
+        mean(pred, target, weight, reduction_override='sum'), each.sum()
+    )

@@ -1,13 +1,113 @@
-"""Both detectors as a whole, on the inputs that users have."""
+"""Both detectors as a whole, small, on the inputs that users have."""
 
-import socket
-import subprocess
-import sys
-
-import onnxruntime
 import pytest
 import torch
-import torch.distributed as dist
+from mmdet.structures import DetDataSample
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from torch.utils.data import DataLoader
+
+from anchorformer_mm.registry import MODELS
+
+SMALL = dict(widths=(16, 32, 64), ratios=((0.5, 0.5), (0.5, 0.5), (0.5, 0.5)))
+
+
+PARTS = dict(
+    v1=dict(
+        backbone=dict(type='anchorformer_mm.AnchorESNet', arch=SMALL),
+        channels=[16, 32, 64],
+        neck='anchorformer_mm.CSPPAN',
+        head='anchorformer_mm.PicoHead',
+    ),
+    v2=dict(
+        backbone=dict(type='anchorformer_mm.LCNet', arch='0.1x'),
+        channels=[16, 24, 48],
+        neck='anchorformer_mm.LCPAN',
+        head='anchorformer_mm.PicoHeadV2',
+    ),
+)
+
+
+def build_detector(version, num_classes=3, size_divisor=32, initial_epoch=100):
+    """PicoDet ``'v1'`` or ``'v2'``; only v2 heeds ``initial_epoch``."""
+    parts = PARTS[version]
+    train_cfg = None
+    if version == 'v2':
+        train_cfg = dict(
+            initial_epoch=initial_epoch,
+            initial_assigner=dict(type='anchorformer_mm.PicoATSSAssigner'),
+            assigner=dict(type='anchorformer_mm.PicoTaskAlignedAssigner'),
+        )
+    return MODELS.build(
+        dict(
+            type='anchorformer_mm.PicoDet',
+            data_preprocessor=dict(
+                type='mmdet.DetDataPreprocessor',
+                mean=[127.5] * 3,
+                std=[127.5] * 3,
+                pad_size_divisor=size_divisor,
+            ),
+            backbone=parts['backbone'],
+            neck=dict(
+                type=parts['neck'],
+                in_channels=parts['channels'],
+                out_channels=16,
+            ),
+            bbox_head=dict(
+                type=parts['head'],
+                num_classes=num_classes,
+                in_channels=16,
+                feat_channels=16,
+                stacked_convs=1,
+            ),
+            train_cfg=train_cfg,
+        )
+    )
+
+
+def random_boxes(count, height, width):
+    corners = torch.rand(count, 2, 2)
+    corners = corners.sort(dim=1).values * torch.tensor([width, height])
+    boxes = corners.flatten(1).float()
+    boxes[:, 2:] += 1
+    return boxes
+
+
+def make_batch(sizes, boxes, num_classes=3):
+    """Batch of a data loader: images (3, H, W) uint8 and their samples.
+
+    ``boxes`` are for each image those (n, 4), or how many random ones.
+    """
+    inputs, samples = [], []
+    for (height, width), gt in zip(sizes, boxes, strict=True):
+        if isinstance(gt, int):
+            gt = random_boxes(gt, height, width)
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(height, width),
+                ori_shape=(height, width),
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        labels = torch.arange(len(gt)) % num_classes
+        sample.gt_instances = InstanceData(bboxes=gt, labels=labels)
+        samples.append(sample)
+        inputs.append(
+            torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        )
+    return dict(inputs=inputs, data_samples=samples)
+
+
+@pytest.fixture(autouse=True)
+def runner_says():
+    """Tell the epoch, as mmengine's runner does."""
+    MessageHub._instance_dict.clear()
+    yield lambda epoch: MessageHub.get_instance('training').update_info(
+        'epoch', epoch
+    )
+    MessageHub._instance_dict.clear()
+
 
 # v2 has another assigner in each of the two epochs.
 PHASES = [('v1', 0), ('v2', 0), ('v2', 100)]
@@ -34,12 +134,11 @@ def train_step(model, data):
 
 # Sizes (H, W) of the images, and how many boxes each has.
 CASES = {
-    'rectangular': ([(64, 160), (128, 96)], [3, 2]),
-    'no multiple of 32': ([(97, 65), (33, 131)], [3, 2]),
-    'batch of one': ([(96, 96)], [4]),
+    'rectangular': ([(97, 65), (33, 131)], [3, 2]),
+    'batch of one': ([(64, 96)], [4]),
     'one image without boxes': ([(64, 64), (64, 64)], [0, 5]),
     'no boxes at all': ([(64, 64), (64, 64)], [0, 0]),
-    'crowds': ([(128, 128), (96, 128)], [300, 1]),
+    'crowds': ([(64, 96), (64, 64)], [300, 1]),
 }
 
 
@@ -48,12 +147,12 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('num_classes', [1, 3])
 def test_training_and_prediction(
-    case, num_classes, version, epoch, detector, batch, runner_says
+    case, num_classes, version, epoch, runner_says
 ):
     runner_says(epoch)
     sizes, counts = CASES[case]
-    model = detector(version, num_classes).train()
-    data = batch(sizes, counts, num_classes)
+    model = build_detector(version, num_classes).train()
+    data = make_batch(sizes, counts, num_classes)
     losses = train_step(model, data)
     assert (losses['loss_bbox'] > 0) == any(counts)
     if not any(counts):
@@ -70,88 +169,20 @@ def test_training_and_prediction(
 
 
 @pytest.mark.parametrize(('version', 'epoch'), PHASES)
-def test_boxes_on_the_border_and_without_width(
-    version, epoch, detector, batch, runner_says
-):
+def test_boxes_on_the_border_and_without_width(version, epoch, runner_says):
     runner_says(epoch)
-    boxes = torch.tensor(
-        [
-            [0.0, 0, 96, 96],
-            [0, 0, 1, 96],
-            [95, 95, 96, 96],
-            [40, 0, 40, 20],
-        ]
-    )
-    train_step(detector(version).train(), batch([(96, 96)], [boxes]))
+    boxes = [[0, 0, 96, 96], [0, 0, 1, 96], [95, 95, 96, 96], [40, 0, 40, 20]]
+    data = make_batch([(96, 96)], [torch.tensor(boxes).float()])
+    train_step(build_detector(version).train(), data)
 
 
-@pytest.mark.parametrize('version', ['v1', 'v2'])
-def test_unpadded_odd_sizes_train(version, detector, batch):
-    data = batch([(97, 65)] * 2, [4, 4])
-    train_step(detector(version, size_divisor=1).train(), data)
-
-
-@pytest.mark.parametrize(('version', 'epoch'), PHASES)
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_gives_the_losses_of_float32(
-    dtype, version, epoch, detector, batch, runner_says
-):
-    runner_says(epoch)
-    model = detector(version).train()
-    data = batch([(96, 128)] * 2, [5, 0])
-    reference = losses_of(model, data)
-    with torch.autocast('cpu', dtype=dtype):
-        losses = train_step(model, data)
-    for name, loss in losses.items():
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, reference[name], rtol=0.1, atol=0.02)
-
-
-class Network(torch.nn.Module):
-    """The outputs of all levels as one flat tuple, as exporters want it."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        cls_scores, bbox_preds = self.model(x, mode='tensor')
-        return (*cls_scores, *bbox_preds)
-
-
-@pytest.mark.parametrize(
-    ('version', 'exporter', 'rtol'),
-    [
-        ('v1', dict(dynamo=True, verbose=False), 1.3e-6),
-        ('v2', dict(dynamo=False, opset_version=17), 1e-4),
-    ],
-    ids=['v1', 'v2'],
-)
-def test_onnxruntime_computes_the_same(
-    version, exporter, rtol, detector, tmp_path
-):
-    network = Network(detector(version)).eval()
-    x = torch.rand(2, 3, 97, 65)
-    path = tmp_path / 'network.onnx'
-    torch.onnx.export(network, (x,), path, **exporter)
-    session = onnxruntime.InferenceSession(path)
-    outs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    with torch.no_grad():
-        for out, reference in zip(outs, network(x), strict=True):
-            torch.testing.assert_close(
-                torch.from_numpy(out), reference, rtol=rtol, atol=1e-5
-            )
-
-
-@pytest.mark.parametrize(('version', 'steps'), [('v1', 150), ('v2', 120)])
-def test_learning_one_image_by_heart(
-    version, steps, detector, batch, runner_says
-):
+@pytest.mark.parametrize(('version', 'steps'), [('v1', 120), ('v2', 120)])
+def test_learning_one_image_by_heart(version, steps, runner_says):
     """With v2 first by ATSS, then by task alignment."""
-    model = detector(version).train()
+    model = build_detector(version).train()
     model.init_weights()
     boxes = torch.tensor([[10.0, 12, 50, 60], [60, 30, 90, 90]])
-    data = batch([(96, 96)], [boxes])
+    data = make_batch([(96, 96)], [boxes])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(steps):
         runner_says(100 * (step >= 60))
@@ -165,52 +196,47 @@ def test_learning_one_image_by_heart(
     assert (found.scores > 0.3).all()
 
 
-def test_the_network_compiles_for_changing_sizes(detector):
-    model = detector('v1').eval()
-    compiled = torch.compile(model, backend='aot_eager')
-    for size in ((64, 64), (96, 160)):
-        x = torch.rand(2, 3, *size)
-        torch.testing.assert_close(
-            compiled(x, mode='tensor'), model(x, mode='tensor')
-        )
+def train(model, data, work_dir, epochs, **cfg):
+    """Train for so many epochs in all; which assigner each of them had."""
+    used = {}
+    head = model.bbox_head
 
+    def record(assigner):
+        assign = assigner.assign_batch
 
-def one_rank(port, folder, rank):
-    """Rank 1 sees no box at all; both must reach the same gradients."""
-    # In a process of its own the folder of this file is searched first.
-    from conftest import build_detector, make_batch
+        def recorded(*args):
+            used.setdefault(runner.epoch, set()).add(type(assigner).__name__)
+            return assign(*args)
 
-    dist.init_process_group(
-        'gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
+        assigner.assign_batch = recorded
+
+    record(head.initial_assigner)
+    record(head.assigner)
+    runner = Runner(
+        model,
+        work_dir=str(work_dir),
+        train_dataloader=DataLoader([data] * 2, collate_fn=lambda x: x[0]),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        default_hooks=dict(logger=None),
+        **cfg,
     )
-    torch.manual_seed(0)
-    model = build_detector('v1').train()
-    parallel = torch.nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(rank)
-    data = make_batch([(64, 64)] * 2, [4 * (rank == 0)] * 2)
-    data = model.data_preprocessor(data, training=True)
-    for _ in range(2):
-        parallel.zero_grad()
-        sum(parallel(**data, mode='loss').values()).backward()
-    torch.save([p.grad for p in model.parameters()], f'{folder}/{rank}.pth')
-    dist.destroy_process_group()
+    runner.train()
+    return used
 
 
-def test_two_processes_agree_though_one_has_no_boxes(tmp_path):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, __file__, str(port), str(tmp_path)]
-    ranks = [subprocess.Popen([*command, rank]) for rank in '01']
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    grads = [
-        torch.load(tmp_path / f'{rank}.pth', weights_only=True)
-        for rank in (0, 1)
-    ]
-    for ours, theirs in zip(*grads, strict=True):
-        assert torch.equal(ours, theirs)
-        assert ours.isfinite().all()
+def test_the_assigner_changes_at_its_epoch_also_after_a_resume(tmp_path):
+    def run(folder, epochs, **cfg):
+        model = build_detector('v2', initial_epoch=2)
+        data = make_batch([(96, 96)], [2])
+        return train(model, data, tmp_path / folder, epochs, **cfg)
 
-
-if __name__ == '__main__':
-    one_rank(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    static, aligned = {'PicoATSSAssigner'}, {'PicoTaskAlignedAssigner'}
+    assert run('whole', 4) == {0: static, 1: static, 2: aligned, 3: aligned}
+    # One epoch, and the others by a process that knows nothing of it; and
+    # again from behind the change.
+    assert run('parts', 1) == {0: static}
+    MessageHub._instance_dict.clear()
+    assert run('parts', 3, resume=True) == {1: static, 2: aligned}
+    MessageHub._instance_dict.clear()
+    assert run('parts', 4, resume=True) == {3: aligned}

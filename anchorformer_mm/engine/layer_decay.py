@@ -3,6 +3,7 @@
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from anchorformer_mm.models.argument_checks import is_number
 from anchorformer_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -11,11 +12,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor, with a learning rate by depth besides.
 
     A parameter at depth l of L gets ``layer_decay_rate ** (L - 1 - l)`` times
-    its learning rate. The depth is what the backbone's ``get_layer_depth``
-    tells; what is not the backbone's has the last depth and so the whole
-    rate. It serves detectors, segmentors and classifiers: mmpretrain's own
-    asks the whole model for its depths, mmseg's knows the backbones of BEiT,
-    MAE and ConvNeXt only.
+    its learning rate. The backbone's ``get_layer_depth`` tells the depth;
+    parameters outside it have the last depth and so the whole rate. It serves
+    detectors, segmentors and classifiers: mmpretrain's own asks the whole
+    model for its depths, mmseg's knows the backbones of BEiT, MAE and
+    ConvNeXt only.
 
     Args:
         optim_wrapper_cfg: As mmengine's.
@@ -32,7 +33,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         self.layer_decay_rate = self.paramwise_cfg.get('layer_decay_rate')
         rate = self.layer_decay_rate
-        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+        if not is_number(rate) or not 0 < rate <= 1:
             raise ValueError(
                 'paramwise_cfg must have a layer_decay_rate in (0, 1], got '
                 f'{rate!r}'
@@ -52,7 +53,21 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, **kwargs)
         if prefix:
             return
-        name, backbone = _with_depths(module)
+        found = [
+            (name, submodule)
+            for name, submodule in module.named_modules()
+            if hasattr(submodule, 'get_layer_depth')
+        ]
+        if len(found) > 1 and found[0][1] is module:
+            # A classifier that hands the question on to its backbone.
+            del found[0]
+        if len(found) != 1:
+            raise ValueError(
+                'a learning rate by layer needs exactly one backbone with '
+                f'get_layer_depth, got {[name for name, _ in found]} in '
+                f'{type(module).__name__}'
+            )
+        ((name, backbone),) = found
         names = {id(p): n for n, p in module.named_parameters()}
         for group in params:
             depth, depths = backbone.get_layer_depth(
@@ -60,25 +75,3 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
             scale = self.layer_decay_rate ** (depths - 1 - depth)
             group['lr'] = group.get('lr', self.base_lr) * scale
-
-
-def _with_depths(model: nn.Module) -> tuple[str, nn.Module]:
-    """Name and module of the one that knows depths, if it is the only one.
-
-    Of a classifier that hands the question on to its backbone, that is the
-    backbone.
-    """
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if hasattr(module, 'get_layer_depth')
-    ]
-    if len(found) > 1 and found[0][1] is model:
-        del found[0]
-    if len(found) != 1:
-        raise ValueError(
-            'a learning rate by layer needs exactly one backbone with '
-            f'get_layer_depth, got {[name for name, _ in found]} in '
-            f'{type(model).__name__}'
-        )
-    return found[0]

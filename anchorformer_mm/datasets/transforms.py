@@ -1,0 +1,454 @@
+"""PicoDet's augmentation: random crop, colour distortion, multi-scale batches.
+
+Importing this needs mmdet.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from mmcv.image import imresize
+from mmcv.transforms import BaseTransform
+from mmcv.transforms.utils import cache_randomness
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import (
+    BaseBoxes,
+    HorizontalBoxes,
+    autocast_box_type,
+    bbox_overlaps,
+    scale_boxes,
+)
+from mmengine.structures import BaseDataElement
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from anchorformer_mm.models.argument_checks import (
+    check_positive,
+    is_count,
+    is_number,
+)
+from anchorformer_mm.registry import FUNCTIONS, TRANSFORMS
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'area', 'bicubic', 'lanczos')
+
+
+def check_interval(
+    name: str, value: tuple[float, float], low: float, high: float
+) -> tuple[float, float]:
+    """Return ``value`` as two floats a, b with low <= a <= b <= high."""
+    if (
+        not isinstance(value, (tuple, list))
+        or len(value) != 2
+        or not all(map(is_number, value))
+        or not low <= value[0] <= value[1] <= high
+    ):
+        raise ValueError(
+            f'{name} must be two numbers (a, b) with '
+            f'{low} <= a <= b <= {high}, got {value!r}'
+        )
+    return float(value[0]), float(value[1])
+
+
+@TRANSFORMS.register_module()
+class MaxIoURandomCrop(BaseTransform):
+    r"""Random crop whose window overlaps at least one box enough.
+
+    The thresholds, and the choice to leave the image whole, are tried in
+    random order. For a threshold :math:`t`, windows of scale
+    :math:`s \sim U(scales)` and relative aspect ratio
+    :math:`a \sim U(\max(a_{min}, s^2), \min(a_{max}, s^{-2}))` are drawn,
+
+    .. math:: w = \lfloor W s \sqrt a \rfloor, \quad
+              h = \lfloor H s / \sqrt a \rfloor,
+
+    with their corner uniform over the whole pixels of
+    :math:`[0, W - w) \times [0, H - h)`. The first window wins whose
+    **largest** IoU with a box is at least :math:`t` and that keeps a box. A
+    box is kept, and clipped to the window, if its centre lies in the window
+    and something of it is left. mmdet's ``MinIoURandomCrop`` bounds the
+    least IoU over all boxes instead, and draws width and height freely.
+
+    Boxes flagged in ``gt_ignore_flags`` follow the window but have no say in
+    it. An image without other boxes, or for which every try fails, stays
+    whole. As in the original, a window smaller than the image never touches
+    its right or lower edge.
+
+    The rule is that of ``RandomCrop`` of PaddleDetection,
+    ``ppdet/data/transform/operators.py``, with its default settings.
+
+    Args:
+        thresholds: Least IoUs, each in [0, 1].
+        scales: Interval of s in (0, 1].
+        aspect_ratios: Interval of a around 1, relative to the image's own
+            aspect ratio.
+        num_attempts: Windows tried for each threshold, at least 1.
+        allow_no_crop: Whether the image may stay whole by choice.
+
+    Required keys: img (H, W, C), gt_bboxes (N boxes, in px). Cropped and
+    filtered along, where present: gt_bboxes_labels and gt_ignore_flags (N,),
+    gt_masks (N), gt_seg_map (H, W). Modified: img_shape.
+
+    Raises:
+        ValueError: An argument is outside of what is stated above.
+        TypeError: The boxes of an image are not horizontal ones.
+    """
+
+    def __init__(
+        self,
+        thresholds: Sequence[float] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9),
+        scales: tuple[float, float] = (0.3, 1.0),
+        aspect_ratios: tuple[float, float] = (0.5, 2.0),
+        num_attempts: int = 50,
+        allow_no_crop: bool = True,
+    ) -> None:
+        if (
+            not isinstance(thresholds, (tuple, list))
+            or not thresholds
+            or not all(is_number(t) and 0 <= t <= 1 for t in thresholds)
+        ):
+            raise ValueError(
+                'thresholds must be a sequence of IoUs in [0, 1], at least '
+                f'one, got {thresholds!r}'
+            )
+        check_positive(num_attempts=num_attempts)
+        self.thresholds = tuple(thresholds)
+        self.scales = check_interval('scales', scales, 0, 1)
+        self.aspect_ratios = check_interval(
+            'aspect_ratios', aspect_ratios, 0, float('inf')
+        )
+        if self.scales[0] == 0:
+            raise ValueError(f'scales must be above 0, got {scales!r}')
+        if not 0 < self.aspect_ratios[0] <= 1 <= self.aspect_ratios[1]:
+            # Else no ratio is left for scales near 1.
+            raise ValueError(
+                'aspect_ratios must be positive and enclose 1, got '
+                f'{aspect_ratios!r}'
+            )
+        self.num_attempts = num_attempts
+        self.allow_no_crop = allow_no_crop
+
+    @autocast_box_type()
+    def transform(self, results: dict) -> dict:
+        """Crop ``results`` in place and return it; see the class."""
+        boxes = results['gt_bboxes']
+        if not isinstance(boxes, HorizontalBoxes):
+            raise TypeError(
+                'MaxIoURandomCrop needs gt_bboxes as HorizontalBoxes, got '
+                f'{type(boxes).__name__}'
+            )
+        boxes = counted = boxes.tensor
+        ignored = results.get('gt_ignore_flags')
+        if ignored is not None:
+            counted = boxes[torch.from_numpy(~ignored.astype(bool))]
+        if len(counted) == 0:
+            return results
+        for threshold, windows in self._random_windows(
+            *results['img'].shape[:2]
+        ):
+            if threshold is None:
+                return results
+            window = first_accepted(windows, counted, threshold)
+            if window is not None:
+                self._crop(results, window, kept_boxes(window[None], boxes)[0])
+                return results
+        return results
+
+    @cache_randomness
+    def _random_windows(
+        self, height: int, width: int
+    ) -> list[tuple[float | None, Tensor]]:
+        """Draw every threshold's windows, in the random order of trial.
+
+        Windows are (num_attempts, 4) as x1, y1, x2, y2 in px; no threshold
+        stands for the whole image.
+        """
+        shape = (len(self.thresholds), self.num_attempts)
+        scale = np.random.uniform(*self.scales, shape)
+        low, high = self.aspect_ratios
+        root = np.sqrt(
+            np.random.uniform(
+                np.maximum(low, scale**2), np.minimum(high, scale**-2)
+            )
+        )
+        w = (width * (scale * root)).astype(int)
+        h = (height * (scale / root)).astype(int)
+        x = np.random.randint(0, np.maximum(width - w, 1))
+        y = np.random.randint(0, np.maximum(height - h, 1))
+        windows = torch.from_numpy(
+            np.stack([x, y, x + w, y + h], axis=-1).astype(np.float32)
+        )
+        choices = list(zip(self.thresholds, windows, strict=True))
+        if self.allow_no_crop:
+            choices.append((None, windows.new_empty(0, 4)))
+        return [choices[i] for i in np.random.permutation(len(choices))]
+
+    @staticmethod
+    def _crop(results: dict, window: Tensor, kept: Tensor) -> None:
+        """Cut the image and its annotations to the ``kept`` (N,) boxes."""
+        x1, y1, x2, y2 = window.int().tolist()
+        boxes = results['gt_bboxes'][kept]
+        boxes.translate_([-x1, -y1])
+        boxes.clip_([y2 - y1, x2 - x1])
+        results['gt_bboxes'] = boxes
+        kept = kept.numpy()
+        for key in ('gt_bboxes_labels', 'gt_ignore_flags'):
+            if results.get(key) is not None:
+                results[key] = results[key][kept]
+        if results.get('gt_masks') is not None:
+            masks = results['gt_masks'][kept.nonzero()[0]]
+            results['gt_masks'] = masks.crop(np.array([x1, y1, x2, y2]))
+        for key in ('img', 'gt_seg_map'):
+            if results.get(key) is not None:
+                results[key] = results[key][y1:y2, x1:x2]
+        results['img_shape'] = results['img'].shape[:2]
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(thresholds={self.thresholds}, '
+            f'scales={self.scales}, aspect_ratios={self.aspect_ratios}, '
+            f'num_attempts={self.num_attempts}, '
+            f'allow_no_crop={self.allow_no_crop})'
+        )
+
+
+def first_accepted(
+    windows: Tensor, boxes: Tensor, threshold: float
+) -> Tensor | None:
+    """Find the first of the windows (M, 4) that a threshold accepts.
+
+    Its largest IoU with one of the boxes (N, 4), N >= 1, is at least the
+    threshold, and it keeps a box. None if there is no such window.
+    """
+    overlaps = bbox_overlaps(windows, boxes).amax(dim=1)
+    accepted = (overlaps >= threshold) & kept_boxes(windows, boxes).any(dim=1)
+    indices = accepted.nonzero()
+    return windows[indices[0, 0]] if len(indices) else None
+
+
+def kept_boxes(windows: Tensor, boxes: Tensor) -> Tensor:
+    """Tell (M, N) which of the boxes (N, 4) each window (M, 4) keeps.
+
+    Those are the boxes whose centre is inside, the right and lower edge of
+    the window excluded, and of which some area is.
+    """
+    start, end = windows[:, None, :2], windows[:, None, 2:]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = (start <= centres) & (centres < end)
+    left = torch.maximum(boxes[:, :2], start) < torch.minimum(
+        boxes[:, 2:], end
+    )
+    return (inside & left).all(dim=-1)
+
+
+@TRANSFORMS.register_module()
+class MultiplicativeColorDistortion(BaseTransform):
+    """Random factors of brightness, contrast and saturation, and a hue turn.
+
+    The four are taken in random order, each with probability ``prob`` and an
+    amount drawn uniformly from its interval. Factors act as Pillow's
+    ``ImageEnhance``: 1 changes nothing, 0 leaves black, the mean grey, or
+    the grey image. The hue is turned by steps of Pillow's byte, truncated:
+    18 of them are about 25 degrees. mmdet's ``PhotoMetricDistortion`` adds
+    to the brightness instead, has a smaller turn and permutes channels.
+
+    The rule is that of ``RandomDistort`` in today's PaddleDetection
+    (``ppdet/data/transform/operators.py``, since September 2023). The older
+    ``RandomDistort`` under which the published PicoDet models were trained
+    worked on unbounded floats: it added 0.5 to 1.5 grey levels, multiplied
+    by the factor of the contrast, and turned the hue (in YIQ) by any angle.
+
+    Args:
+        brightness: Interval of factors, from 0 upward.
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: Interval of turns in 1/256 of the circle, within [-128, 128].
+        prob: Probability in [0, 1] of each of the four.
+
+    Required and modified key: img, uint8 (H, W, 3), channels BGR.
+
+    Raises:
+        ValueError: An argument is outside of what is stated above.
+        TypeError: The image is not of that type or shape.
+    """
+
+    def __init__(
+        self,
+        brightness: tuple[float, float] = (0.5, 1.5),
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: tuple[float, float] = (-18, 18),
+        prob: float = 0.5,
+    ) -> None:
+        top = float('inf')
+        self.intervals = dict(
+            brightness=check_interval('brightness', brightness, 0, top),
+            contrast=check_interval('contrast', contrast, 0, top),
+            saturation=check_interval('saturation', saturation, 0, top),
+            hue=check_interval('hue', hue, -128, 128),
+        )
+        if not is_number(prob) or not 0 <= prob <= 1:
+            raise ValueError(f'prob must be in [0, 1], got {prob!r}')
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        """Distort ``results['img']`` and return ``results``."""
+        img = results['img']
+        if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
+            raise TypeError(
+                'MultiplicativeColorDistortion needs img as uint8 (H, W, 3), '
+                f'got {img.dtype} {img.shape}'
+            )
+        distortions = self._random_distortions()
+        if distortions:
+            results['img'] = distort(img, distortions)
+        return results
+
+    @cache_randomness
+    def _random_distortions(self) -> list[tuple[str, float]]:
+        """Draw the names and amounts of what is done, in order."""
+        names = np.random.permutation(list(self.intervals))
+        return [
+            (str(name), np.random.uniform(*self.intervals[name]))
+            for name in names
+            if np.random.uniform() < self.prob
+        ]
+
+    def __repr__(self) -> str:
+        intervals = ', '.join(f'{k}={v}' for k, v in self.intervals.items())
+        return f'{type(self).__name__}({intervals}, prob={self.prob})'
+
+
+def distort(
+    img: np.ndarray, distortions: Sequence[tuple[str, float]]
+) -> np.ndarray:
+    """Apply (name, amount) one after the other to a BGR uint8 (H, W, 3)."""
+    enhancers = dict(
+        brightness=ImageEnhance.Brightness,
+        contrast=ImageEnhance.Contrast,
+        saturation=ImageEnhance.Color,
+    )
+    image = Image.fromarray(cv2.cvtColor(img, cv2.COLOR_BGR2RGB))
+    for name, amount in distortions:
+        if name == 'hue':
+            # Pillow keeps the hue in a byte.
+            turned = (np.arange(256) + amount).astype(int) % 256
+            table = turned.tolist() + 2 * list(range(256))
+            image = image.convert('HSV').point(table).convert('RGB')
+        else:
+            image = enhancers[name](image).enhance(amount)
+    return cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
+
+
+@FUNCTIONS.register_module()
+def random_square_collate(
+    data_batch: Sequence[dict],
+    sizes: Sequence[int] = (352, 384, 416, 448, 480),
+    interpolations: Sequence[str] = INTERPOLATIONS,
+    to_float32: bool = True,
+) -> dict:
+    """Resize the images of a batch to one size x size, and stack them.
+
+    Size and interpolation are drawn uniformly for each batch, the aspect
+    ratio is not kept, and boxes are resized along and clipped to the square.
+    As a collate function this runs in the loader's workers, on images of any
+    shape, once, and before they are normalised, as in the original, and each
+    process of a distributed training draws for itself.
+
+    ``BatchRandomResize`` and ``Resize`` of PaddleDetection,
+    ``ppdet/data/transform``, do the same on floats, so that bicubic and
+    Lanczos overshoot is neither clipped nor rounded; ``to_float32=False``
+    does both and takes a quarter of the workers' shared memory.
+
+    Args:
+        data_batch: Of the pipeline's last step ``PackDetInputs``: inputs,
+            uint8 (C, H, W), H and W of each image its own; data_samples with
+            boxes and labels.
+        sizes: Sides in px to choose from.
+        interpolations: Names to choose from, of :func:`mmcv.imresize`.
+        to_float32: Whether images are resized, and given, as float32 rather
+            than uint8.
+
+    Returns:
+        inputs (B, C, size, size) and data_samples, a list of B with
+        ``img_shape`` and ``scale_factor`` (width, height) brought up to date.
+
+    Raises:
+        ValueError: sizes or interpolations are not of the stated kind, or a
+            sample has annotations other than boxes and labels.
+        TypeError: An image is not uint8 (C, H, W).
+    """
+    for name, choices, is_valid, allowed in (
+        ('sizes', sizes, is_count, 'ints >= 1'),
+        (
+            'interpolations',
+            interpolations,
+            INTERPOLATIONS.__contains__,
+            f'some of {INTERPOLATIONS}',
+        ),
+    ):
+        if (
+            not isinstance(choices, (tuple, list))
+            or not choices
+            or not all(map(is_valid, choices))
+        ):
+            raise ValueError(
+                f'{name} must be a list of {allowed}, got {choices!r}'
+            )
+    size = int(sizes[np.random.randint(len(sizes))])
+    interpolation = interpolations[np.random.randint(len(interpolations))]
+    images = [data['inputs'] for data in data_batch]
+    samples = [data['data_samples'] for data in data_batch]
+    for image, sample in zip(images, samples, strict=True):
+        _resize_sample(sample, image, size)
+    dtype = np.float32 if to_float32 else np.uint8
+    batch = np.empty((len(images), len(images[0]), size, size), dtype)
+    for image, resized in zip(images, batch, strict=True):
+        # Channel by channel: neither the image nor the result is transposed.
+        for plane, out in zip(image.numpy(), resized, strict=True):
+            imresize(
+                plane.astype(dtype, copy=False),
+                (size, size),
+                interpolation=interpolation,
+                out=out,
+                backend='cv2',
+            )
+    return dict(inputs=torch.from_numpy(batch), data_samples=samples)
+
+
+def _resize_sample(sample: DetDataSample, image: Tensor, size: int) -> None:
+    """Bring the annotations of ``image`` (C, H, W) to ``size``, in place."""
+    if image.dtype != torch.uint8 or image.ndim != 3:
+        raise TypeError(
+            'random_square_collate needs images as uint8 (C, H, W), got '
+            f'{image.dtype} {tuple(image.shape)}'
+        )
+    height, width = image.shape[-2:]
+    scale = (size / width, size / height)
+    _refuse_fields(sample, {'gt_instances', 'ignored_instances'})
+    for _, instances in sample.items():
+        _refuse_fields(instances, {'bboxes', 'labels'})
+        if 'bboxes' not in instances:
+            continue
+        boxes = scale_boxes(instances.bboxes, scale)
+        if isinstance(boxes, BaseBoxes):
+            boxes.clip_((size, size))
+        else:
+            boxes = boxes.clamp(0, size)
+        instances.bboxes = boxes
+    before = sample.get('scale_factor', (1.0, 1.0))
+    sample.set_metainfo(
+        dict(
+            img_shape=(size, size),
+            scale_factor=(before[0] * scale[0], before[1] * scale[1]),
+        )
+    )
+
+
+def _refuse_fields(element: BaseDataElement, allowed: set[str]) -> None:
+    unknown = sorted(set(element.keys()) - allowed)
+    if unknown:
+        raise ValueError(
+            f'random_square_collate resizes {sorted(allowed)} only, got '
+            f'{unknown}: load nothing but boxes and labels'
+        )

@@ -1,0 +1,582 @@
+"""All leaf configs: what they build, decide and share with libraries."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.structures import PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+from torch import nn
+
+from anchorformer_mm.analysis.complexity import (
+    build_from_config,
+    count_complexity,
+)
+from anchorformer_mm.datasets.digits import (
+    DIGIT_CLASSES,
+    PALETTE,
+    SEGMENTATION_CLASSES,
+    SEGMENTATION_PALETTE,
+)
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
+INDEX = {
+    model['Name']: model
+    for model in yaml.safe_load((CONFIGS / 'metafile.yml').read_text())[
+        'Models'
+    ]
+}
+CLASSES = dict(in1k=1000, coco=80, voc=20, ade20k=150, bccd=3)
+FREE = ('anchors', 'pos_embed', 'cls_token', 'dist_token')
+NORMS = (nn.BatchNorm2d, nn.LayerNorm)
+
+
+def load(name):
+    """Read a config of ours, or of a library (``mmdet::...``)."""
+    if '::' in name:
+        return Config.fromstring(f'_base_ = {name!r}', '.py')
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def build(name):
+    """A config, and its model without content."""
+    cfg = load(name)
+    with torch.device('meta'):
+        return cfg, build_from_config(cfg)
+
+
+def group_of(model, cfg):
+    """The group of the optimiser of every parameter, by its ``id``."""
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    groups = {
+        id(p): group
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(groups) == len(trained)
+    return groups
+
+
+def innermost(dataset):
+    for key in ('dataset', 'datasets'):
+        if key in dataset:
+            inner = dataset[key]
+            return innermost(inner[0] if key == 'datasets' else inner)
+    return dataset
+
+
+def heads_of(model):
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, 'num_classes', None), int)
+    ]
+    # The region proposals of two stages know no classes.
+    return [h for h in heads if type(h).__name__ != 'RPNHead']
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_builds_its_model_and_optimiser(name):
+    cfg, model = build(name)
+    data = name.split('_')[-1]
+    classes = CLASSES.get(data)
+    if data in ('digits', 'bccd'):
+        for split in ('train', 'val', 'test'):
+            dataset = innermost(cfg[f'{split}_dataloader'].dataset)
+            assert classes in (None, len(dataset.metainfo.classes))
+            classes = len(dataset.metainfo.classes)
+    assert {head.num_classes for head in heads_of(model)} == {classes}
+    if name in INDEX:
+        entry = INDEX[name]
+        params = sum(p.numel() for p in model.parameters())
+        assert params == entry['Metadata']['Parameters']
+        assert entry['Config'] == f'configs/{name}.py'
+    groups = group_of(model, cfg)
+    # DeiT's recipe at 384 px, as mmpretrain has it, spares the norms alone.
+    for n, p in model.named_parameters():
+        if n.endswith(FREE) and ('anchors' in n or '384' not in name):
+            assert groups[id(p)]['weight_decay'] == 0, n
+    if 'auto_scale_lr' in cfg:
+        assert cfg.auto_scale_lr.base_batch_size > 0
+        assert not cfg.auto_scale_lr.get('enable')
+
+
+def test_every_config_is_indexed_but_for_those_of_small_data():
+    small = {n for n in NAMES if n.endswith(('_digits', '_bccd'))}
+    assert set(NAMES) - small == set(INDEX)
+
+
+# Input size, parameters and MACs with those of attention: published for
+# PicoDet, PicoDet v2 (to four digits) and DeiT, which has the biases of 12 x 3
+# projections more than 'vanilla'; the authors' release for the distilled
+# ones; derived for the others. Segmentors count their auxiliary head.
+SIZES = {
+    'picodet_s_coco': (416, 0.9927e6, 0.5935e9),
+    'picodet_m_coco': (416, 2.1526e6, 1.2113e9),
+    'picodet_l_coco': (416, 3.3050e6, 1.8336e9),
+    'picodet_s_320_coco': (320, 0.9927e6, 0.3510e9),
+    'picodet_l_640_coco': (640, 3.3050e6, 4.3362e9),
+    'picodet_v2_xs_coco': (416, 0.7043e6, 0.559e9),
+    'picodet_v2_s_coco': (416, 1.1865e6, 0.813e9),
+    'picodet_v2_m_coco': (416, 3.4653e6, 2.152e9),
+    'picodet_v2_l_coco': (416, 5.8045e6, 3.526e9),
+    'picodet_v2_l_640_coco': (640, 5.8045e6, 8.341e9),
+    'picodet_v2_anchorformer_t_coco': (416, 3.1334e6, 1.110e9),
+    'picodet_anchorformer_t_coco': (416, 2.9200e6, 0.9356e9),
+    'picodet_anchorformer_s_coco': (416, 5.4390e6, 1.8017e9),
+    'picodet_anchorformer_b_coco': (416, 8.4350e6, 2.7510e9),
+    'anchorformer_t_distilled_in1k': (224, 5_484_560, 1.0338e9),
+    'anchorformer_s_distilled_in1k': (224, 20_676_176, 3.9946e9),
+    'anchorformer_t_in1k': (224, 5_291_176, 1.0286e9),
+    'anchorformer_t_vanilla_in1k': (224, 5_717_416 - 12 * 3 * 192, 1.2537e9),
+    'anchorformer_t_query_in1k': (224, 5_710_504, 1.0418e9),
+    'anchorformer_t_m100_in1k': (224, 5_344_936, 1.1239e9),
+    'semfpn_anchorformer_s_ade20k': ((512, 2048), 26_392_470, 189.4053e9),
+    'upernet_anchorformer_s_ade20k': ((512, 2048), 50_334_380, 937.4944e9),
+    'semfpn_clustr_s_ade20k': ((512, 2048), 26_428_203, 626.5206e9),
+    'retinanet_clustr_s_coco': ((800, 1280), 32_411_529, 694.4823e9),
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('name', SIZES)
+def test_parameters_and_macs_are_the_published_ones(name):
+    size, params, macs = SIZES[name]
+    size = size if isinstance(size, tuple) else (size, size)
+    model = build_from_config(load(name))
+    cost = count_complexity(model, size)
+    assert cost.params == pytest.approx(params, rel=1e-3)
+    assert cost.macs == pytest.approx(macs, rel=1e-3)
+
+
+# One of every method and backbone.
+SMALL = [
+    'anchorformer_t_digits',
+    'anchorformer_t_query_digits',
+    'anchorlevit_128s_in1k',
+    'clustr_t_digits',
+    'mask-rcnn_clustr_s_coco',
+    'picodet_anchorformer_t_digits',
+    'picodet_s_bccd',
+    'picodet_v2_anchorformer_t_bccd',
+    'picodet_v2_xs_320_coco',
+    'retinanet_clustr_s_coco',
+    'rtmdet_tiny_bccd',
+    'semfpn_anchorformer_t_digits',
+    'semfpn_clustr_t_digits',
+    'semfpn_r18_digits',
+    'upernet_anchorformer_t_digits',
+    'yolox_tiny_bccd',
+]
+TINY_CLUSTR = dict(
+    embed_dims=[16, 16, 32, 32],
+    num_heads=(1, 1, 2, 2),
+    num_layers=(1, 1, 1, 1),
+    mlp_ratios=(2, 2, 2, 2),
+)
+
+
+def random_data(cfg, num_classes, size):
+    if cfg.default_scope == 'mmdet':
+        return demo_mm_inputs(
+            2,
+            image_shapes=[(3, *size)] * 2,
+            num_classes=num_classes,
+            with_mask='mask' in cfg.model.type.lower(),
+        )
+    images = [torch.randint(256, (3, *size)).byte() for _ in range(2)]
+    if cfg.default_scope == 'mmpretrain':
+        samples = [DataSample().set_gt_label(i) for i in (1, 3)]
+    else:
+        samples = [
+            SegDataSample(
+                metainfo=dict(img_shape=size, ori_shape=size),
+                gt_sem_seg=PixelData(
+                    data=torch.randint(num_classes, (1, *size))
+                ),
+            )
+            for _ in range(2)
+        ]
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_a_step_moves_every_parameter_and_the_model_predicts(name):
+    cfg = load(name)
+    if name.endswith(('clustr_s_coco', 'clustr_s_ade20k')):
+        cfg.model.backbone.arch = TINY_CLUSTR
+        cfg.model.neck.in_channels = TINY_CLUSTR['embed_dims']
+    # The weights that a config starts from are not here.
+    cfg.model.backbone.pop('init_cfg', None)
+    if 'rpn_proposal' in cfg.model.get('train_cfg', {}):
+        cfg.model.train_cfg.rpn_proposal.max_per_img = 20
+        cfg.model.train_cfg.rcnn.sampler.num = 8
+    size = (64, 96)
+    if cfg.default_scope == 'mmpretrain':
+        size = (cfg.model.backbone.get('img_size', 64),) * 2
+    if cfg.default_scope == 'mmseg':
+        cfg.model.data_preprocessor.size = size
+    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    model = revert_sync_batchnorm(build_from_config(cfg)).train()
+    model.init_weights()
+    # The resizing of mmdet's YOLOX asks for it.
+    MessageHub.get_current_instance().update_info('iter', 0)
+    data = random_data(cfg, heads_of(model)[0].num_classes, size)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    for group in wrapper.optimizer.param_groups:
+        group['lr'] = 1e-3
+    before = [p.detach().clone() for p in model.parameters()]
+    logs = model.train_step(data, wrapper)
+    assert all(torch.as_tensor(v).isfinite().all() for v in logs.values())
+    pairs = zip(model.named_parameters(), before, strict=True)
+    moved = [not torch.equal(p, old) for (_, p), old in pairs]
+    # A residual branch that starts at zero keeps the gradients from others.
+    assert sum(moved) > 0.8 * len(moved)
+    assert all(p.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        assert len(model.eval().test_step(data)) == 2
+
+
+# Image size, images on each of 4 GPUs, rate, and epochs of 300 run, as
+# published; for AnchorFormer those of a PicoDet of the same size.
+PUBLISHED = {
+    'picodet_s_320_coco': (320, 128, 0.4, 300),
+    'picodet_m_320_coco': (320, 128, 0.4, 300),
+    'picodet_l_320_coco': (320, 56, 0.3, 250),
+    'picodet_s_coco': (416, 80, 0.4, 300),
+    'picodet_m_coco': (416, 80, 0.4, 300),
+    'picodet_l_coco': (416, 48, 0.3, 250),
+    'picodet_l_640_coco': (640, 32, 0.3, 250),
+    'picodet_s_voc': (320, 128, 0.4, 300),
+    'picodet_anchorformer_t_coco': (416, 80, 0.4, 300),
+    'picodet_anchorformer_s_coco': (416, 80, 0.4, 300),
+    'picodet_anchorformer_b_coco': (416, 48, 0.3, 250),
+    'picodet_v2_xs_320_coco': (320, 64, 0.32, 300),
+    'picodet_v2_s_320_coco': (320, 64, 0.32, 300),
+    'picodet_v2_m_320_coco': (320, 48, 0.24, 300),
+    'picodet_v2_l_320_coco': (320, 24, 0.12, 250),
+    'picodet_v2_xs_coco': (416, 56, 0.28, 300),
+    'picodet_v2_s_coco': (416, 48, 0.24, 300),
+    'picodet_v2_m_coco': (416, 48, 0.24, 250),
+    'picodet_v2_l_coco': (416, 24, 0.12, 250),
+    'picodet_v2_l_640_coco': (640, 12, 0.06, 200),
+    'picodet_v2_anchorformer_t_coco': (416, 48, 0.24, 300),
+    'picodet_v2_anchorformer_s_coco': (416, 48, 0.24, 250),
+    'picodet_v2_anchorformer_b_coco': (416, 24, 0.12, 250),
+}
+
+
+def sizes_around(size):
+    return [size + step for step in (-64, -32, 0, 32, 64)]
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_picodet_trains_as_published(name):
+    size, batch_size, rate, epochs = PUBLISHED[name]
+    cfg = load(name)
+    assert cfg.train_dataloader.batch_size == batch_size
+    assert cfg.auto_scale_lr.base_batch_size == 4 * batch_size
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='SGD', lr=rate, momentum=0.9, weight_decay=4e-5
+    )
+    assert cfg.optim_wrapper.type == 'OptimWrapper'
+    assert cfg.optim_wrapper.get('clip_grad') is None
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.param_scheduler[1].T_max == 300
+    assert list(cfg.train_dataloader.collate_fn.sizes) == sizes_around(size)
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        (resize,) = (t for t in loader.dataset.pipeline if t.type == 'Resize')
+        assert tuple(resize.scale) == (size, size)
+        assert not resize.keep_ratio
+    (average,) = cfg.custom_hooks
+    assert average.pop('priority') == 49
+    hook = HOOKS.build(average)
+    assert hook.ema_cfg == dict(type='anchorformer_mm.ThresholdEMA')
+    # v1 averages its last 40 epochs, v2 all.
+    cycle = None if '_v2_' in name else 40
+    assert getattr(hook, 'cycle_epochs', None) == cycle
+    doc = ast.get_docstring(ast.parse((CONFIGS / f'{name}.py').read_text()))
+    stated = re.search(r'rate of ([\d.]+) is for 4 GPUs x (\d+) images', doc)
+    assert stated.groups() == (str(rate), str(batch_size))
+    if '_v2_' in name:
+        params = INDEX[name]['Metadata']['Parameters'] / 1e6
+        assert f'{params:.2f} M' in doc
+        head = cfg.model.train_cfg
+        assert head.initial_epoch == 100
+
+
+def test_every_picodet_of_coco_has_its_published_settings():
+    found = {n for n in NAMES if re.fullmatch('picodet_.*_coco', n)}
+    assert found == {n for n in PUBLISHED if n.endswith('_coco')}
+
+
+@pytest.mark.parametrize(
+    ('name', 'decayed_norms'),
+    [
+        ('picodet_s_coco', '^neck'),
+        ('picodet_anchorformer_s_coco', '^neck'),
+        *(
+            (
+                f'picodet_v2_{size}_coco',
+                # LCNet's own blocks are spared in the neck, too.
+                r'^neck\.(laterals|downsamples|extra_lateral|extra_top)'
+                r'|^bbox_head\.align',
+            )
+            for size in ('s', 'anchorformer_t')
+        ),
+    ],
+)
+def test_convolutions_biases_and_norms_of_the_neck_decay(name, decayed_norms):
+    cfg, model = build(name)
+    groups = group_of(model, cfg)
+    of_norms = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, NORMS)
+        for p in module.parameters()
+    }
+    seen = set()
+    for n, p in model.named_parameters():
+        decays = not any(word in n for word in FREE)
+        if id(p) in of_norms:
+            decays = re.search(decayed_norms, n) is not None
+            seen.add(decays)
+        assert groups[id(p)]['weight_decay'] == 4e-5 * decays, n
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    ('name', 'decay', 'max_iters'),
+    [
+        ('semfpn_anchorformer_t_ade20k', None, 80_000),
+        ('upernet_anchorformer_t_ade20k', None, 160_000),
+        ('semfpn_clustr_s_ade20k', 0.9, 80_000),
+        ('upernet_clustr_s_ade20k', 0.9, 160_000),
+    ],
+)
+def test_learning_rates_of_segmentors_grow_with_depth(name, decay, max_iters):
+    cfg, model = build(name)
+    assert cfg.train_cfg.max_iters == max_iters
+    assert cfg.param_scheduler[-1].end == max_iters
+    stated = cfg.optim_wrapper.paramwise_cfg.layer_decay_rate
+    assert stated < 1 and decay in (None, stated)
+    groups = group_of(model, cfg)
+
+    def rate(module):
+        """The one learning rate of a module."""
+        (lr,) = {groups[id(p)]['lr'] for p in module.parameters()}
+        return lr
+
+    backbone = model.backbone
+    if 'clustr' in name:
+        layers = [b for stage in backbone.stages for b in stage.blocks]
+        first = backbone.stages[0].patch_embed
+    else:
+        layers, first = backbone.layers, backbone.patch_embed
+    base = cfg.optim_wrapper.optimizer.lr
+    assert rate(model.decode_head) == base
+    rates = [rate(module) for module in (first, *layers)]
+    for lower, upper in zip(rates, [*rates[1:], base], strict=True):
+        assert lower / upper == pytest.approx(stated)
+
+
+# Settings for a few hundred images: one budget, whatever the detector. With
+# the config for COCO that has the same model, or mmdet's.
+BCCD = {
+    'picodet_s_bccd': 'picodet_s_coco',
+    'picodet_anchorformer_t_bccd': 'picodet_anchorformer_t_coco',
+    'picodet_anchorformer_s_bccd': 'picodet_anchorformer_s_coco',
+    'picodet_v2_s_bccd': 'picodet_v2_s_coco',
+    'picodet_v2_anchorformer_t_bccd': 'picodet_v2_anchorformer_t_coco',
+    'rtmdet_tiny_bccd': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'yolox_tiny_bccd': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+}
+EPOCHS, EPOCH_LENGTH = 30, 205 // 8
+
+
+def rates_of(cfg, epochs):
+    """The factor on the rate in every iteration, as a Runner sets it."""
+    base = cfg.optim_wrapper.optimizer.lr
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=base)
+    schedulers = []
+    for scheduler in cfg.param_scheduler:
+        by_epoch = scheduler.get('by_epoch', True)
+        scheduler.setdefault('end', epochs * (1 if by_epoch else EPOCH_LENGTH))
+        schedulers.append(
+            PARAM_SCHEDULERS.build(
+                scheduler,
+                default_args=dict(
+                    optimizer=optimiser, epoch_length=EPOCH_LENGTH
+                ),
+            )
+        )
+    found = []
+    for i in range(epochs * EPOCH_LENGTH):
+        found.append(optimiser.param_groups[0]['lr'] / base)
+        optimiser.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or (i + 1) % EPOCH_LENGTH == 0:
+                scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize('name', BCCD)
+def test_small_data_has_one_budget(name):
+    cfg, coco = load(name), load(BCCD[name])
+    assert cfg.train_cfg.max_epochs == EPOCHS
+    assert cfg.train_cfg.val_interval == 10
+    assert not cfg.train_cfg.get('dynamic_intervals')
+    assert cfg.train_dataloader.batch_size == 8
+    assert cfg.train_dataloader.drop_last
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=8)
+    # From scratch, and convolutions in the same memory layout.
+    assert "'Pretrained'" not in cfg.pretty_text and cfg.load_from is None
+    assert cfg.custom_hooks[-1].type == 'anchorformer_mm.ChannelsLastHook'
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        (resize,) = (t for t in loader.dataset.pipeline if t.type == 'Resize')
+        assert tuple(resize.scale) == (320, 320)
+    if '::' in BCCD[name]:
+        assert cfg.optim_wrapper == coco.optim_wrapper
+    else:
+        collate = cfg.train_dataloader.collate_fn
+        assert list(collate.sizes) == sizes_around(320)
+        models = [c.model.to_dict() for c in (cfg, coco)]
+        initial = [m['train_cfg'].pop('initial_epoch', 0) for m in models]
+        assert initial[0] / EPOCHS == initial[1] / coco.train_cfg.max_epochs
+        assert [m['bbox_head'].pop('num_classes') for m in models] == [3, 80]
+        assert models[0] == models[1]
+    found, peak = rates_of(cfg, EPOCHS), 2 * EPOCH_LENGTH
+    assert found[0] < 0.2 and found[-1] < 0.07
+    assert found[: peak + 1] == sorted(found[: peak + 1])
+    assert max(found) == pytest.approx(found[peak], rel=0.01)
+    assert found[peak] == pytest.approx(1, rel=0.01)
+    assert found[peak:] == sorted(found[peak:], reverse=True)
+
+
+@pytest.mark.parametrize('epochs', [10, 60])
+def test_the_cosine_of_small_data_ends_with_the_training(epochs):
+    found = rates_of(load('picodet_s_bccd'), epochs)
+    assert found[50] == pytest.approx(1)
+    assert 0 < found[-1] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ('name', 'deit'),
+    [
+        ('anchorformer_t_in1k', 'deit-tiny_4xb256_in1k'),
+        ('anchorformer_s_in1k', 'deit-small_4xb256_in1k'),
+        ('anchorformer_b_in1k', 'deit-base_16xb64_in1k'),
+    ],
+)
+def test_the_recipe_of_anchorformer_is_that_of_deit(name, deit):
+    ours, theirs = load(name), load(f'mmpretrain::deit/{deit}.py')
+    for key in (
+        'train_dataloader',
+        'val_dataloader',
+        'param_scheduler',
+        'train_cfg',
+        'auto_scale_lr',
+    ):
+        assert ours[key] == theirs[key]
+    assert ours.model.head == theirs.model.head
+    assert ours.model.train_cfg == theirs.model.train_cfg
+    assert ours.optim_wrapper.optimizer == theirs.optim_wrapper.optimizer
+
+
+@pytest.mark.parametrize('arch', ['128s', '128', '192', '256', '384'])
+def test_only_attention_and_head_differ_from_levit(arch):
+    ours = load(f'anchorlevit_{arch}_in1k')
+    levit = load(f'mmpretrain::levit/levit-{arch}_8xb256_in1k.py')
+    assert ours.model.backbone.type == 'anchorformer_mm.AnchorLeViT'
+    assert ours.model.head.distillation is False
+    levit.model.backbone.type = ours.model.backbone.type
+    levit.model.head.distillation = False
+    del ours.optim_wrapper.paramwise_cfg.custom_keys['.anchors']
+    assert ours.to_dict() == levit.to_dict()
+
+
+@pytest.mark.parametrize(
+    ('name', 'key', 'value'),
+    [
+        ('vanilla', 'attention', 'vanilla'),
+        ('query', 'attention', 'query'),
+        ('m10', 'num_anchors', 10),
+        ('m50', 'num_anchors', 50),
+        ('m100', 'num_anchors', 100),
+    ],
+)
+def test_rows_of_the_ablations_differ_in_one_line(name, key, value):
+    learned = load('anchorformer_t_in1k').to_dict()
+    learned['model']['backbone'][key] = value
+    assert load(f'anchorformer_t_{name}_in1k').to_dict() == learned
+
+
+def test_the_digits_have_the_classes_and_colours_of_their_maker():
+    # A text config cannot import them.
+    for name, classes, colours in (
+        ('anchorformer_t_digits', DIGIT_CLASSES, None),
+        ('picodet_anchorformer_t_digits', DIGIT_CLASSES, PALETTE),
+        (
+            'semfpn_anchorformer_t_digits',
+            SEGMENTATION_CLASSES,
+            SEGMENTATION_PALETTE,
+        ),
+    ):
+        cfg = load(name)
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            metainfo = innermost(loader.dataset).metainfo
+            assert tuple(metainfo.classes) == classes
+            if colours:
+                assert tuple(map(tuple, metainfo.palette)) == colours
+
+
+@pytest.mark.parametrize(
+    ('library', 'base', 'part', 'channels'),
+    [
+        (
+            'mmdet',
+            'retinanet/retinanet_r50_fpn_1x_coco.py',
+            dict(neck=dict(in_channels=[128, 256, 512], start_level=0)),
+            None,
+        ),
+        (
+            'mmpretrain',
+            'resnet/resnet50_8xb32_in1k.py',
+            dict(head=dict(in_channels=512)),
+            (2,),
+        ),
+    ],
+)
+def test_a_config_of_a_library_takes_our_backbone(
+    library, base, part, channels, tmp_path
+):
+    """By inheritance and nothing else."""
+    backbone = dict(
+        _delete_=True, type='anchorformer_mm.AnchorESNet', arch='1.0x'
+    )
+    if channels:
+        backbone['out_indices'] = channels
+    model = dict(backbone=backbone, **part)
+    path = tmp_path / 'config.py'
+    path.write_text(f"_base_ = '{library}::{base}'\nmodel = {model!r}")
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    net = build_from_config(cfg).eval()
+    with torch.no_grad():
+        outs = net(torch.zeros(1, 3, 96, 160), mode='tensor')
+    assert len(outs) == (2 if library == 'mmdet' else 1)
