@@ -1,4 +1,4 @@
-"""Reading mmengine's checkpoints without running code from them."""
+"""Checkpoints: read without running code from them, and fitted to models."""
 
 import os
 import pickle
@@ -8,13 +8,16 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from torch import Tensor, nn
 
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.printable import printable
+from anchorformer_mm.utils.files import config_leaves
+from anchorformer_mm.utils.text import markdown_table, printable
 
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _STATISTICS = ('min', 'max', 'current', 'mean')
@@ -172,3 +175,94 @@ def _reason(error: Exception) -> str:
     # Names in a pickle can be anything.
     reason = f'{type(error).__name__}: {printable(sentence)[:200]}'
     return reason.removesuffix(': ')
+
+
+def require_pretrained_weights(cfg: Mapping) -> None:
+    """Check the files of ``init_cfg=dict(type='Pretrained', ...)``.
+
+    mmengine looks for them only after it has built everything else.
+
+    Args:
+        cfg: A whole config.
+
+    Raises:
+        UsageError: A local file is missing, and the message names where in the
+            config it stands; or it cannot be read without running code.
+            Names with a scheme (``https://...``, ``torchvision://...``,
+            ``open-mmlab://...``) are not looked up.
+    """
+    found = [
+        (name, str(value))
+        for name, value in config_leaves(cfg.get('model') or {}, 'model')
+        if name.endswith('init_cfg.checkpoint') and value
+    ]
+    for name, path in found:
+        if '://' not in path and not Path(path).is_file():
+            raise UsageError(
+                'the weights that this config starts from are not there, '
+                f'relative to {Path.cwd()}: {name}={path!r}. Train them '
+                'first, or name another file, or start from scratch with '
+                f'--cfg-options {name.removesuffix(".checkpoint")}=None'
+            )
+        require_checkpoint(path)
+
+
+class Fit(NamedTuple):
+    """How the weights of a checkpoint fit a model.
+
+    Attributes:
+        taken: Weights that are in both, with the same shape.
+        other_shape: How the shapes of a weight differ, by name.
+        missing: Parameters of the model that the checkpoint lacks.
+        unused: Weights that the checkpoint alone has.
+    """
+
+    taken: dict[str, Tensor]
+    other_shape: dict[str, str]
+    missing: list[str]
+    unused: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong if the checkpoint should be of this model."""
+        absent = [f'{name} is not in the checkpoint' for name in self.missing]
+        return [*self.other_shape.values(), *absent]
+
+    def table(self) -> str:
+        """What is taken and what is not, by part of the model."""
+        groups = self.taken, self.other_shape, self.missing, self.unused
+        names = [[n.partition('.')[0] for n in group] for group in groups]
+        parts = dict.fromkeys(part for group in names for part in group)
+        return markdown_table(
+            ('weights', 'taken', 'other shape', 'not in it', 'only in it'),
+            [(p, *(str(group.count(p)) for group in names)) for p in parts],
+        )
+
+
+def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
+    """Compare a checkpoint's weights with those of a model; load nothing.
+
+    Buffers, and parameters that are not trained, may be absent.
+
+    Args:
+        model: Without what wraps it for several processes.
+        weights: The ``state_dict`` of a checkpoint.
+    """
+    own = model.state_dict()
+    other_shape = {
+        name: f'{name} is {tuple(weights[name].shape)} in the checkpoint and '
+        f'{tuple(value.shape)} in the model'
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    }
+    trained = (n for n, p in model.named_parameters() if p.requires_grad)
+    return Fit(
+        {
+            name: value
+            for name, value in weights.items()
+            if name in own and name not in other_shape
+        },
+        other_shape,
+        [name for name in trained if name not in weights],
+        [name for name in weights if name not in own],
+    )
