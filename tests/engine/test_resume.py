@@ -530,9 +530,7 @@ class TestTakeCheckpoint:
         if meta is not None:
             content['meta'] = meta
         torch.save(content, path)
-        with pytest.raises(
-            UsageError, match='a.pth is not a checkpoint'
-        ):
+        with pytest.raises(UsageError, match='a.pth is not a checkpoint'):
             take_checkpoint(cfg, str(path))
 
     def test_a_folder_of_its_own_is_looked_into(self, tmp_path):
