@@ -163,6 +163,17 @@ def test_a_torchvision_of_another_torch_is_found(site: Site) -> None:
     ]
 
 
+def test_a_transformers_that_breaks_mmpretrain_is_found(site: Site) -> None:
+    """And mmdet, which imports it."""
+    site.add_all(FORKS)
+    site.describe('transformers 5.0.1')
+    check_environment(['mmdet'])
+    site.add('mmpretrain', 'onedl-mmpretrain 1.3.6')
+    (line,) = findings('mmdet')
+    assert line.startswith('transformers 5.0.1 breaks the import of mmpre')
+    assert line.endswith("pip install 'transformers<5'")
+
+
 class TestCudaTorchvisionBesideCpuTorch:
     @pytest.fixture(autouse=True)
     def broken(self, site: Site) -> None:
