@@ -100,7 +100,11 @@ def main() -> None:
     runner = launch.build_runner(cfg)
     runner.strict = True
     if not args.skip_data_check:
-        launch.check_data(runner, ('test',))
+        # Needs the library of the config.
+        from anchorformer_mm.datasets import checks
+
+        findings = checks.check_runner(runner, ['test'])
+        checks.report_findings(findings, runner.logger)
     runner.test()
     launch.leave_processes()
 

@@ -66,8 +66,7 @@ def main() -> None:
     from anchorformer_mm.engine.resume import take_checkpoint
 
     args = parse_arguments()
-    splits = ('train', 'val')
-    cfg = launch.load_config(args, splits)
+    cfg = launch.load_config(args, splits=('train', 'val'))
     if args.amp:
         enable_amp(cfg)
     if args.auto_scale_lr:
@@ -76,7 +75,12 @@ def main() -> None:
     runner = launch.build_runner(cfg, take_checkpoint(cfg, args.resume))
     started_again = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
     if not args.skip_data_check and not started_again:
-        launch.check_data(runner, splits)
+        # Needs the library of the config.
+        from anchorformer_mm.datasets import checks
+
+        splits = [s for s in ('train', 'val') if cfg.get(f'{s}_dataloader')]
+        findings = checks.check_runner(runner, splits)
+        checks.report_findings(findings, runner.logger)
     runner.train()
     launch.leave_processes()
 

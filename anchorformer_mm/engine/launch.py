@@ -8,14 +8,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.dist import init_dist, is_main_process
+from mmengine.dist import init_dist
 from PIL import EpsImagePlugin
 
-from anchorformer_mm.engine.resume import (
-    ResumableRunner,
-    get_random_states,
-    set_random_states,
-)
+from anchorformer_mm.engine.resume import ResumableRunner
 from anchorformer_mm.utils.checkpoint import (
     admit_mmengine_checkpoints,
     require_checkpoint,
@@ -105,17 +101,14 @@ def task_library(cfg: Config) -> str | None:
     return library if library in TASK_LIBRARIES else None
 
 
-def build_runner(cfg: Config, checkpoint: dict | None = None):
-    """Join the other processes, if any, and build the runner of a config.
+def build_runner(
+    cfg: Config, checkpoint: dict | None = None
+) -> ResumableRunner:
+    """Build the runner of a config.
 
     Args:
-        cfg: From :func:`load_config`; it is changed.
-        checkpoint: What a training goes on from, see
-            :func:`anchorformer_mm.engine.resume.take_checkpoint`.
-
-    Returns:
-        ResumableRunner: Not yet running. Checkpoints load with
-        ``weights_only=True`` from now on.
+        cfg: From :func:`load_config`.
+        checkpoint: From :func:`anchorformer_mm.engine.resume.take_checkpoint`.
 
     Raises:
         UsageError: The config wants another runner.
@@ -133,8 +126,8 @@ def build_runner(cfg: Config, checkpoint: dict | None = None):
 def join_processes(cfg: Config) -> None:
     """Join the processes of a launcher, on GPUs or, with gloo, on CPUs.
 
-    mmengine alone would choose a GPU for each process, and hand its number on
-    to torch's wrapper.
+    mmengine alone would choose a GPU for each process. Checkpoints load with
+    ``weights_only=True`` from now on.
     """
     # mmengine's forks would otherwise run code from a file that refuses.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -175,31 +168,6 @@ def leave_processes() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def check_data(runner: ResumableRunner, splits: Sequence[str]) -> None:
-    """Look at the data sets that the runner has built, in the first process.
-
-    The others wait where the processes meet, and launchers end them when it
-    leaves with an error.
-
-    Args:
-        runner: Of a training or test.
-        splits: Of ``'train'``, ``'val'`` and ``'test'``, what will run.
-
-    Raises:
-        UsageError: The data is faulty, or does not fit the model.
-    """
-    if not is_main_process():
-        return
-    # Needs the library of the config.
-    from anchorformer_mm.datasets.checks import check_runner, report_findings
-
-    # Samples are drawn at random; the training must not depend on it.
-    states = get_random_states()
-    findings = check_runner(runner, splits)
-    set_random_states(states)
-    report_findings(findings, runner.logger)
 
 
 def run(cfg: Config, task: str) -> None:

@@ -8,7 +8,6 @@ before.
 
 import os
 import random
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -55,9 +54,6 @@ HOOKS = dict(
     resume='anchorformer_mm.ResumeHook',
     interruption='anchorformer_mm.InterruptionHook',
 )
-
-
-# ------------------------------------------------------------ signals
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -162,9 +158,6 @@ def _wait_for_trainer() -> None:
     os._exit(0)
 
 
-# ------------------------------------------------------ random numbers
-
-
 def get_random_states() -> dict:
     """Take down where Python, NumPy and torch are in their streams.
 
@@ -195,23 +188,13 @@ def set_random_states(states: dict) -> None:
         torch.cuda.set_rng_state(states['cuda'].cpu())
 
 
-# --------------------------------------------------------------- data
-
-
-class NumberedBatch(list):
-    """Indices of a batch, and its ``number``: the iteration it is for."""
-
-    number: int
-
-
 class NumberedBatches:
-    """A batch sampler that numbers its batches.
+    """A batch sampler whose batches begin with a number: the iteration.
 
     Args:
         batch_sampler: What is numbered; it has all other attributes.
-        done: Batches of lower numbers are empty, and nothing is loaded for
-            them. mmengine 0.10.7 goes through them when it resumes an
-            iteration-based training.
+        done: Batches of lower numbers are empty. mmengine 0.10.7 goes through
+            them when it resumes an iteration-based training.
 
     Attributes:
         number: Of the batch that comes next.
@@ -224,13 +207,12 @@ class NumberedBatches:
         self.number = 0
         self.skip = 0
 
-    def __iter__(self) -> Iterator[NumberedBatch]:
+    def __iter__(self) -> Iterator[list[int]]:
         skip, self.skip = self.skip, 0
         for indices in islice(self.batch_sampler, skip, None):
-            batch = NumberedBatch(indices if self.number >= self.done else ())
-            batch.number = self.number
+            number = self.number
             self.number += 1
-            yield batch
+            yield [number, *(indices if number >= self.done else ())]
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -242,16 +224,15 @@ class NumberedBatches:
         return getattr(self.batch_sampler, name)
 
 
-def _load(
-    dataset: Any, entropy: Sequence[int], batch: NumberedBatch
-) -> list[Any]:
+def _load(dataset: Any, entropy: Sequence[int], batch: list[int]) -> list:
     """Load a batch under its own seed, which is also that of the collating."""
-    words = np.random.SeedSequence((*entropy, batch.number)).generate_state(3)
+    number, *indices = batch
+    words = np.random.SeedSequence((*entropy, number)).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(words[1])
     # torch.manual_seed would seed the devices, too.
     torch.default_generator.manual_seed(int(words[2]))
-    return [dataset[i] for i in batch]
+    return [dataset[i] for i in indices]
 
 
 def _collate(collate: Callable, samples: list) -> Any:
@@ -280,9 +261,6 @@ def number_batches(
     batches = NumberedBatches(loader.batch_sampler, done)
     # It refuses plain assignment, for those that iterate already.
     object.__setattr__(loader, 'batch_sampler', batches)
-
-
-# -------------------------------------------------------- checkpoints
 
 
 def take_checkpoint(cfg: Config, resume: str | None) -> dict | None:
@@ -481,7 +459,7 @@ class ResumableRunner(Runner):
         filename: str,
         map_location: Any = 'cpu',
         strict: bool = False,
-        revise_keys: Sequence = ((r'^module\.', ''),),
+        **kwargs,
     ) -> dict:
         """Load the weights of a checkpoint; run no code from it.
 
@@ -489,8 +467,7 @@ class ResumableRunner(Runner):
             filename: File, or an address that mmengine knows.
             map_location: Where the weights of an address go first.
             strict: As the attribute.
-            revise_keys: Patterns in the names of weights, and what replaces
-                them.
+            **kwargs: Of mmengine's; not used.
 
         Raises:
             UsageError: It cannot be read, or is of another model although the
@@ -504,12 +481,10 @@ class ResumableRunner(Runner):
                 )
         elif checkpoint is None:
             checkpoint = read_checkpoint(filename)
-        weights = dict(checkpoint.get('state_dict', checkpoint))
-        for pattern, replacement in revise_keys:
-            weights = {
-                re.sub(pattern, replacement, name): value
-                for name, value in weights.items()
-            }
+        weights = {
+            name.removeprefix('module.'): value
+            for name, value in checkpoint.get('state_dict', checkpoint).items()
+        }
         checkpoint = dict(checkpoint, state_dict=weights)
         meta = checkpoint.get('meta') or {}
         # As mmcv 1.x wrote it. mmengine would run it, as it does configs.
@@ -554,10 +529,10 @@ class ResumableRunner(Runner):
         Args:
             out_dir: Its folder.
             filename: Its name.
-            *args: As for :meth:`mmengine.runner.Runner.save_checkpoint`.
+            *args: As for mmengine's.
             meta: ``epoch`` and ``iter`` that are done, and ``run_state`` as
                 far as it is not to be derived from them.
-            **kwargs: As for :meth:`mmengine.runner.Runner.save_checkpoint`.
+            **kwargs: As for mmengine's.
 
         Raises:
             UsageError: The file cannot be written.
@@ -570,18 +545,15 @@ class ResumableRunner(Runner):
             self.last_saved = meta['iter'], os.path.join(out_dir, filename)
         if not is_main_process():
             return
+        save = partial(super().save_checkpoint, out_dir, meta=meta, **kwargs)
         if '://' in str(out_dir):
             # A store of objects, which it writes as a whole.
-            super().save_checkpoint(
-                out_dir, filename, *args, meta=meta, **kwargs
-            )
+            save(filename, *args)
             return
         path = Path(out_dir) / filename
         try:
             with replacing(path) as unfinished:
-                super().save_checkpoint(
-                    out_dir, unfinished.name, *args, meta=meta, **kwargs
-                )
+                save(unfinished.name, *args)
                 # The content is on the disk before its name is.
                 with unfinished.open('rb+') as file:
                     os.fsync(file.fileno())

@@ -1,11 +1,8 @@
 """What a command line's config is checked for, and the runner it gets."""
 
-import sys
 from argparse import Namespace
-from types import ModuleType
 
 import pytest
-import torch
 from PIL import EpsImagePlugin, Image
 
 from anchorformer_mm.engine import launch
@@ -52,33 +49,12 @@ def load(tmp_path, monkeypatch):
     return load
 
 
-def test_a_pure_python_config_gets_the_same_as_a_text_config(
-    load, monkeypatch
-):
+def test_a_pure_python_config_gets_the_same_as_a_text_config(load):
     cfg = load()
     assert launch.task_library(cfg) == 'mmpretrain'
     runner = launch.build_runner(cfg)
     kinds = {type(hook).__name__: hook for hook in runner.hooks}
     assert kinds['SafeCheckpointHook'].interval == 3
-
-    seen = []
-    checks = ModuleType('checks')
-    checks.check_runner = lambda runner, splits: [torch.rand(()), splits]
-    checks.report_findings = lambda *args: seen.append(args)
-    name = 'anchorformer_mm.datasets.checks'
-    monkeypatch.setitem(sys.modules, name, checks)
-    torch.manual_seed(0)
-    expected = torch.rand(())
-    torch.manual_seed(0)
-    launch.check_data(runner, ('train',))
-    (((_, splits), logger),) = seen
-    assert (splits, logger) == (('train',), runner.logger)
-    # The training draws what it would have drawn.
-    assert torch.rand(()) == expected
-    # Another process leaves it to the first.
-    monkeypatch.setattr(launch, 'is_main_process', lambda: False)
-    launch.check_data(runner, ('train',))
-    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
