@@ -159,12 +159,9 @@ def _wait_for_trainer() -> None:
 
 
 def get_random_states() -> dict:
-    """Take down where Python, NumPy and torch are in their streams.
+    """Take down where Python, NumPy, torch and a GPU in use are.
 
-    Returns:
-        dict: Integers, strings, tuples and tensors alone, so that
-        ``torch.load(..., weights_only=True)`` reads it. ``cuda`` (of the
-        current device) is there only once the process uses one.
+    That is as plain data, which ``torch.load(..., weights_only=True)`` reads.
     """
     name, keys, *rest = np.random.get_state()
     states = dict(
@@ -242,10 +239,9 @@ def _collate(collate: Callable, samples: list) -> Any:
 def number_batches(
     loader: DataLoader, entropy: Sequence[int], done: int = 0
 ) -> None:
-    """Make the data of a loader follow from seed, process and batch number.
+    """Make the data of a loader follow from the number of each batch.
 
-    In place, and before anything iterates over it. A loader without a batch
-    sampler, or over a stream, is left as it is.
+    In place, and before anything iterates over it; streams are left alone.
 
     Args:
         loader: Of a training.
@@ -463,11 +459,7 @@ class ResumableRunner(Runner):
     ) -> dict:
         """Load the weights of a checkpoint; run no code from it.
 
-        Args:
-            filename: File, or an address that mmengine knows.
-            map_location: Where the weights of an address go first.
-            strict: As the attribute.
-            **kwargs: Of mmengine's; not used.
+        Arguments are mmengine's; ``strict`` is as the attribute.
 
         Raises:
             UsageError: It cannot be read, or is of another model although the
@@ -526,13 +518,8 @@ class ResumableRunner(Runner):
     ) -> None:
         """Write a checkpoint that is whole or not there.
 
-        Args:
-            out_dir: Its folder.
-            filename: Its name.
-            *args: As for mmengine's.
-            meta: ``epoch`` and ``iter`` that are done, and ``run_state`` as
-                far as it is not to be derived from them.
-            **kwargs: As for mmengine's.
+        Arguments are mmengine's; ``meta`` may have ``run_state``, as far as
+        it is not to be derived from the ``epoch`` and ``iter`` that are done.
 
         Raises:
             UsageError: The file cannot be written.

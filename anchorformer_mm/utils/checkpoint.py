@@ -26,12 +26,8 @@ _STATISTICS = ('min', 'max', 'current', 'mean')
 def _history_statistic(owner: type, name: str):
     """Stand in for ``getattr`` while a checkpoint is read.
 
-    mmengine's history buffers carry references to their own statistics
-    methods, which pickle writes as ``getattr(HistoryBuffer, 'mean')``. This
-    gives those methods and nothing else.
-
-    Raises:
-        pickle.UnpicklingError: Any other attribute is asked for.
+    mmengine's history buffers refer to their own statistics methods, which
+    pickle writes as ``getattr(HistoryBuffer, 'mean')``.
     """
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise pickle.UnpicklingError(
@@ -45,10 +41,9 @@ def admit_mmengine_checkpoints() -> None:
     """Let ``torch.load(..., weights_only=True)`` read a training checkpoint.
 
     Beside tensors, mmengine stores its history buffers and NumPy scalars.
-    The original mmengine (0.10.7 and older) cannot resume from its own
-    checkpoints on torch >= 2.6, where ``weights_only=True`` is the default.
-    Exactly those classes are admitted here; anything else in a file still
-    refuses to load. Older torch, which lacks the list, is left as it is.
+    Exactly those classes are admitted. The original mmengine (0.10.7) cannot
+    resume from its own checkpoints on torch >= 2.6 without. Older torch, which
+    has no such list, is left as it is.
     """
     if not hasattr(torch.serialization, 'add_safe_globals'):
         return
@@ -70,13 +65,10 @@ def admit_mmengine_checkpoints() -> None:
 def weights_only() -> Iterator[None]:
     """Let no ``torch.load`` inside run code from a file.
 
-    For functions that load a checkpoint and offer no argument for this, such
-    as mmengine's ``load_checkpoint``, which on its forks would otherwise run
-    code from a file that refuses to load without. What
-    :func:`admit_mmengine_checkpoints` admits does load, inside and later on.
-
-    It works through an environment variable of torch, hence for all threads
-    of the process; on leaving, however that happens, it is as it was.
+    For functions that offer no argument for this, such as mmengine's
+    ``load_checkpoint``, which on its forks would run code from a file that
+    refuses to load without. It works through an environment variable of
+    torch, hence for all threads of the process.
     """
     before = os.environ.get(_FORCE)
     admit_mmengine_checkpoints()
@@ -146,11 +138,7 @@ def read_checkpoint(path: str | Path) -> Mapping:
 
 
 def _require_checksums(path: str | Path) -> None:
-    """Look at the checksums of a file, which torch does not do.
-
-    torch writes zip files since 1.6; older ones have none. On request it
-    writes others in their place (``set_crc32_options(False)``).
-    """
+    """Look at the checksums of a zip file, which torch does not do."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:

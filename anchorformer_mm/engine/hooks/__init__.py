@@ -70,50 +70,34 @@ class ChannelsLastHook(Hook):
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Stop at a loss, or before a checkpoint of weights, that is not finite.
+    """Raise UsageError at a loss, or before saving weights, not finite.
 
-    The loss is what mmengine has logged of the step, so the device does not
-    wait for it. The step is done by then: the run goes on from the checkpoint
-    before.
+    The loss is what mmengine has logged of the step: the device is not waited
+    for again. The step is done by then.
     """
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict
     ) -> None:
-        """Look at the loss of a step.
-
-        Raises:
-            UsageError: It is infinite or not a number.
-        """
+        """Look at the terms of the loss."""
         scalars = runner.message_hub.log_scalars
-        terms = {
-            name: scalars[f'train/{name}'].current()
-            for name in outputs or {}
-            if f'train/{name}' in scalars
-        }
-        if all(map(math.isfinite, terms.values())):
-            return
-        samples = data_batch.get('data_samples') or []
-        paths = [str(getattr(s, 'img_path', '?')) for s in samples]
-        told = ', '.join(f'{k} = {v:.4g}' for k, v in terms.items())
-        raise UsageError(
-            f'iteration {runner.iter + 1}: the loss is not finite ({told}); '
-            f'images: {listing(paths, 16)}. Look at the learning rate; to go '
-            'on from the last checkpoint: --resume'
-        )
+        names = [n for n in outputs or {} if f'train/{n}' in scalars]
+        terms = {n: scalars[f'train/{n}'].current() for n in names}
+        if not all(map(math.isfinite, terms.values())):
+            batch = data_batch if isinstance(data_batch, dict) else {}
+            samples = batch.get('data_samples') or []
+            paths = [str(getattr(s, 'img_path', '?')) for s in samples]
+            told = ', '.join(f'{k} = {v:.4g}' for k, v in terms.items())
+            raise UsageError(
+                f'iteration {runner.iter + 1}: the loss is not finite ({told})'
+                f'; images: {listing(paths, 16)}. Look at the learning rate; '
+                'to go on from the last checkpoint: --resume'
+            )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look at the weights.
-
-        Raises:
-            UsageError: Some are infinite or not a number.
-        """
+        """Look at the weights."""
         weights = checkpoint['state_dict'].items()
-        bad = [n for n, w in weights if not w.isfinite().all()]
+        bad = [name for name, value in weights if not value.isfinite().all()]
         if bad:
             raise UsageError(
                 f'weights are not finite after iteration {runner.iter}: '
