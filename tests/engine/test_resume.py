@@ -19,6 +19,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
+from mmengine.runner import loops
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -210,6 +211,38 @@ def test_a_killed_run_ends_like_the_unbroken_one(
     with pytest.raises(Dead):
         broken.train()
     assert_equal_ends(unbroken, go_on(make, broken, **options))
+
+
+def test_a_loop_that_goes_through_what_is_done_loads_nothing(
+    make, monkeypatch
+):
+    """As that of mmengine 0.10.7, whose workers start with the loop."""
+
+    class Eager(loops._InfiniteDataloaderIterator):
+        def __init__(self, dataloader):
+            super().__init__(dataloader)
+            self._iterator = iter(dataloader)
+
+        def skip_iter(self, count):
+            skipped.extend(next(self) for _ in range(count))
+
+    skipped = []
+    monkeypatch.setattr(loops, '_InfiniteDataloaderIterator', Eager)
+    monkeypatch.delattr(InfiniteSampler, 'skip', raising=False)
+    loader = dict(
+        batch_size=4,
+        num_workers=2,
+        dataset=RandomData(),
+        sampler=dict(type='InfiniteSampler'),
+    )
+    options = dict(by_epoch=False, interval=2, train_dataloader=loader)
+    unbroken = make(**options)
+    unbroken.train()
+    broken = make(At('before_train_iter', 7, die), **options)
+    with pytest.raises(Dead):
+        broken.train()
+    assert_equal_ends(unbroken, go_on(make, broken, **options))
+    assert skipped == [None] * 6
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])

@@ -201,8 +201,8 @@ class ResumeHook(Hook):
             # mmengine's maintained fork advances the sampler, if it can;
             # else, it goes through the batches that are done.
             advances = hasattr(loop.dataloader_iterator, 'skip_iter')
-            advances = advances and hasattr(loop.dataloader.sampler, 'skip')
-            batches.number = runner.iter if advances else 0
+            if advances and hasattr(loop.dataloader.sampler, 'skip'):
+                batches.number = runner.iter
         if state is None:
             if runner.iter:
                 runner.logger.warning(
