@@ -298,6 +298,16 @@ def test_an_epoch_that_got_shorter_is_refused(make):
         go_on(make, broken, train_dataloader=loader)
 
 
+def test_a_batch_too_small_for_a_norm_is_one_line(make):
+    loader = dict(
+        batch_size=1,
+        dataset=RandomData(),
+        sampler=dict(type='DefaultSampler'),
+    )
+    with pytest.raises(UsageError, match='train_dataloader.drop_last=True'):
+        make(train_dataloader=loader).train()
+
+
 def test_the_scale_of_mixed_precision_is_not_lost(make, amp_on_a_cpu):
     wrapper = dict(
         type='AmpOptimWrapper',
@@ -353,13 +363,14 @@ class TestFiles:
                 seen.append(sorted(p.name for p in found))
 
         runner = make(Watch())
-        other = Path(runner.work_dir, 'epoch_9.pth')
-        other.touch()
+        for name in ('epoch_9.pth', '.epoch_1.77.pth', '.notes.1.pth'):
+            Path(runner.work_dir, name).touch()
         runner.train()
         for names in seen[3:]:
             assert len(names) >= 2 + 1
-        left = Path(runner.work_dir).glob('epoch_*')
-        assert sorted(p.name for p in left) == [
+        left = Path(runner.work_dir).glob('*.pth')
+        assert sorted(p.name for p in left if 'best' not in p.name) == [
+            '.notes.1.pth',
             'epoch_3.pth',
             'epoch_4.pth',
             # Of another training.

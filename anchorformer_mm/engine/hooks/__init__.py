@@ -170,6 +170,10 @@ class SafeCheckpointHook(CheckpointHook):
             for path in folder.iterdir()
             if (found := number.fullmatch(path.name))
         }
+        # What a killed run was writing.
+        for path in folder.glob('.*.*.pth'):
+            if path.name.startswith((f'.{before}', '.best_', '.interrupted')):
+                path.unlink()
         # Higher numbers are of another training.
         step = int(number.fullmatch(Path(last).name)[1])
         old = sorted(s for s in steps if s < step)
