@@ -1,1 +1,1 @@
-"""Running configs: what the command lines share."""
+"""Running configs: hooks, resuming, and what the command lines share."""

@@ -1,7 +1,8 @@
-"""From a command line to mmengine's runner, for train and test alike."""
+"""What the command lines of training and testing share."""
 
 import argparse
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,19 +11,17 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist
 from PIL import EpsImagePlugin
 
-from anchorformer_mm.engine.plain_norm_runner import PlainNormRunner
-from anchorformer_mm.engine.processes import is_first_process, restarts
-from anchorformer_mm.engine.safe_training import build_runner, train_safely
+from anchorformer_mm.engine.resume import ResumableRunner
 from anchorformer_mm.utils.checkpoint import (
     admit_mmengine_checkpoints,
     require_checkpoint,
-)
-from anchorformer_mm.utils.dataset_paths import require_datasets
-from anchorformer_mm.utils.environment import LIBRARIES, check_environment
-from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.pretrained_weights import (
     require_pretrained_weights,
 )
+from anchorformer_mm.utils.environment import LIBRARIES, check_environment
+from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.files import require_datasets
+
+TASK_LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +43,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--skip-data-check',
         action='store_true',
-        help='do not check annotations, label maps and a sample of the images '
-        'before it starts',
+        help='do not look at the data before it starts',
     )
     # torchrun sets the environment, older launchers pass the flag.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -63,9 +61,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         Config: With ``launcher`` and ``work_dir`` set.
 
     Raises:
-        UsageError: The config or its data is not there, or a library is
-            missing, broken or too old; or the data is faulty, or does not fit
-            the model.
+        UsageError: The config, its data or its weights are not there, or a
+            library is missing, broken or too old.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     # Pillow would start Ghostscript for an image that is EPS by content.
@@ -80,18 +77,14 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         raise
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    scope = cfg.get('default_scope')
-    if scope in ('mmdet', 'mmseg', 'mmpretrain'):
-        check_environment([scope])
+    library = task_library(cfg)
+    if library is not None:
+        check_environment([library])
     require_datasets(cfg, splits)
     if 'train' in splits:
         require_pretrained_weights(cfg)
-        if cfg.get('load_from') and 'runner_type' not in cfg:
+        if cfg.get('load_from'):
             require_checkpoint(cfg.load_from)
-    checked = scope in ('mmdet', 'mmseg', 'mmpretrain') and splits
-    if checked and not args.skip_data_check and not restarts():
-        _check_data_once(cfg, splits, args.launcher)
-
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -100,100 +93,85 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
     return cfg
 
 
-def _check_data_once(
-    cfg: Config, splits: Sequence[str], launcher: str
-) -> None:
-    """Check the data in the first process; the others go on.
-
-    All annotations and label maps, and a sample of the images. The others
-    wait for it where the processes meet, and the launchers end them when it
-    leaves with an error.
-    """
-    if not is_first_process(launcher):
-        return
-    if cfg.default_scope == 'mmseg':
-        # Needs mmseg, which other configs do without.
-        from anchorformer_mm.datasets.label_maps import check_label_maps
-
-        check_label_maps(cfg, splits)
-    # Needs the library of the config.
-    from anchorformer_mm.datasets.checks.data_sets import require_sound_data
-
-    require_sound_data(cfg, splits)
+def task_library(cfg: Config) -> str | None:
+    """The library of a config: its scope, or that of its model's class."""
+    kind = (cfg.get('model') or {}).get('type')
+    name = cfg.get('default_scope') or getattr(kind, '__module__', kind)
+    library = str(name).partition('.')[0]
+    return library if library in TASK_LIBRARIES else None
 
 
-def enable_amp(cfg: Config) -> None:
-    """Turn on mixed precision.
-
-    Raises:
-        UsageError: There is no accelerator; mmengine's mixed precision
-            needs one.
-    """
-    if not torch.cuda.is_available():
-        raise UsageError(
-            '--amp needs a GPU: mmengine trains in mixed precision on '
-            'accelerators only, and this torch sees none'
-        )
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.loss_scale = 'dynamic'
-
-
-def enable_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate with the total batch size.
-
-    Raises:
-        UsageError: The config does not say for which batch its rate is.
-    """
-    auto = cfg.get('auto_scale_lr') or {}
-    if 'base_batch_size' not in auto:
-        raise UsageError(
-            '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=N) '
-            'in the config'
-        )
-    cfg.auto_scale_lr.enable = True
-
-
-def run(cfg: Config, task: str) -> None:
-    """Build the runner of a config and train or test with it.
-
-    Checkpoints load with ``weights_only=True``. Trainings are made safe, see
-    :mod:`anchorformer_mm.engine.safe_training`.
+def build_runner(
+    cfg: Config, checkpoint: dict | None = None
+) -> ResumableRunner:
+    """Build the runner of a config.
 
     Args:
-        cfg: From :func:`load_config`; a training changes it.
-        task: ``'train'`` or ``'test'``.
+        cfg: From :func:`load_config`.
+        checkpoint: From :func:`anchorformer_mm.engine.resume.take_checkpoint`.
 
     Raises:
-        UsageError: A training cannot go on, for a reason that it names.
-        SystemExit: A training was interrupted, and has saved a checkpoint.
+        UsageError: The config wants another runner.
+    """
+    if 'runner_type' in cfg:
+        raise UsageError(
+            f'runner_type={cfg.runner_type!r} is not supported: leave it and '
+            'strategy out, and train in several processes with --launcher'
+        )
+    runner = ResumableRunner.from_cfg(cfg)
+    runner.checkpoint = checkpoint
+    return runner
+
+
+def join_processes(cfg: Config) -> None:
+    """Join the processes of a launcher, on GPUs or, with gloo, on CPUs.
+
+    mmengine alone would choose a GPU for each process. Checkpoints load with
+    ``weights_only=True`` from now on.
     """
     # mmengine's forks would otherwise run code from a file that refuses.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     admit_mmengine_checkpoints()
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        _distribute_on_cpu(cfg)
-    elif cfg.launcher != 'none' and 'runner_type' not in cfg:
-        # As mmengine would, but before they choose what to resume from.
+    if cfg.launcher == 'none':
+        return
+    if torch.cuda.is_available() or cfg.launcher == 'mpi':
         settings = (cfg.get('env_cfg') or {}).get('dist_cfg')
         init_dist(cfg.launcher, **(settings or dict(backend='nccl')))
-    if task == 'train':
-        train_safely(cfg)
-    else:
-        getattr(build_runner(cfg, PlainNormRunner), task)()
+        return
+    if cfg.launcher == 'slurm':
+        _tell_torch_of_slurm()
+    torch.distributed.init_process_group('gloo')
+    # Buffers are those of the first process, which a checkpoint has.
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=True,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = wrapper | dict(
+        cfg.get('model_wrapper_cfg') or {}, device_ids=None
+    )
+
+
+def _tell_torch_of_slurm() -> None:
+    nodes = os.environ['SLURM_NODELIST']
+    command = ['scontrol', 'show', 'hostname', nodes]
+    hosts = subprocess.check_output(command, text=True).split()
+    os.environ.setdefault('MASTER_ADDR', hosts[0])
+    os.environ.setdefault('MASTER_PORT', '29500')
+    os.environ['RANK'] = os.environ['SLURM_PROCID']
+    os.environ['LOCAL_RANK'] = os.environ['SLURM_LOCALID']
+    os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']
+
+
+def leave_processes() -> None:
+    """Wait for the other processes: one that just leaves would end them."""
     if torch.distributed.is_initialized():
-        # A process that just leaves takes the others down with it.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def _distribute_on_cpu(cfg: Config) -> None:
-    """Join the processes of torchrun without GPUs, which mmengine cannot.
-
-    It would choose a GPU for each process, and hand its number on to torch's
-    wrapper.
-    """
-    torch.distributed.init_process_group('gloo')
-    wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
-    cfg.model_wrapper_cfg = wrapper | dict(
-        cfg.get('model_wrapper_cfg') or {}, device_ids=None
-    )
+def run(cfg: Config, task: str) -> None:
+    """SHIM of test_onnx.py."""
+    join_processes(cfg)
+    getattr(build_runner(cfg), task)()
+    leave_processes()

@@ -1,3 +1,5 @@
+"""Checkpoints, files, libraries and messages."""
+
 from anchorformer_mm.utils.environment import (
     EnvironmentProblem,
     check_environment,

@@ -1,4 +1,4 @@
-"""Reading mmengine's checkpoints without running code from them."""
+"""Checkpoints: read without running code from them, and fitted to models."""
 
 import os
 import pickle
@@ -8,13 +8,16 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from torch import Tensor, nn
 
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.printable import printable
+from anchorformer_mm.utils.files import config_leaves
+from anchorformer_mm.utils.text import markdown_table, printable
 
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _STATISTICS = ('min', 'max', 'current', 'mean')
@@ -23,12 +26,8 @@ _STATISTICS = ('min', 'max', 'current', 'mean')
 def _history_statistic(owner: type, name: str):
     """Stand in for ``getattr`` while a checkpoint is read.
 
-    mmengine's history buffers carry references to their own statistics
-    methods, which pickle writes as ``getattr(HistoryBuffer, 'mean')``. This
-    gives those methods and nothing else.
-
-    Raises:
-        pickle.UnpicklingError: Any other attribute is asked for.
+    mmengine's history buffers refer to their own statistics methods, which
+    pickle writes as ``getattr(HistoryBuffer, 'mean')``.
     """
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise pickle.UnpicklingError(
@@ -42,10 +41,9 @@ def admit_mmengine_checkpoints() -> None:
     """Let ``torch.load(..., weights_only=True)`` read a training checkpoint.
 
     Beside tensors, mmengine stores its history buffers and NumPy scalars.
-    The original mmengine (0.10.7 and older) cannot resume from its own
-    checkpoints on torch >= 2.6, where ``weights_only=True`` is the default.
-    Exactly those classes are admitted here; anything else in a file still
-    refuses to load. Older torch, which lacks the list, is left as it is.
+    Exactly those classes are admitted. The original mmengine (0.10.7) cannot
+    resume from its own checkpoints on torch >= 2.6 without. Older torch, which
+    has no such list, is left as it is.
     """
     if not hasattr(torch.serialization, 'add_safe_globals'):
         return
@@ -67,13 +65,10 @@ def admit_mmengine_checkpoints() -> None:
 def weights_only() -> Iterator[None]:
     """Let no ``torch.load`` inside run code from a file.
 
-    For functions that load a checkpoint and offer no argument for this, such
-    as mmengine's ``load_checkpoint``, which on its forks would otherwise run
-    code from a file that refuses to load without. What
-    :func:`admit_mmengine_checkpoints` admits does load, inside and later on.
-
-    It works through an environment variable of torch, hence for all threads
-    of the process; on leaving, however that happens, it is as it was.
+    For functions that offer no argument for this, such as mmengine's
+    ``load_checkpoint``, which on its forks would run code from a file that
+    refuses to load without. It works through an environment variable of
+    torch, hence for all threads of the process.
     """
     before = os.environ.get(_FORCE)
     admit_mmengine_checkpoints()
@@ -143,11 +138,7 @@ def read_checkpoint(path: str | Path) -> Mapping:
 
 
 def _require_checksums(path: str | Path) -> None:
-    """Look at the checksums of a file, which torch does not do.
-
-    torch writes zip files since 1.6; older ones have none. On request it
-    writes others in their place (``set_crc32_options(False)``).
-    """
+    """Look at the checksums of a zip file, which torch does not do."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
@@ -172,3 +163,94 @@ def _reason(error: Exception) -> str:
     # Names in a pickle can be anything.
     reason = f'{type(error).__name__}: {printable(sentence)[:200]}'
     return reason.removesuffix(': ')
+
+
+def require_pretrained_weights(cfg: Mapping) -> None:
+    """Check the files of ``init_cfg=dict(type='Pretrained', ...)``.
+
+    mmengine looks for them only after it has built everything else.
+
+    Args:
+        cfg: A whole config.
+
+    Raises:
+        UsageError: A local file is missing, and the message names where in the
+            config it stands; or it cannot be read without running code.
+            Names with a scheme (``https://...``, ``torchvision://...``,
+            ``open-mmlab://...``) are not looked up.
+    """
+    found = [
+        (name, str(value))
+        for name, value in config_leaves(cfg.get('model') or {}, 'model')
+        if name.endswith('init_cfg.checkpoint') and value
+    ]
+    for name, path in found:
+        if '://' not in path and not Path(path).is_file():
+            raise UsageError(
+                'the weights that this config starts from are not there, '
+                f'relative to {Path.cwd()}: {name}={path!r}. Train them '
+                'first, or name another file, or start from scratch with '
+                f'--cfg-options {name.removesuffix(".checkpoint")}=None'
+            )
+        require_checkpoint(path)
+
+
+class Fit(NamedTuple):
+    """How the weights of a checkpoint fit a model.
+
+    Attributes:
+        taken: Weights that are in both, with the same shape.
+        other_shape: How the shapes of a weight differ, by name.
+        missing: Parameters of the model that the checkpoint lacks.
+        unused: Weights that the checkpoint alone has.
+    """
+
+    taken: dict[str, Tensor]
+    other_shape: dict[str, str]
+    missing: list[str]
+    unused: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong if the checkpoint should be of this model."""
+        absent = [f'{name} is not in the checkpoint' for name in self.missing]
+        return [*self.other_shape.values(), *absent]
+
+    def table(self) -> str:
+        """What is taken and what is not, by part of the model."""
+        groups = self.taken, self.other_shape, self.missing, self.unused
+        names = [[n.partition('.')[0] for n in group] for group in groups]
+        parts = dict.fromkeys(part for group in names for part in group)
+        return markdown_table(
+            ('weights', 'taken', 'other shape', 'not in it', 'only in it'),
+            [(p, *(str(group.count(p)) for group in names)) for p in parts],
+        )
+
+
+def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
+    """Compare a checkpoint's weights with those of a model; load nothing.
+
+    Buffers, and parameters that are not trained, may be absent.
+
+    Args:
+        model: Without what wraps it for several processes.
+        weights: The ``state_dict`` of a checkpoint.
+    """
+    own = model.state_dict()
+    other_shape = {
+        name: f'{name} is {tuple(weights[name].shape)} in the checkpoint and '
+        f'{tuple(value.shape)} in the model'
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    }
+    trained = (n for n, p in model.named_parameters() if p.requires_grad)
+    return Fit(
+        {
+            name: value
+            for name, value in weights.items()
+            if name in own and name not in other_shape
+        },
+        other_shape,
+        [name for name in trained if name not in weights],
+        [name for name in weights if name not in own],
+    )

@@ -138,6 +138,7 @@ def check_environment(requires: Sequence[str]) -> None:
         findings += _library_findings(name)
     findings += _operator_findings(requires)
     findings += _torchvision_findings()
+    findings += _transformers_findings(requires)
     if findings:
         raise EnvironmentProblem('\n'.join(findings))
 
@@ -224,6 +225,18 @@ def _operator_findings(required: Sequence[str]) -> Iterator[str]:
     )
 
 
+def _transformers_findings(required: Sequence[str]) -> Iterator[str]:
+    """Find a transformers whose import by mmpretrain breaks it."""
+    found = _distribution(['transformers'])
+    breaks = {'mmdet', 'mmpretrain'} & set(required) and _spec('mmpretrain')
+    if found and breaks and Version(found[1]).major >= 5:
+        yield (
+            f'transformers {found[1]} breaks the import of mmpretrain, and of '
+            'mmdet with it ("NoneType takes no arguments"): pip install '
+            "'transformers<5'"
+        )
+
+
 def _torchvision_findings() -> Iterator[str]:
     """Say why a torchvision that is installed cannot be imported."""
     torch, vision = _distribution(['torch']), _distribution(['torchvision'])
@@ -235,13 +248,22 @@ def _torchvision_findings() -> Iterator[str]:
         if wanted.name == 'torch' and not wanted.specifier.contains(
             torch[1], prereleases=True
         ):
+            # The releases go together: torch 2.N with torchvision 0.(N + 15).
+            minor = Version(torch[1]).minor + 15
             yield (
                 f'torchvision {vision[1]} needs torch{wanted.specifier}, but '
                 f'torch is {torch[1]}: pip install --no-deps '
-                f'torchvision{_matching_torchvision(torch[1])}'
+                f'torchvision==0.{minor}.*'
             )
             return
-    if _needs_cuda_library() and not _has_cuda_library():
+    package, torch_package = _spec('torchvision'), _spec('torch')
+    if package is None or torch_package is None:
+        return
+    libraries = Path(package.origin).parent.glob('_C*.so')
+    cuda = Path(torch_package.origin).parent / 'lib' / 'libtorch_cuda.so'
+    if not cuda.exists() and any(
+        b'libtorch_cuda.so' in library.read_bytes() for library in libraries
+    ):
         public = re.sub(r'\+.*', '', vision[1])
         yield (
             f'torchvision {vision[1]} is a CUDA build beside the CPU build '
@@ -250,25 +272,3 @@ def _torchvision_findings() -> Iterator[str]:
             'pip uninstall -y torchvision, without which mmpretrain alone '
             'does not work)'
         )
-
-
-def _matching_torchvision(torch: str) -> str:
-    """The releases go together: torch 2.N with torchvision 0.(N + 15)."""
-    major, minor = Version(torch).release[:2]
-    return f'==0.{minor + 15}.*' if major == 2 else ''
-
-
-def _needs_cuda_library() -> bool:
-    spec = _spec('torchvision')
-    if spec is None:
-        return False
-    libraries = Path(spec.origin).parent.glob('_C*.so')
-    return any(b'libtorch_cuda.so' in lib.read_bytes() for lib in libraries)
-
-
-def _has_cuda_library() -> bool:
-    spec = _spec('torch')
-    return (
-        spec is None
-        or (Path(spec.origin).parent / 'lib' / 'libtorch_cuda.so').exists()
-    )

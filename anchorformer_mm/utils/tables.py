@@ -1,26 +1,3 @@
-"""Tables of Markdown."""
+"""SHIM"""
 
-from collections.abc import Sequence
-
-
-def markdown_table(
-    header: Sequence[str], lines: Sequence[Sequence[str]]
-) -> str:
-    """Lay out a table of Markdown that is also legible as it is.
-
-    Args:
-        header: Names of the columns. The first column is aligned to the
-            left; the others are figures, and aligned to the right.
-        lines: As many cells each.
-    """
-    widths = [
-        max(map(len, cells)) for cells in zip(header, *lines, strict=True)
-    ]
-    rule = ['-' * widths[0]] + ['-' * (w - 1) + ':' for w in widths[1:]]
-    rows = [
-        [cells[0].ljust(widths[0])]
-        + [c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)]
-        for cells in (header, *lines)
-    ]
-    rows.insert(1, rule)
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+from anchorformer_mm.utils.text import markdown_table  # noqa: F401

@@ -106,32 +106,30 @@ def loader(count, batch, shuffle):
 # The layout of weights is one that processes must agree on.
 hooks = [dict(type='anchorformer_mm.ChannelsLastHook'), dict(type='Teller')]
 hooks += [dict(type='Dies')] if FATE == 'dies' else []
-launch.run(
-    Config(
-        dict(
-            model=dict(
-                type='Regressor',
-                frozen=NORM == 'frozen',
-                arch=dict(widths=(16, 16, 16), ratios=((0.5,),) * 3),
-                stage_cfg=dict(depth=1, num_heads=2, num_anchors=3),
-                out_indices=(2,),
-                norm_cfg=dict(type='BN' if NORM == 'frozen' else 'SyncBN'),
-            ),
-            train_dataloader=loader(24, int(BATCH), True),
-            train_cfg=dict(by_epoch=True, max_epochs=1),
-            optim_wrapper=dict(
-                optimizer=dict(type='SGD', lr=0.01, momentum=0.9)
-            ),
-            val_dataloader=loader(5, 2, False),
-            val_cfg={},
-            val_evaluator=dict(type='Seen'),
-            default_hooks=dict(checkpoint=None, logger=None),
-            custom_hooks=hooks,
-            randomness=dict(seed=0),
-            launcher=LAUNCHER,
-            work_dir=OUT + '.run',
-            log_level='ERROR',
-        )
-    ),
-    'train',
+cfg = Config(
+    dict(
+        model=dict(
+            type='Regressor',
+            frozen=NORM == 'frozen',
+            arch=dict(widths=(16, 16, 16), ratios=((0.5,),) * 3),
+            stage_cfg=dict(depth=1, num_heads=2, num_anchors=3),
+            out_indices=(2,),
+            norm_cfg=dict(type='BN' if NORM == 'frozen' else 'SyncBN'),
+        ),
+        train_dataloader=loader(24, int(BATCH), True),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        val_dataloader=loader(5, 2, False),
+        val_cfg={},
+        val_evaluator=dict(type='Seen'),
+        default_hooks=dict(checkpoint=None, logger=None),
+        custom_hooks=hooks,
+        randomness=dict(seed=0),
+        launcher=LAUNCHER,
+        work_dir=OUT + '.run',
+        log_level='ERROR',
+    )
 )
+launch.join_processes(cfg)
+launch.build_runner(cfg).train()
+launch.leave_processes()

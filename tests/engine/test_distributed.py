@@ -75,13 +75,29 @@ def test_one_process_has_no_synchronised_norms(alone):
     assert told['norms'] and 'SyncBatchNorm' not in told['norms']
 
 
-def test_processes_without_gpus_have_no_synchronised_norms(alone, monkeypatch):
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
+def test_processes_without_gpus_have_no_synchronised_norms(
+    alone, monkeypatch, tmp_path, launcher
+):
+    port = dict(MASTER_PORT=str(free_port()))
     place = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1')
-    place |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
-    for name, value in place.items():
+    place['MASTER_ADDR'] = '127.0.0.1'
+    # What is set is gone afterwards.
+    for name, value in (place | port).items():
         monkeypatch.setenv(name, value)
+    if launcher == 'slurm':
+        scontrol = tmp_path / 'scontrol'
+        scontrol.write_text('#!/bin/sh\necho 127.0.0.1\necho other\n')
+        scontrol.chmod(0o755)
+        path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+        told = dict(NODELIST='a[1-2]', PROCID='0', LOCALID='0', NTASKS='1')
+        for name in place:
+            monkeypatch.delenv(name)
+        for name, value in told.items():
+            monkeypatch.setenv(f'SLURM_{name}', value)
+        monkeypatch.setenv('PATH', path)
     try:
-        told = alone('sync', 'pytorch')
+        told = alone('sync', launcher)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,78 +1,95 @@
-"""What a command line's config is checked for."""
+"""What a command line's config is checked for, and the runner it gets."""
 
 from argparse import Namespace
 
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from anchorformer_mm.engine.launch import load_config
+from anchorformer_mm.engine import launch
 from anchorformer_mm.utils.errors import UsageError
 
+# Of a pure-Python config, with classes for types and without a scope.
 CONFIG = """
-default_scope = 'mmseg'
-model = dict(decode_head=dict(num_classes=2))
+from mmengine.dataset import BaseDataset, DefaultSampler
+from mmengine.hooks import CheckpointHook
+from mmpretrain.models import (
+    ClsDataPreprocessor, CrossEntropyLoss, ImageClassifier, LeNet5,
+    LinearClsHead)
+
+model = dict(type=ImageClassifier, backbone=dict(type=LeNet5),
+             data_preprocessor=dict(type=ClsDataPreprocessor),
+             head=dict(type=LinearClsHead, num_classes=2, in_channels=3,
+                       loss=dict(type=CrossEntropyLoss)))
 train_dataloader = dict(
-    dataset=dict(
-        type='BaseSegDataset',
-        data_root={root!r},
-        data_prefix=dict(img_path='', seg_map_path=''),
-        pipeline=[],
-    )
-)
+    batch_size=2, num_workers=0, sampler=dict(type=DefaultSampler),
+    dataset=dict(type=BaseDataset, data_root={root!r}, lazy_init=True))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+optim_wrapper = dict(optimizer=dict(type=torch.optim.SGD, lr=0.1))
+default_hooks = dict(checkpoint=dict(type=CheckpointHook, interval=3))
 """
 
 
 @pytest.fixture
-def load(tmp_path):
+def load(tmp_path, monkeypatch):
+    """Load the config as a command line does, with these changes."""
+    monkeypatch.setenv('LOCAL_RANK', '0')
     path = tmp_path / 'config.py'
-    path.write_text(CONFIG.format(root=str(tmp_path)))
+    path.write_text('import torch\n' + CONFIG.format(root=str(tmp_path)))
 
-    def load(launcher='none', skip_data_check=False):
+    def load(config=path, splits=('train',), **options):
         args = Namespace(
-            config=str(path),
-            cfg_options=None,
+            config=str(config),
+            cfg_options=options,
             local_rank=0,
-            work_dir=None,
-            launcher=launcher,
-            skip_data_check=skip_data_check,
+            work_dir=str(tmp_path / 'run'),
+            launcher='none',
         )
-        return load_config(args, ('train',))
+        return launch.load_config(args, splits)
 
     return load
 
 
+def test_a_pure_python_config_gets_the_same_as_a_text_config(load):
+    cfg = load()
+    assert launch.task_library(cfg) == 'mmpretrain'
+    runner = launch.build_runner(cfg)
+    kinds = {type(hook).__name__: hook for hook in runner.hooks}
+    assert kinds['SafeCheckpointHook'].interval == 3
+
+
 @pytest.mark.parametrize(
-    ('launcher', 'variable'),
+    ('options', 'words'),
     [
-        ('pytorch', 'RANK'),
-        ('slurm', 'SLURM_PROCID'),
-        ('mpi', 'OMPI_COMM_WORLD_RANK'),
+        (dict(config='no.py'), 'config not found: no.py'),
+        ({'train_dataloader.dataset.ann_file': 'a.json'}, 'a.json  missing'),
+        ({'train_dataloader.dataset.ann_file': 'a.pkl'}, 'run code'),
+        (dict(load_from='no.pth'), 'checkpoint not found: no.pth'),
+        (
+            {
+                'model.backbone.init_cfg.type': 'Pretrained',
+                'model.backbone.init_cfg.checkpoint': 'no.pth',
+            },
+            r"model.backbone.init_cfg.checkpoint='no.pth'.*init_cfg=None",
+        ),
     ],
 )
-def test_the_first_process_checks_the_label_maps(
-    load, monkeypatch, launcher, variable
+def test_what_is_not_there_is_told_before_anything_is_built(
+    load, options, words
 ):
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setenv(variable, '1')
-    load(launcher)
-    # Not started by that launcher, whatever it left in the environment.
-    with pytest.raises(UsageError, match='train: no image in'):
-        load('none')
-    monkeypatch.setenv(variable, '0')
-    with pytest.raises(UsageError, match='train: no image in'):
-        load(launcher)
+    with pytest.raises(UsageError, match=words):
+        load(**options)
 
 
-def test_the_check_of_label_maps_can_be_skipped(load, monkeypatch):
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    assert load(skip_data_check=True).default_scope == 'mmseg'
+def test_another_runner_is_refused(load):
+    with pytest.raises(UsageError, match="runner_type='FlexibleRunner'"):
+        launch.build_runner(load(runner_type='FlexibleRunner'))
 
 
 def test_no_image_starts_a_program(load, monkeypatch, tmp_path):
     """As one that is EPS by content, whatever its name."""
     monkeypatch.setattr(EpsImagePlugin, 'gs_binary', 'ghostscript')
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.eps')
-    load(skip_data_check=True)
+    load()
     image = Image.open(tmp_path / 'a.eps')
     with pytest.raises(OSError, match='Unable to locate Ghostscript'):
         image.load()

@@ -13,7 +13,6 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from anchorformer_mm.utils.checkpoint import (
-    _history_statistic,
     admit_mmengine_checkpoints,
     read_checkpoint,
     require_checkpoint,
@@ -56,13 +55,6 @@ def test_anything_else_is_refused(tmp_path, payload, capsys):
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / 'a.pth', weights_only=True)
     assert 'ran' not in capsys.readouterr().out
-
-
-def test_only_the_statistics_of_a_history_are_given():
-    assert _history_statistic(HistoryBuffer, 'mean') is HistoryBuffer.mean
-    for owner, name in ((HistoryBuffer, '__init__'), (dict, 'min')):
-        with pytest.raises(pickle.UnpicklingError, match=name):
-            _history_statistic(owner, name)
 
 
 @pytest.mark.parametrize('before', [None, '0', '1'])

@@ -1,1 +1,0 @@
-"""Trainings that can end at any moment and go on as if they had not."""

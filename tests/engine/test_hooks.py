@@ -1,0 +1,185 @@
+"""Layout of weights, losses that are not finite, files of predictions."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement, PixelData
+from torch import nn
+from torch.utils.data import Dataset
+
+from anchorformer_mm.engine.hooks import NonFiniteHook, PredictionFilesHook
+from anchorformer_mm.models import AnchorESNet
+from anchorformer_mm.registry import HOOKS
+from anchorformer_mm.utils.errors import UsageError
+
+
+def test_every_map_stays_channels_last_and_results_stay_the_same():
+    net = AnchorESNet('0.75x').eval()
+    x = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = net(x)
+        hook = HOOKS.build(dict(type='ChannelsLastHook'))
+        hook.before_run(SimpleNamespace(model=net))
+        outs = net(x)
+    for out, reference in zip(outs[:2], expected[:2], strict=True):
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-5)
+
+
+class Images(Dataset):
+    metainfo = None
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        sample = BaseDataElement(metainfo=dict(img_path=f'{index}.jpg'))
+        return dict(inputs=torch.full((4,), index + 1.0), data_samples=sample)
+
+
+class Model(BaseModel):
+    """Its loss is infinite in the fifth iteration, if it is told so."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.fails, self.count = fails, 0
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        self.count += 1
+        inputs = torch.stack(inputs)
+        if self.fails and self.count == 5:
+            inputs = inputs * float('inf')
+        out = self.fc(inputs)
+        return dict(loss_cls=out.square().mean(), loss_box=out.mean() * 0 + 1)
+
+
+class Overflows(Hook):
+    """An infinite learning rate, which the loss of that step does not show."""
+
+    def before_train_iter(self, runner, **kwargs):
+        if runner.iter == 14:
+            runner.optim_wrapper.optimizer.param_groups[0]['lr'] = float('inf')
+
+
+class TestNonFinite:
+    @pytest.fixture
+    def make(self, make_runner):
+        def make(fails, *more, **options):
+            loader = dict(
+                batch_size=4,
+                dataset=Images(),
+                sampler=dict(type='DefaultSampler', shuffle=False),
+            )
+            return make_runner(
+                [NonFiniteHook(), *more],
+                model=Model(fails),
+                train_dataloader=loader,
+                val_dataloader=None,
+                val_cfg=None,
+                val_evaluator=None,
+                train_cfg=dict(by_epoch=True, max_epochs=5),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
+                **options,
+            )
+
+        return make
+
+    def saved(self, runner):
+        return sorted(p.name for p in Path(runner.work_dir).glob('*.pth'))
+
+    def test_a_finite_run_is_left_alone(self, make):
+        runner = make(False)
+        runner.train()
+        assert runner.iter == 15
+
+    def test_a_loss_ends_the_run_with_its_images(self, make):
+        runner = make(True)
+        with pytest.raises(UsageError, match='iteration 5: .* = nan') as error:
+            runner.train()
+        # The fifth batch is the second of the second epoch.
+        assert '4.jpg, 5.jpg, 6.jpg, 7.jpg' in str(error.value)
+        assert self.saved(runner) == ['epoch_1.pth']
+
+    def test_weights_are_not_saved(self, make):
+        runner = make(False, Overflows())
+        with pytest.raises(UsageError, match='fc.weight, fc.bias'):
+            runner.train()
+        assert self.saved(runner)[-1] == 'epoch_4.pth'
+
+    def test_the_loss_is_not_read_from_the_device_again(self, make):
+        runner = make(False)
+        hook = NonFiniteHook()
+        runner.message_hub.update_scalar('train/loss', 0.5)
+
+        class OnDevice:
+            def __getattr__(self, name):
+                raise AssertionError(name)
+
+        hook.after_train_iter(runner, 0, {}, dict(loss=OnDevice()))
+
+
+class TestPredictionFiles:
+    @pytest.fixture
+    def test(self, tmp_path):
+        """Test on images of these names, all of which are of class 1."""
+
+        def test(names, **arguments):
+            paths = [str(tmp_path / 'images' / name) for name in names]
+            for path in paths:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(path, np.full((4, 6, 3), 100, np.uint8))
+            infos = [dict(img_path=path) for path in paths]
+
+            class Data(Dataset):
+                def __len__(self):
+                    return len(infos)
+
+                def get_data_info(self, index):
+                    return infos[index]
+
+            def draw(name, image, data_sample, out_file, **kwargs):
+                mmcv.imwrite(image, out_file)
+
+            runner = SimpleNamespace(
+                test_dataloader=SimpleNamespace(dataset=Data()),
+                visualizer=SimpleNamespace(add_datasample=draw),
+            )
+            hook = PredictionFilesHook(**arguments)
+            hook.before_test(runner)
+            labels = PixelData(data=torch.ones(1, 4, 6, dtype=torch.long))
+            for info in infos:
+                sample = BaseDataElement(metainfo=info)
+                sample.set_field(labels, 'pred_sem_seg')
+                hook.after_test_iter(runner, 0, None, [sample])
+
+        return test
+
+    @staticmethod
+    def files(folder):
+        found = (p for p in folder.rglob('*') if p.is_file())
+        return sorted(str(p.relative_to(folder)) for p in found)
+
+    def test_equal_names_are_kept_apart(self, test, tmp_path):
+        maps, drawn = tmp_path / 'maps', tmp_path / 'drawn'
+        names = ['cam1/1.jpg', 'cam2/1.jpg', 'cam2/2.jpg']
+        test(names, label_maps=str(maps), pictures=str(drawn))
+        assert self.files(drawn) == names
+        assert self.files(maps) == [n.replace('jpg', 'png') for n in names]
+        labels = cv2.imread(str(maps / 'cam1/1.png'), cv2.IMREAD_UNCHANGED)
+        assert labels.shape == (4, 6) and (labels == 1).all()
+
+    def test_images_of_one_folder_have_no_sub_folder(self, test, tmp_path):
+        test(['a/1.jpg', 'a/2.jpg'], label_maps=str(tmp_path / 'maps'))
+        assert self.files(tmp_path / 'maps') == ['1.png', '2.png']
+
+    def test_two_images_of_one_label_map_are_refused(self, test, tmp_path):
+        with pytest.raises(UsageError, match='1.jpg and .*1.png would be one'):
+            test(['1.jpg', '1.png'], label_maps=str(tmp_path / 'maps'))

@@ -1,0 +1,755 @@
+"""Trainings that end anywhere, and what resuming them gives."""
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import BaseModel
+from mmengine.registry import HOOKS
+from mmengine.runner import loops
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from anchorformer_mm.engine.resume import (
+    ResumableRunner,
+    number_batches,
+    requested_signal,
+    stopping_in_order,
+    take_checkpoint,
+)
+from anchorformer_mm.utils.checkpoint import read_checkpoint
+from anchorformer_mm.utils.errors import UsageError
+
+EPOCHS, EPOCH_LENGTH = 4, 3
+
+
+class RandomModel(BaseModel):
+    """Draws random numbers itself, and has running statistics."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.fc = nn.Linear(width, 3)
+        self.bn = nn.BatchNorm1d(3)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, inputs, index, mode='tensor'):
+        out = self.dropout(self.bn(self.fc(torch.stack(inputs))))
+        return dict(loss=out.square().mean()) if mode == 'loss' else out
+
+
+class RandomData(Dataset):
+    """Draws random numbers for each sample, and notes what was loaded."""
+
+    metainfo = None
+
+    def __init__(self):
+        self.loaded = []
+
+    def __len__(self):
+        return 4 * EPOCH_LENGTH
+
+    def __getitem__(self, index):
+        self.loaded.append(index)
+        return dict(inputs=torch.randn(4) + index, index=index)
+
+
+class Mean(BaseMetric):
+    """The mean output: of the averaged weights, and of these data."""
+
+    def process(self, data_batch, data_samples):
+        self.results.append(float(torch.stack(list(data_samples)).mean()))
+
+    def compute_metrics(self, results):
+        return dict(mAP=sum(results))
+
+
+class At(Hook):
+    """Does something at one point of one iteration."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, point, iteration, action):
+        self.iteration, self.action = iteration, action
+        setattr(self, point, self._act)
+
+    def _act(self, runner, *args, **kwargs):
+        if runner.iter == self.iteration:
+            self.action()
+
+
+class Dead(Exception):
+    """In place of a SIGKILL, which would also end the test."""
+
+
+def die():
+    raise Dead
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def make(make_runner):
+    """Make a run of 4 epochs of 3 iterations, with averages of weights."""
+
+    def make(*hooks, by_epoch=True, interval=1, **overrides):
+        torch.manual_seed(0)
+        sampler = 'DefaultSampler' if by_epoch else 'InfiniteSampler'
+        checkpoint = overrides.pop('checkpoint', None)
+        length = dict(max_epochs=EPOCHS, val_interval=2)
+        if not by_epoch:
+            length = dict(max_iters=EPOCHS * EPOCH_LENGTH, val_interval=4)
+        schedule = dict(type='LinearLR', start_factor=0.1, by_epoch=False)
+        saving = dict(
+            type='CheckpointHook',
+            interval=interval,
+            by_epoch=by_epoch,
+            max_keep_ckpts=2,
+            save_best='tiny/mAP',
+        )
+        settings = dict(
+            kind=ResumableRunner,
+            model=RandomModel(),
+            train_dataloader=dict(
+                batch_size=4,
+                dataset=RandomData(),
+                sampler=dict(type=sampler),
+            ),
+            val_dataloader=dict(
+                batch_size=4,
+                dataset=RandomData(),
+                sampler=dict(type='DefaultSampler'),
+            ),
+            val_evaluator=Evaluator([Mean(prefix='tiny')]),
+            train_cfg=dict(by_epoch=by_epoch, **length),
+            param_scheduler=[dict(schedule, end=8)],
+            default_hooks=dict(checkpoint=saving),
+        )
+        ema = dict(type='EMAHook', ema_type='anchorformer_mm.ThresholdEMA')
+        runner = make_runner([ema, *hooks], **(settings | overrides))
+        runner.checkpoint = checkpoint
+        return runner
+
+    return make
+
+
+def go_on(make, broken, **options):
+    """Resume from the work folder of a run, as ``--resume`` does."""
+    cfg = Config(dict(work_dir=broken.work_dir))
+    checkpoint = take_checkpoint(cfg, 'auto')
+    runner = make(
+        work_dir=broken.work_dir,
+        load_from=cfg.load_from,
+        resume=cfg.resume,
+        checkpoint=checkpoint,
+        **options,
+    )
+    # Another process would be elsewhere in its streams.
+    torch.rand(5), np.random.rand(5), random.random()
+    runner.train()
+    return runner
+
+
+def final(runner):
+    """What a run leaves: weights, optimiser, schedule, and the best ones."""
+    folder = Path(runner.work_dir)
+    last = read_checkpoint((folder / 'last_checkpoint').read_text())
+    names = sorted(p.name for p in folder.glob('*.pth'))
+    best = [read_checkpoint(folder / n) for n in names if 'best' in n]
+    parts = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
+    return [names, [last[p] for p in parts], [b['state_dict'] for b in best]]
+
+
+def exact(value):
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: exact(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [exact(item) for item in value]
+    return value
+
+
+def assert_equal_ends(one, other):
+    assert exact(final(one)) == exact(final(other))
+
+
+@pytest.mark.parametrize(
+    ('by_epoch', 'interval', 'point', 'iteration'),
+    [
+        (True, 1, 'before_train_iter', 7),
+        (True, 1, 'before_val_epoch', 6),
+        (True, 2, 'after_val_iter', 12),
+        (True, 1, 'before_save_checkpoint', 9),
+        (False, 2, 'before_train_iter', 7),
+        (False, 2, 'before_val_epoch', 8),
+        (False, 1, 'after_val_iter', 12),
+        (False, 1, 'before_save_checkpoint', 9),
+    ],
+)
+def test_a_killed_run_ends_like_the_unbroken_one(
+    make, by_epoch, interval, point, iteration
+):
+    options = dict(by_epoch=by_epoch, interval=interval)
+    unbroken = make(**options)
+    unbroken.train()
+    broken = make(At(point, iteration, die), **options)
+    with pytest.raises(Dead):
+        broken.train()
+    assert_equal_ends(unbroken, go_on(make, broken, **options))
+
+
+def test_a_loop_that_goes_through_what_is_done_loads_nothing(
+    make, monkeypatch
+):
+    """As that of mmengine 0.10.7, whose workers start with the loop."""
+
+    class Eager(loops._InfiniteDataloaderIterator):
+        def __init__(self, dataloader):
+            super().__init__(dataloader)
+            self._iterator = iter(dataloader)
+
+        def skip_iter(self, count):
+            skipped.extend(next(self) for _ in range(count))
+
+    skipped = []
+    monkeypatch.setattr(loops, '_InfiniteDataloaderIterator', Eager)
+    monkeypatch.delattr(InfiniteSampler, 'skip', raising=False)
+    loader = dict(
+        batch_size=4,
+        num_workers=2,
+        dataset=RandomData(),
+        sampler=dict(type='InfiniteSampler'),
+    )
+    options = dict(by_epoch=False, interval=2, train_dataloader=loader)
+    unbroken = make(**options)
+    unbroken.train()
+    broken = make(At('before_train_iter', 7, die), **options)
+    with pytest.raises(Dead):
+        broken.train()
+    assert_equal_ends(unbroken, go_on(make, broken, **options))
+    assert skipped == [None] * 6
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize(
+    ('point', 'iteration'),
+    [
+        ('before_train_iter', 0),
+        ('before_train_iter', 7),
+        # The last of an epoch.
+        ('before_train_iter', 8),
+        ('after_val_iter', 12),
+    ],
+)
+def test_a_stopped_run_ends_like_the_unbroken_one(
+    make, point, iteration, by_epoch
+):
+    options = dict(by_epoch=by_epoch, interval=4)
+    unbroken = make(**options)
+    unbroken.train()
+    broken = make(At(point, iteration, interrupt), **options)
+    with pytest.raises(SystemExit) as left:
+        broken.train()
+    assert left.value.code == 128 + signal.SIGTERM
+    last = Path(broken.work_dir, 'last_checkpoint').read_text()
+    done = iteration + ('train' in point)
+    assert read_checkpoint(last)['meta']['iter'] == done
+    assert_equal_ends(unbroken, go_on(make, broken, **options))
+
+
+def test_a_stop_in_an_epoch_repeats_no_image(make):
+    stopped = make(At('before_train_iter', 7, interrupt), interval=4)
+    with pytest.raises(SystemExit):
+        stopped.train()
+    resumed = go_on(make, stopped, interval=4)
+    before = stopped.train_dataloader.dataset.loaded
+    after = resumed.train_dataloader.dataset.loaded
+    assert len(before) + len(after) == EPOCHS * len(RandomData())
+    # Of the third epoch, one batch was left.
+    third = before[2 * len(RandomData()) :] + after[:4]
+    assert sorted(third) == list(range(len(RandomData())))
+
+
+def test_an_epoch_that_got_shorter_is_refused(make):
+    broken = make(At('before_train_iter', 7, interrupt))
+    with pytest.raises(SystemExit):
+        broken.train()
+    loader = dict(
+        batch_size=12,
+        dataset=RandomData(),
+        sampler=dict(type='DefaultSampler'),
+    )
+    with pytest.raises(UsageError, match='2 batches into .* now has 1'):
+        go_on(make, broken, train_dataloader=loader)
+
+
+def test_a_batch_too_small_for_a_norm_is_one_line(make):
+    loader = dict(
+        batch_size=1,
+        dataset=RandomData(),
+        sampler=dict(type='DefaultSampler'),
+    )
+    with pytest.raises(UsageError, match='train_dataloader.drop_last=True'):
+        make(train_dataloader=loader).train()
+
+
+def test_the_scale_of_mixed_precision_is_not_lost(make, amp_on_a_cpu):
+    wrapper = dict(
+        type='AmpOptimWrapper',
+        loss_scale=dict(growth_interval=4),
+        optimizer=dict(type='SGD', lr=0.4, momentum=0.9),
+    )
+    unbroken = make(optim_wrapper=wrapper)
+    unbroken.train()
+    broken = make(At('before_train_iter', 7, die), optim_wrapper=wrapper)
+    with pytest.raises(Dead):
+        broken.train()
+    assert_equal_ends(unbroken, go_on(make, broken, optim_wrapper=wrapper))
+
+
+class TestFiles:
+    """Checkpoints are whole or not there."""
+
+    name = 'mmengine.fileio.backends.local_backend.LocalBackend.put'
+
+    @pytest.mark.parametrize('error', [OSError('no space left'), Dead()])
+    def test_a_write_that_fails_leaves_what_there_was(
+        self, make, monkeypatch, error
+    ):
+        seen = []
+
+        def write_half(backend, obj, filepath):
+            Path(filepath).write_bytes(obj[: len(obj) // 2])
+            seen.extend(os.listdir(os.path.dirname(filepath)))
+            raise error
+
+        fail = At(
+            'before_save_checkpoint',
+            6,
+            lambda: monkeypatch.setattr(self.name, write_half),
+        )
+        runner = make(fail)
+        told = UsageError if isinstance(error, OSError) else Dead
+        with pytest.raises(told, match='epoch_2.pth|'):
+            runner.train()
+        assert 'epoch_2.pth' not in seen
+        files = [n for n in os.listdir(runner.work_dir) if 'epoch' in n]
+        assert files == ['epoch_1.pth']
+        assert read_checkpoint(Path(runner.work_dir, 'epoch_1.pth'))
+
+    def test_the_old_goes_after_the_new_is_there(self, make):
+        seen = []
+
+        class Watch(Hook):
+            priority = 'HIGHEST'
+
+            def before_save_checkpoint(self, runner, checkpoint):
+                found = Path(runner.work_dir).glob('epoch_*.pth')
+                seen.append(sorted(p.name for p in found))
+
+        runner = make(Watch())
+        for name in ('epoch_9.pth', '.epoch_1.77.pth', '.notes.1.pth'):
+            Path(runner.work_dir, name).touch()
+        runner.train()
+        for names in seen[3:]:
+            assert len(names) >= 2 + 1
+        left = Path(runner.work_dir).glob('*.pth')
+        assert sorted(p.name for p in left if 'best' not in p.name) == [
+            '.notes.1.pth',
+            'epoch_3.pth',
+            'epoch_4.pth',
+            # Of another training.
+            'epoch_9.pth',
+        ]
+
+    def test_no_name_in_a_checkpoint_leads_out_of_the_folder(
+        self, make, tmp_path
+    ):
+        """It may be a copy, or be made to have other files removed."""
+        others = []
+        for name in ('best_tiny_mAP_epoch_2.pth', 'thesis', 'epoch_1.pth'):
+            others.append(tmp_path / 'others' / name)
+            others[-1].parent.mkdir(exist_ok=True)
+            others[-1].touch()
+        runner = make()
+        thesis = Path(runner.work_dir, 'thesis.pth')
+        thesis.touch()
+        hub = runner.message_hub
+        hub.update_info('best_ckpt', str(others[0]))
+        hub.update_info('best_score', -1e9)
+        hub.update_info('best_ckpt_other', str(thesis))
+        hub.update_info('last_ckpt', '../..')
+        hub.update_info('keep_ckpt_ids', ['/../others/epoch_1', 1, 2, 3])
+        runner.train()
+        assert all(path.is_file() for path in [*others, thesis])
+        best = Path(hub.get_info('best_ckpt'))
+        assert str(best.parent) == runner.work_dir and best.is_file()
+
+    def test_the_config_in_a_checkpoint_is_not_run(self, make, tmp_path):
+        """mmengine executes ``meta['config']``, which mmcv 1.x wrote."""
+        base = make()
+        base.train()
+        checkpoint = read_checkpoint(Path(base.work_dir, 'epoch_3.pth'))
+        mark = tmp_path / 'mark'
+        checkpoint['meta']['config'] = f'open({str(mark)!r}, "w")'
+        torch.save(checkpoint, tmp_path / 'a.pth')
+        make(load_from=str(tmp_path / 'a.pth'), resume=True).train()
+        assert not mark.exists()
+
+
+class TestOtherModels:
+    @pytest.fixture
+    def path(self, make):
+        base = make()
+        base.train()
+        return str(Path(base.work_dir, 'epoch_3.pth'))
+
+    def test_a_resumed_run_and_a_test_refuse_them(self, make, path):
+        words = r'fc.weight is \(3, 4\) in the checkpoint and \(3, 5\) in the'
+        with pytest.raises(UsageError, match=words):
+            make(load_from=path, resume=True, model=RandomModel(5)).train()
+        runner = make(load_from=path, model=RandomModel(5))
+        runner.strict = True
+        with pytest.raises(UsageError, match=words):
+            runner.test()
+        other = RandomModel()
+        other.added = nn.Linear(2, 2)
+        with pytest.raises(UsageError, match='added.weight is not in .*1 mor'):
+            make(load_from=path, resume=True, model=other).train()
+
+    def test_a_training_tells_what_it_takes(self, make, path):
+        other = RandomModel(5)
+        other.added = nn.Linear(2, 2)
+        runner = make(model=other)
+        told = []
+        runner.logger.warning = told.append
+        runner.call_hook('before_run')
+        runner.load_checkpoint(path)
+        (table,) = [t for t in told if 'does not fit the whole model' in t]
+        rows = [re.split(r'[ |]+', t)[1:-1] for t in table.splitlines()[3:]]
+        assert rows[:3] == [
+            ['fc', '1', '1', '0', '0'],
+            ['bn', '5', '0', '0', '0'],
+            ['added', '0', '0', '2', '0'],
+        ]
+
+    def test_one_with_nothing_that_fits_is_refused(self, make, tmp_path):
+        path = tmp_path / 'a.pth'
+        torch.save(dict(state_dict=dict(a=torch.ones(1))), path)
+        with pytest.raises(UsageError, match='of another model'):
+            make(load_from=str(path)).train()
+
+    def test_a_checkpoint_of_another_runner_goes_on(self, make, make_runner):
+        other = make_runner(
+            epochs=1,
+            model=RandomModel(),
+            train_dataloader=dict(
+                batch_size=4,
+                dataset=RandomData(),
+                sampler=dict(type='DefaultSampler'),
+            ),
+            val_dataloader=None,
+            val_cfg=None,
+            val_evaluator=None,
+        )
+        other.train()
+        resumed = go_on(make, other)
+        assert resumed.iter == EPOCHS * EPOCH_LENGTH
+
+
+@pytest.mark.parametrize(
+    'kind', [None, 'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook]
+)
+def test_every_config_gets_our_hooks(make, kind):
+    """Also pure-Python ones, whose types are classes."""
+    hook = dict(interval=7) if kind is None else dict(type=kind, interval=7)
+    runner = make(default_hooks=dict(checkpoint=hook))
+    kinds = {type(hook).__name__: hook for hook in runner.hooks}
+    assert kinds['SafeCheckpointHook'].interval == 7
+    assert 'CheckpointHook' not in kinds
+    assert {'NonFiniteHook', 'ResumeHook', 'InterruptionHook'} <= set(kinds)
+
+
+@HOOKS.register_module()
+class OwnCheckpointHook(CheckpointHook):
+    pass
+
+
+def test_hooks_of_the_user_stay_and_none_takes_one_out(make):
+    hooks = dict(
+        checkpoint=dict(type=OwnCheckpointHook), resume=None, non_finite=None
+    )
+    runner = make(default_hooks=hooks)
+    kinds = {type(hook).__name__ for hook in runner.hooks}
+    assert {'OwnCheckpointHook', 'InterruptionHook'} <= kinds
+    assert not kinds & {'SafeCheckpointHook', 'ResumeHook', 'NonFiniteHook'}
+
+
+class TestTakeCheckpoint:
+    """Which one a training goes on from."""
+
+    @staticmethod
+    def save(path, age, seed=7):
+        meta = dict(seed=seed, epoch=1, iter=1)
+        torch.save(dict(meta=meta, state_dict={}, message_hub={}), path)
+        os.utime(path, (1_700_000_000 - age,) * 2)
+        return path
+
+    @pytest.fixture
+    def cfg(self, tmp_path):
+        """A work folder with three checkpoints, of which one is named."""
+        for epoch in (1, 2, 3):
+            self.save(tmp_path / f'epoch_{epoch}.pth', age=10 - epoch)
+        # Of no use for going on.
+        self.save(tmp_path / 'best_score_epoch_3.pth', age=0)
+        self.save(tmp_path / '.epoch_4.123.pth', age=0)
+        (tmp_path / 'last_checkpoint').write_text('/moved/run/epoch_3.pth')
+        return Config(dict(work_dir=str(tmp_path)))
+
+    def taken(self, cfg, resume='auto'):
+        take_checkpoint(cfg, resume)
+        return Path(cfg.load_from).name
+
+    def test_the_named_one_is_the_newest(self, cfg, tmp_path):
+        self.save(tmp_path / 'epoch_1.pth', age=0)
+        assert self.taken(cfg) == 'epoch_3.pth'
+        (tmp_path / 'last_checkpoint').unlink()
+        assert self.taken(cfg) == 'epoch_1.pth'
+
+    @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 no zip', None])
+    def test_a_damaged_one_gives_way_to_the_one_before(
+        self, cfg, tmp_path, content, capsys
+    ):
+        path = tmp_path / 'epoch_3.pth'
+        if content is None:
+            torch.save(dict(meta=os.system), path)
+        else:
+            path.write_bytes(content)
+        assert self.taken(cfg) == 'epoch_2.pth'
+        told = capsys.readouterr().err
+        assert 'epoch_3.pth cannot be read' in told and 'epoch_2' in told
+
+    def test_nothing_readable_is_an_error_that_names_all(self, cfg, tmp_path):
+        for epoch in (1, 2, 3):
+            (tmp_path / f'epoch_{epoch}.pth').write_bytes(b'a')
+        with pytest.raises(UsageError) as error:
+            take_checkpoint(cfg, 'auto')
+        for epoch in (1, 2, 3):
+            assert f'epoch_{epoch}.pth cannot' in str(error.value)
+
+    def test_an_empty_folder_is_a_beginning(self, tmp_path):
+        cfg = Config(
+            dict(work_dir=str(tmp_path / 'no'), resume=True, load_from=None)
+        )
+        assert take_checkpoint(cfg, None) is None
+        assert (cfg.resume, cfg.load_from) == (False, None)
+        cfg = Config(dict(work_dir=str(tmp_path / 'no'), load_from='a.pth'))
+        assert take_checkpoint(cfg, 'auto') is None
+        assert (cfg.resume, cfg.load_from) == (False, 'a.pth')
+
+    def test_the_seed_of_the_run_comes_before_its_data(self, cfg):
+        cfg.randomness = dict(deterministic=True)
+        take_checkpoint(cfg, 'auto')
+        assert cfg.randomness == dict(deterministic=True, seed=7)
+
+    @pytest.mark.parametrize('meta', [None, [], 1])
+    def test_what_is_none_of_a_training_is_refused(self, cfg, tmp_path, meta):
+        path = tmp_path / 'a.pth'
+        content = dict(state_dict={}, message_hub={})
+        if meta is not None:
+            content['meta'] = meta
+        torch.save(content, path)
+        with pytest.raises(UsageError, match='a.pth is not a checkpoint'):
+            take_checkpoint(cfg, str(path))
+
+    def test_a_folder_of_its_own_is_looked_into(self, tmp_path):
+        hook = dict(out_dir=str(tmp_path / 'large'), filename_tmpl='e{}.pth')
+        (tmp_path / 'large' / 'run').mkdir(parents=True)
+        self.save(tmp_path / 'large' / 'run' / 'e2.pth', age=1)
+        cfg = Config(
+            dict(
+                work_dir=str(tmp_path / 'run'),
+                default_hooks=dict(checkpoint=hook),
+            )
+        )
+        assert self.taken(cfg) == 'e2.pth'
+
+    def test_processes_started_again_go_on(self, cfg, monkeypatch):
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+        assert self.taken(cfg, None) == 'epoch_3.pth'
+
+    def test_a_job_with_restarts_does_not_begin_among_others(
+        self, cfg, monkeypatch
+    ):
+        monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '2')
+        with pytest.raises(UsageError, match='of another training'):
+            take_checkpoint(cfg, None)
+        assert self.taken(cfg) == 'epoch_3.pth'
+
+
+class Draws(Dataset):
+    """Of each sample its index, and a draw from each generator."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        draws = random.random(), np.random.rand(), torch.rand(()).item()
+        return index, *draws
+
+
+def collate(samples):
+    return [*samples, np.random.rand()]
+
+
+@pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler])
+def test_batches_follow_from_their_number(sampler):
+    def batches(count, workers, number=0, skip=0):
+        dataset = Draws()
+        loader = DataLoader(
+            dataset,
+            batch_size=2,
+            sampler=sampler(dataset, seed=3),
+            num_workers=workers,
+            collate_fn=collate,
+        )
+        number_batches(loader, (5, 0))
+        loader.batch_sampler.number = number
+        loader.batch_sampler.skip = skip
+        iterator = iter(loader)
+        return [next(iterator) for _ in range(count)]
+
+    one = batches(3, workers=0)
+    torch.rand(9), np.random.rand(9), random.random()
+    assert batches(3, workers=2) == one
+    assert batches(1, workers=0, number=2, skip=2) == one[2:]
+    draws = [sample[1:] for batch in one for sample in batch[:2]]
+    assert len(set(draws)) == 6
+
+
+class TestSignals:
+    @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def number(self, request):
+        """A signal that is not ignored, as nohup has it."""
+        inherited = signal.signal(request.param, signal.SIG_DFL)
+        yield request.param
+        signal.signal(request.param, inherited)
+
+    def test_the_first_is_a_request(self, number, capsys):
+        with stopping_in_order():
+            assert requested_signal() == 0
+            os.kill(os.getpid(), number)
+            assert requested_signal() == number
+        assert requested_signal() == 0
+        assert signal.getsignal(number) is signal.SIG_DFL
+        assert 'once more to end at once' in capsys.readouterr().err
+
+    def test_the_second_ends_at_once(self):
+        code = (
+            'import os, signal, time\n'
+            'from anchorformer_mm.engine.resume import stopping_in_order\n'
+            'with stopping_in_order():\n'
+            '    os.kill(os.getpid(), signal.SIGTERM)\n'
+            '    print("still here", flush=True)\n'
+            '    os.kill(os.getpid(), signal.SIGTERM)\n'
+            '    time.sleep(60)\n'
+        )
+        out = subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True
+        )
+        assert out.returncode == -signal.SIGTERM, out.stderr
+        assert out.stdout == 'still here\n'
+
+    def test_what_nohup_has_ignored_stays_ignored(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with stopping_in_order():
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert requested_signal() == 0
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_no_sigterm_of_a_child_is_lost(self):
+        """As those of a pool that ends: it would wait for ever."""
+        with stopping_in_order():
+            for _ in range(20):
+                child = os.fork()
+                if not child:
+                    time.sleep(10)
+                    os._exit(0)
+                os.kill(child, signal.SIGTERM)
+                status = os.waitpid(child, 0)[1]
+                assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+            assert requested_signal() == 0
+            # Still for this process.
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert requested_signal() == signal.SIGTERM
+
+    def test_pools_end(self):
+        context = multiprocessing.get_context('fork')
+        with stopping_in_order():
+            for _ in range(20):
+                with context.Pool(4):
+                    pass
+
+    def test_children_leave_sigint_to_the_trainer(self):
+        with stopping_in_order():
+            child = os.fork()
+            if not child:
+                time.sleep(0.3)
+                os._exit(3)
+            time.sleep(0.1)
+            os.kill(child, signal.SIGINT)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+    def loader(self, make):
+        runner = make(
+            train_dataloader=dict(
+                batch_size=1,
+                num_workers=1,
+                dataset=Draws(),
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                collate_fn=dict(type='default_collate'),
+            )
+        )
+        return runner.train_dataloader
+
+    def test_workers_finish_when_the_whole_group_is_asked(self, make):
+        loader = self.loader(make)
+        with stopping_in_order():
+            batches = iter(loader)
+            (worker,) = batches._workers
+            seen = [next(batches)]
+            # As scancel and torchrun do.
+            for pid in (worker.pid, os.getpid()):
+                subprocess.run(['kill', '-TERM', str(pid)], check=True)
+            seen += batches
+            assert requested_signal() == signal.SIGTERM
+        assert [int(batch[0]) for batch in seen] == list(range(6))
+        worker.join(10)
+        assert worker.exitcode == 0
+
+    def test_a_worker_ends_when_its_trainer_says_so(self, make):
+        """Once: multiprocessing says it once, and waits for ever."""
+        batches = iter(self.loader(make))
+        (worker,) = batches._workers
+        next(batches)
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
