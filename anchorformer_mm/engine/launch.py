@@ -11,7 +11,6 @@ from mmengine.dist import init_dist
 from PIL import EpsImagePlugin
 
 from anchorformer_mm.engine.plain_norm_runner import PlainNormRunner
-from anchorformer_mm.engine.processes import is_first_process, restarts
 from anchorformer_mm.engine.safe_training import build_runner, train_safely
 from anchorformer_mm.utils.checkpoint import (
     admit_mmengine_checkpoints,
@@ -88,38 +87,12 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         require_pretrained_weights(cfg)
         if cfg.get('load_from') and 'runner_type' not in cfg:
             require_checkpoint(cfg.load_from)
-    checked = scope in ('mmdet', 'mmseg', 'mmpretrain') and splits
-    if checked and not args.skip_data_check and not restarts():
-        _check_data_once(cfg, splits, args.launcher)
-
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     return cfg
-
-
-def _check_data_once(
-    cfg: Config, splits: Sequence[str], launcher: str
-) -> None:
-    """Check the data in the first process; the others go on.
-
-    All annotations and label maps, and a sample of the images. The others
-    wait for it where the processes meet, and the launchers end them when it
-    leaves with an error.
-    """
-    if not is_first_process(launcher):
-        return
-    if cfg.default_scope == 'mmseg':
-        # Needs mmseg, which other configs do without.
-        from anchorformer_mm.datasets.label_maps import check_label_maps
-
-        check_label_maps(cfg, splits)
-    # Needs the library of the config.
-    from anchorformer_mm.datasets.checks.data_sets import require_sound_data
-
-    require_sound_data(cfg, splits)
 
 
 def enable_amp(cfg: Config) -> None:

@@ -16,13 +16,12 @@ from anchorformer_mm.datasets import (
     DigitsSpec,
     Scans,
     digits,
-    digits_formats,
-    digits_writer,
+    digits_files,
     load_scans,
     write_digits,
 )
-from anchorformer_mm.datasets.digits_drawing import luma
-from anchorformer_mm.datasets.digits_formats import encode_rle
+from anchorformer_mm.datasets.digits import luma
+from anchorformer_mm.datasets.digits_files import encode_rle
 
 SMALL = DigitsSpec(num_train=40, num_val=12, scene_size=(96, 80))
 
@@ -69,7 +68,7 @@ def few_scans(monkeypatch) -> None:
         scans = load_scans(split)
         return Scans(scans.images[:30], scans.labels[:30], scans.indices[:30])
 
-    monkeypatch.setattr(digits_formats, 'load_scans', load)
+    monkeypatch.setattr(digits_files, '_scans', load)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -187,7 +186,7 @@ class TestFolder:
     def test_same_arguments_change_nothing(self, tmp_path, monkeypatch):
         out = tmp_path / 'digits'
         assert write_digits(out, self.spec)
-        monkeypatch.setattr(digits_writer, 'write_split', None)
+        monkeypatch.setattr(digits_files, 'make_scene', None)
         assert not write_digits(out, self.spec)
 
     def test_other_arguments_need_force(self, tmp_path):
@@ -239,10 +238,10 @@ class TestFolder:
         def fail(*_):
             raise error
 
-        monkeypatch.setattr(digits_formats, 'make_single', fail)
+        monkeypatch.setattr(digits_files, 'make_single', fail)
         with pytest.raises(error):
             write_digits(tmp_path / 'data' / 'digits', self.spec)
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.rglob('*.*'))
 
     def test_failure_keeps_the_set_that_was_there(self, tmp_path, monkeypatch):
         out = tmp_path / 'digits'
