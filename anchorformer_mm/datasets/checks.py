@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -276,25 +275,6 @@ def _dicts(node: Any, name: str) -> Iterator[tuple[str, Mapping]]:
         yield from _dicts(value, f'{name}[{index}]')
 
 
-@lru_cache(maxsize=8)
-def _files(folder: str) -> dict[str, list[str]]:
-    """Return the names in a folder by what they are without suffix."""
-    names = defaultdict(list)
-    for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        names[Path(name).stem.lower()].append(name)
-    return names
-
-
-def _file_fault(path: str) -> str:
-    if not os.path.exists(path):
-        near = _files(os.path.dirname(path)).get(Path(path).stem.lower())
-        hint = f'; {near[0]} is' if near else ''
-        return 'is not there' + ('; write / for \\' * ('\\' in path) or hint)
-    if not os.path.isfile(path):
-        return 'is no file'
-    return '' if os.path.getsize(path) else 'has 0 bytes'
-
-
 def _box_fault(box: Any, width: Any, height: Any) -> str:
     """Return the kind of fault of an ``xyxy`` box in px, if it has one."""
     try:
@@ -428,6 +408,7 @@ class _Check:
         self.labels, self.maps, self.paths = Counter(), Counter(), Counter()
         self.objects, self.image_ids = Counter(), set()
         self.annotated, self.broken = False, set()
+        self.folders: dict[str, dict[str, list[str]]] = {}
         # Names of the classes that annotations have.
         self.names: set[str] = set()
         metainfo = getattr(self.leaves[0], 'metainfo', {}) if places else {}
@@ -536,7 +517,7 @@ class _Check:
             is_here = isinstance(file, str) and '://' not in file
             if not is_here or getattr(dataset, 'backend_args', None):
                 continue
-            if fault := _file_fault(file):
+            if fault := self._file_fault(file):
                 self.tell('file', f'{file} {fault}')
                 self.broken.add((id(dataset), index))
         self.annotated |= 'instances' in info or 'gt_label' in info
@@ -554,6 +535,25 @@ class _Check:
                 self.tell(kind, where)
             if masks and (fault := _mask_fault(item.get('mask'))):
                 self.tell('mask', f'{where}: {fault}')
+
+    def _files(self, folder: str) -> dict[str, list[str]]:
+        """Return the names in a folder by what they are without suffix."""
+        if folder not in self.folders:
+            names = self.folders[folder] = defaultdict(list)
+            for name in os.listdir(folder) if os.path.isdir(folder) else ():
+                names[Path(name).stem.lower()].append(name)
+        return self.folders[folder]
+
+    def _file_fault(self, path: str) -> str:
+        if os.path.exists(path):
+            if not os.path.isfile(path):
+                return 'is no file'
+            return '' if os.path.getsize(path) else 'has 0 bytes'
+        if '\\' in path:
+            return 'is not there; write / for \\'
+        files = self._files(os.path.dirname(path))
+        near = files.get(Path(path).stem.lower())
+        return 'is not there' + (f'; {near[0]} is' if near else '')
 
     def _label(self, label: Any, where: str) -> None:
         self.labels[label] += 1
@@ -663,7 +663,7 @@ class _Check:
                 self.tell('left-objects', f'{left} of {count} in {file}')
         used = {os.path.splitext(path)[1] for path in self.paths}
         for folder in {os.path.dirname(path) for path in self.paths}:
-            names = [n for same in _files(folder).values() for n in same]
+            names = [n for same in self._files(folder).values() for n in same]
             suffixes = Counter(os.path.splitext(name)[1] for name in names)
             for suffix in suffixes.keys() - used:
                 if suffix and suffix.lower() in _IMAGES.split():
