@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from anchorformer_mm.utils.errors import UsageError
@@ -82,7 +83,6 @@ _WARNINGS = {
                     'correct names or ids, add some, or leave the class out'),
     'left-images': ('images left out', 'see filter_cfg, names and suffixes'),
     'left-objects': ('objects left out', 'see classes, boxes and areas'),
-    'truncated': ('images that end early', 'get them again'),
     'size': ('images of another size than annotated', 'correct it; if turned, '
              "load with color_type='color_ignore_orientation'"),
     'twice': ('images listed more than once', 'merge the entries'),
@@ -133,6 +133,7 @@ def check_dataset(
     cfg: Config,
     split: str,
     seconds: float | None = None,
+    metrics: Sequence = (),
     **options,
 ) -> list[Finding]:
     """Check a data set, wrapped or not, that the Runner or the like built.
@@ -142,19 +143,14 @@ def check_dataset(
         cfg: The whole config.
         split: ``'train'``, ``'val'`` or ``'test'``.
         seconds: Time in which evenly spread entries are looked at; None for
-            all entries, images to their end.
-        **options: ``metrics``, those of the evaluator, built; ``workers``,
-            processes besides this one; ``track``, which gives the items of
-            its first argument and shows progress; it also takes their number
-            and a label.
+            all entries.
+        metrics: Those of the evaluator, built.
+        **options: ``workers``, processes besides this one, and ``track``,
+            which gives the items of its first argument and shows progress; it
+            also takes their number and a label.
     """
-    return check_splits(
-        cfg,
-        [split],
-        lambda _: (dataset, options.pop('metrics', ())),
-        seconds,
-        **options,
-    )
+    built = dataset, metrics
+    return check_splits(cfg, [split], lambda _: built, seconds, **options)
 
 
 def check_runner(
@@ -206,10 +202,17 @@ def check_splits(
             fault = f'{type(error).__name__}: {error}'
             dataset = _unfiltered(cfg[f'{split}_dataloader']['dataset'])
         if is_main_process():
-            checks.append(_Check(dataset, cfg, split, metrics))
-            checks[-1].run(seconds, workers, track, fault)
+            check = _Check(dataset, cfg, split, metrics, seconds)
+            if fault:
+                check.tell('set', fault)
+            # Data of an unknown kind shall not keep a training from starting.
+            try:
+                check.run(workers, track)
+            except Exception as error:
+                check.tell('part', f'{type(error).__name__}: {error}')
+            checks.append(check)
             if split != 'train' == checks[0].split:
-                checks[-1].compare(checks[0])
+                check.compare(checks[0])
     return [finding for check in checks for finding in check.findings()]
 
 
@@ -246,10 +249,12 @@ def _unfiltered(config: Mapping) -> Any:
 def _random_state_kept() -> Iterator[None]:
     """Let random transforms leave no trace in a training."""
     state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(state)
-    np.random.set_state(numpy_state)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -293,6 +298,14 @@ def _box_fault(box: Any, width: Any, height: Any) -> str:
     return 'box-outside' if far > 1 else ''
 
 
+def _file_fault(path: str) -> str:
+    if os.path.isfile(path):
+        return '' if os.path.getsize(path) else 'has 0 bytes'
+    near = glob(f'{escape(os.path.splitext(path)[0])}.*')[:1]
+    hint = ['write / for \\'] if '\\' in path else [f'{n} is' for n in near]
+    return '; '.join(['is not there', *hint])
+
+
 def _mask_fault(mask: Any) -> str:
     if not mask:
         return 'no mask'
@@ -316,8 +329,8 @@ class _Look(Dataset):
     and ``size`` of what the model gets.
     """
 
-    def __init__(self, places: Sequence, thorough: bool) -> None:
-        self.places, self.thorough = places, thorough
+    def __init__(self, places: Sequence) -> None:
+        self.places = places
         # Some transforms remember images.
         self.steps = {id(d): deepcopy(_steps(d)) for d, _ in places}
 
@@ -333,8 +346,6 @@ class _Look(Dataset):
             results = dataset.get_data_info(index) if steps else dataset[index]
             info = dict(results) if isinstance(results, dict) else {}
             seen['name'] = str(info.get('img_path') or seen['name'])
-            if self.thorough:
-                self._read_to_the_end(seen)
             for transform in steps:
                 step = type(transform).__name__
                 results = transform(results)
@@ -352,17 +363,6 @@ class _Look(Dataset):
             seen['after'] = {*sample.gt_sem_seg.data.unique().tolist()}
             seen['size'] = results['inputs'].shape[-2:]
         return seen
-
-    def _read_to_the_end(self, seen: dict) -> None:
-        # OpenCV fills what is not there with grey.
-        try:
-            with Image.open(seen['name']) as image:
-                image.load()
-        except UnidentifiedImageError:
-            pass  # the loader will tell
-        except OSError as error:
-            if 'truncated' in str(error):
-                seen['cases'].append(('truncated', seen['name']))
 
     def _compare(self, seen: dict, info: dict, results: dict) -> None:
         """Compare what a loader gave with what is annotated."""
@@ -394,25 +394,37 @@ class _Check:
     """The check of one split, arguments as of :func:`check_dataset`."""
 
     def __init__(
-        self, dataset: Any, cfg: Config, split: str, metrics: Sequence
+        self,
+        dataset: Any,
+        cfg: Config,
+        split: str,
+        metrics: Sequence,
+        seconds: float | None,
     ) -> None:
         self.cfg, self.split, self.metrics = cfg, split, metrics
+        self.seconds = seconds
         self.leaves = list(_leaves(dataset))
-        places = [(d, i) for d in self.leaves for i in range(len(d))]
+        starts = np.cumsum([0, *map(len, self.leaves)])
         # Steps of the golden ratio: each first part is evenly spread.
-        order = np.argsort(np.arange(len(places)) * 0.6180339887498949 % 1)
-        self.places = [places[i] for i in order]
+        order = np.argsort(np.arange(starts[-1]) * 0.6180339887498949 % 1)
+        # More is not looked at in a short time.
+        order = order if seconds is None else order[:100_000]
+        owners = np.searchsorted(starts, order, 'right') - 1
+        self.places = [
+            (self.leaves[owner], int(i - starts[owner]))
+            for owner, i in zip(owners, order, strict=True)
+        ]
+        self.total = int(starts[-1])
         self.cases: dict[tuple[str, str], list[str]] = defaultdict(list)
         # How often there is a label, an id (in maps), an image; objects of
         # each data set and ignored ones.
         self.labels, self.maps, self.paths = Counter(), Counter(), Counter()
         self.objects, self.image_ids = Counter(), set()
         self.annotated, self.broken = False, set()
-        self.folders: dict[str, dict[str, list[str]]] = {}
         # Names of the classes that annotations have.
         self.names: set[str] = set()
-        metainfo = getattr(self.leaves[0], 'metainfo', {}) if places else {}
-        self.classes = metainfo.get('classes') or ()
+        metainfo = [getattr(d, 'metainfo', {}) for d in self.leaves[:1]]
+        self.classes = dict(*metainfo).get('classes') or ()
         if isinstance(self.classes, str):
             self.tell('class-text', repr(self.classes))
             self.classes = ()
@@ -427,11 +439,12 @@ class _Check:
         }
         sizes = [head['num_classes'] for head in self.heads.values()]
         self.num = len(self.classes) or min(sizes, default=0)
-        takers = [getattr(m, 'ignore_index', 255) for m in metrics]
+        takers = [vars(metric).get('ignore_index') for metric in metrics]
         if split == 'train':
             takers = [h.get('ignore_index', 255) for h in self.heads.values()]
-        # What one of them takes for a class is not ignored.
-        self.ignored = {*takers} if len({*takers}) == 1 else set()
+        # An id that one of them takes for a class is not ignored.
+        ignored = {*takers} - {None} or {255}
+        self.ignored = ignored if len(ignored) == 1 else set()
 
     def tell(self, kind: str, case: str, severity: str | None = None) -> None:
         severity = severity or (ERROR if kind in _ERRORS else WARNING)
@@ -445,27 +458,22 @@ class _Check:
             for (severity, kind), c in sorted(self.cases.items())
         ]
 
-    def run(
-        self, seconds: float | None, workers: int, track: Callable, fault: str
-    ) -> None:
-        limit = math.inf if seconds is None else seconds
+    def run(self, workers: int, track: Callable) -> None:
         start = time.monotonic()
-        if fault:
-            self.tell('set', fault)
-        elif not self.places:
-            self.tell('set', 'it has no entry')
+        end = start + (math.inf if self.seconds is None else self.seconds)
         if not self.places:
+            self.tell('set', 'it has no entry')
             return
         self._compare_heads()
-        looked = self._look_at_entries(track, start + limit / 2)
+        looked = self._look_at_entries(track, (start + end) / 2)
         with _random_state_kept():
-            loaded = self._load(seconds is None, workers, track, start + limit)
+            loaded = self._load(workers, track, end)
         for metric in self.metrics:
             # That of COCO holds what it read, under a private name.
             for coco in vars(metric).values():
                 if hasattr(coco, 'anns') and hasattr(coco, 'dataset'):
-                    self._look_at_metric(metric, coco.dataset, start + limit)
-        total, images = len(self.places), len(self.places) - len(self.broken)
+                    self._look_at_metric(metric, coco.dataset, end)
+        total, images = self.total, self.total - len(self.broken)
         if (looked, loaded) != (total, images):
             text = f'{looked} of {total} entries, {loaded} with their images'
             self.tell('part', text)
@@ -517,7 +525,7 @@ class _Check:
             is_here = isinstance(file, str) and '://' not in file
             if not is_here or getattr(dataset, 'backend_args', None):
                 continue
-            if fault := self._file_fault(file):
+            if fault := _file_fault(file):
                 self.tell('file', f'{file} {fault}')
                 self.broken.add((id(dataset), index))
         self.annotated |= 'instances' in info or 'gt_label' in info
@@ -536,61 +544,36 @@ class _Check:
             if masks and (fault := _mask_fault(item.get('mask'))):
                 self.tell('mask', f'{where}: {fault}')
 
-    def _files(self, folder: str) -> dict[str, list[str]]:
-        """Return the names in a folder by what they are without suffix."""
-        if folder not in self.folders:
-            names = self.folders[folder] = defaultdict(list)
-            for name in os.listdir(folder) if os.path.isdir(folder) else ():
-                names[Path(name).stem.lower()].append(name)
-        return self.folders[folder]
-
-    def _file_fault(self, path: str) -> str:
-        if os.path.exists(path):
-            if not os.path.isfile(path):
-                return 'is no file'
-            return '' if os.path.getsize(path) else 'has 0 bytes'
-        if '\\' in path:
-            return 'is not there; write / for \\'
-        files = self._files(os.path.dirname(path))
-        near = files.get(Path(path).stem.lower())
-        return 'is not there' + (f'; {near[0]} is' if near else '')
-
     def _label(self, label: Any, where: str) -> None:
         self.labels[label] += 1
-        known = isinstance(label, int) and 0 <= label < self.num
+        is_whole = isinstance(label, (int, np.integer))
+        known = is_whole and 0 <= label < self.num
         if self.num and not known:
             self.tell('label', f'{where}: {label} of {self.num}')
 
-    def _load(
-        self, thorough: bool, workers: int, track: Callable, end: float
-    ) -> int:
+    def _load(self, workers: int, track: Callable, end: float) -> int:
         loaded = 0
         places = [
             p for p in self.places if (id(p[0]), p[1]) not in self.broken
         ]
-        look = _Look(places, thorough)
-        loader = DataLoader(look, batch_size=None, num_workers=workers)
+        loader = DataLoader(
+            _Look(places), batch_size=None, num_workers=workers
+        )
         for seen in track(loader, len(places), f'{self.split}: images'):
             loaded += 1
             for kind, case in seen['cases']:
                 self.tell(kind, case)
             if self.num and 'ids' in seen:
-                self._map(**seen)
+                self._map(seen)
             if time.monotonic() > end:
                 break
         return loaded
 
-    def _map(
-        self,
-        name: str,
-        cases: list,
-        ids: set[int],
-        after: set[int] = frozenset(),
-        size: Sequence[int] = (),
-    ) -> None:
+    def _map(self, seen: dict) -> None:
+        name, ids, size = seen['name'], seen['ids'], seen.get('size')
         self.maps.update(ids)
         known = self.ignored | {*range(self.num)}
-        if unknown := (ids | after) - known:
+        if unknown := (ids | seen.get('after', set())) - known:
             text = f'{name} has {listing(map(str, sorted(unknown)))}'
             # In an evaluation they are of no class.
             is_train = self.split == 'train'
@@ -662,9 +645,9 @@ class _Check:
             if whole and left > 0:
                 self.tell('left-objects', f'{left} of {count} in {file}')
         used = {os.path.splitext(path)[1] for path in self.paths}
-        for folder in {os.path.dirname(path) for path in self.paths}:
-            names = [n for same in self._files(folder).values() for n in same]
-            suffixes = Counter(os.path.splitext(name)[1] for name in names)
+        folders = sorted({os.path.dirname(path) for path in self.paths})[:50]
+        for folder in filter(os.path.isdir, folders):
+            suffixes = Counter(Path(n).suffix for n in os.listdir(folder))
             for suffix in suffixes.keys() - used:
                 if suffix and suffix.lower() in _IMAGES.split():
                     text = f'{suffixes[suffix]} in {suffix} of {folder}'

@@ -450,6 +450,7 @@ def test_images_of_other_suffixes_are_left_out(scope):
         ),
         (lambda p: p.write_bytes(b''), ['has 0 bytes']),
         (lambda p: p.write_bytes(b'text'), ['fails', 'LoadImageFromFile']),
+        (lambda p: p.write_bytes(p.read_bytes()[:-40]), ['fails']),
     ],
 )
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
@@ -475,15 +476,6 @@ def test_backslashes_in_names():
     path = Path('data/coco.json')
     path.write_text(path.read_text().replace('a.jpg', 'x\\\\a.jpg'))
     only(check('mmdet', dataset), 'error', 'write / for')
-
-
-def test_a_truncated_image_is_seen_by_a_full_check():
-    dataset = coco()
-    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
-    Image.fromarray(noise).save('data/a.jpg')
-    content = Path('data/a.jpg').read_bytes()
-    Path('data/a.jpg').write_bytes(content[:-40])
-    only(check('mmdet', dataset), 'warning', 'end early: data/a.jpg')
 
 
 def test_a_size_that_is_not_annotated():
