@@ -168,7 +168,6 @@ def test_every_scan_is_a_single_digit_of_its_class(written):
     assert sorted(seen) == list(range(1797))
 
 
-@pytest.mark.usefixtures('few_scans')
 def test_bytes_depend_on_the_seed_and_not_on_the_workers(tmp_path):
     for name, seed, workers in (('a', 3, 1), ('b', 3, 2), ('c', 4, 1)):
         spec = DigitsSpec(20, 2, (64, 80), seed=seed)

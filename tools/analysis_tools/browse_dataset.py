@@ -35,7 +35,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def model_inputs(cfg: Any, split: str, seed: int = 0) -> tuple[Iterator, dict]:
+def model_inputs(
+    cfg: Any, split: str, count: int, seed: int = 0
+) -> tuple[Iterator, dict]:
     """Read images as the model gets them, but for the normalisation.
 
     All transforms are run: those of the data set, those of a collate function
@@ -56,6 +58,8 @@ def model_inputs(cfg: Any, split: str, seed: int = 0) -> tuple[Iterator, dict]:
     loader_cfg = deepcopy(cfg[f'{split}_dataloader'])
     loader_cfg.update(num_workers=0, persistent_workers=False)
     loader_cfg.pop('prefetch_factor', None)
+    if 'batch_size' in loader_cfg:
+        loader_cfg.batch_size = min(loader_cfg.batch_size, count)
     loader = Runner.build_dataloader(loader_cfg, seed=seed)
     model = cfg.get('model') or {}
     config = model.get('data_preprocessor') or cfg.get('data_preprocessor')
@@ -87,7 +91,7 @@ def model_inputs(cfg: Any, split: str, seed: int = 0) -> tuple[Iterator, dict]:
                 order = 1 if is_rgb else -1
                 yield np.ascontiguousarray(image[..., ::order]), sample
 
-    return examples(), loader.dataset.metainfo
+    return islice(examples(), count), loader.dataset.metainfo
 
 
 def draw(image: np.ndarray, sample: Any, meta: dict) -> tuple[np.ndarray, str]:
@@ -147,9 +151,9 @@ def main() -> None:
     if not cfg.get(f'{args.split}_dataloader'):
         raise UsageError(f'{args.config} has no {args.split}_dataloader')
     require_datasets(cfg, [args.split])
-    examples, meta = model_inputs(cfg, args.split, args.seed)
+    examples, meta = model_inputs(cfg, args.split, args.count, args.seed)
     pictures, names = [], []
-    for number, (image, sample) in enumerate(islice(examples, args.count), 1):
+    for number, (image, sample) in enumerate(examples, 1):
         stem = Path(sample.get('img_path') or '').stem
         picture, text = draw(image, sample, meta)
         size = f'{image.shape[0]} x {image.shape[1]} px'
@@ -157,6 +161,8 @@ def main() -> None:
         names.append(
             f'{number:03d}_{stem}.png' if stem else f'{number:03d}.png'
         )
+    if not pictures:
+        raise UsageError(f'{args.split}_dataloader gives no image')
     if args.grid:
         write_sheet(pictures, args.out / 'grid.png')
         return
