@@ -81,13 +81,11 @@ def main() -> None:
     cfg = load_config(args, [])
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     there = [split for split in SPLITS if cfg.get(f'{split}_dataloader')]
-    splits = args.splits or there
-    if absent := {*splits} - {*there}:
+    if absent := {*(args.splits or ())} - {*there}:
         raise UsageError(f'{args.config} has no data for {sorted(absent)}')
-    if not args.splits and cfg.get('test_dataloader') == cfg.get(
-        'val_dataloader'
-    ):
-        splits.remove('test')
+    if cfg.get('test_dataloader') == cfg.get('val_dataloader'):
+        there = [split for split in there if split != 'test']
+    splits = args.splits or there
     require_datasets(cfg, splits)
 
     def build(split: str) -> tuple[Any, list]:
