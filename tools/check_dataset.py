@@ -24,38 +24,17 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--splits',
-        nargs='+',
-        choices=SPLITS,
-        help='what to check (default: all that the config has; test only '
-        'where it differs from val)',
-    )
-    parser.add_argument(
-        '--seconds',
-        type=float,
-        help='time for each split, in which evenly spread images are looked '
-        'at (default: all images)',
-    )
-    parser.add_argument(
-        '--workers',
-        type=int,
-        default=os.cpu_count(),
-        help='processes (default: one a core)',
-    )
-    parser.add_argument(
-        '--limit',
-        type=int,
-        default=20,
-        help='cases named for each kind of fault (default: 20)',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='overrides of the config, as key=value pairs',
-    )
+    add = parser.add_argument
+    add('config', help='config file')
+    text = 'default: all that differ'
+    add('--splits', nargs='+', choices=SPLITS, help=text)
+    text = 'for each split, for evenly spread images (default: all images)'
+    add('--seconds', type=float, help=text)
+    cores = os.cpu_count()
+    add('--workers', type=int, default=cores, help='default: one a core')
+    text = 'cases named for each kind of fault (default: 20)'
+    add('--limit', type=int, default=20, help=text)
+    add('--cfg-options', nargs='+', action=DictAction, help='key=value pairs')
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
     for name, least in (('seconds', 0), ('workers', 0), ('limit', 1)):

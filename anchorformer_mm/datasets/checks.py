@@ -465,7 +465,14 @@ class _Check:
             self.tell('set', 'it has no entry')
             return
         self._compare_heads()
-        looked = self._look_at_entries(track, (start + end) / 2)
+        looked = 0
+        label = f'{self.split}: annotations'
+        for dataset, index in track(self.places, len(self.places), label):
+            if looked and time.monotonic() > (start + end) / 2:
+                break
+            looked += 1
+            if hasattr(dataset, 'get_data_info'):
+                self._entry(dataset, index, dataset.get_data_info(index))
         with _random_state_kept():
             loaded = self._load(workers, track, end)
         for metric in self.metrics:
@@ -496,17 +503,6 @@ class _Check:
                 if isinstance(weight, list) and len(weight) not in fitting:
                     text = f'{len(weight)} for num_classes={number}'
                     self.tell('class-weight', f'{place} has {text}')
-
-    def _look_at_entries(self, track: Callable, end: float) -> int:
-        looked = 0
-        label = f'{self.split}: annotations'
-        for dataset, index in track(self.places, len(self.places), label):
-            if looked and time.monotonic() > end:
-                break
-            looked += 1
-            if hasattr(dataset, 'get_data_info'):
-                self._entry(dataset, index, dataset.get_data_info(index))
-        return looked
 
     def _entry(self, dataset: Any, index: int, info: dict) -> None:
         path = info.get('img_path')
@@ -697,7 +693,7 @@ class _Check:
 
     def compare(self, train: '_Check') -> None:
         """Compare the data of an evaluation with that of the training."""
-        for path in self.paths.keys() & train.paths.keys():
+        for path in sorted(self.paths.keys() & train.paths.keys()):
             self.tell('in-training', path)
         if self.classes and train.classes and self.classes != train.classes:
             text = f'{listing(self.classes)}, not {listing(train.classes)}'

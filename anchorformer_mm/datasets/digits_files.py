@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -304,19 +304,10 @@ def _mapping(workers: int) -> Iterator[Callable]:
     if workers == 1:
         yield map
         return
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context('spawn'), _start_worker
-    )
-
-    def run(function: Callable, items: Sequence) -> Iterator:
-        # Waits for one part at a time, so that an interrupt has little left
-        # to wait for.
-        for start in range(0, len(items), 64 * workers):
-            part = items[start : start + 64 * workers]
-            yield from pool.map(function, part, chunksize=8)
-
+    spawn = multiprocessing.get_context('spawn')
+    pool = ProcessPoolExecutor(workers, spawn, _start_worker)
     try:
-        yield run
+        yield partial(pool.map, chunksize=16)
     finally:
         pool.shutdown(cancel_futures=True)
 

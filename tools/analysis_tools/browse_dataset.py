@@ -158,9 +158,7 @@ def main() -> None:
         picture, text = draw(image, sample, meta)
         size = f'{image.shape[0]} x {image.shape[1]} px'
         pictures.append((picture, f'{number} {stem}\n{size}, {text}'))
-        names.append(
-            f'{number:03d}_{stem}.png' if stem else f'{number:03d}.png'
-        )
+        names.append(f'{number:03d}_{stem}.png')
     if not pictures:
         raise UsageError(f'{args.split}_dataloader gives no image')
     if args.grid:

@@ -19,6 +19,8 @@ from anchorformer_mm.utils.errors import UsageError, run_command_line
 from anchorformer_mm.utils.files import replacing
 
 SPLITS = ('train', 'val', 'test')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.JPG', '.JPEG', '.PNG')
+CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,43 +40,41 @@ def parse_args() -> argparse.Namespace:
 def read_split(root: Path, split: str) -> list[tuple[dict, list]]:
     """Read images with their objects: name, corners in px, if difficult."""
     path = root / 'ImageSets/Main' / f'{split}.txt'
-    images = {}
-    for line in path.read_text(encoding='utf-8-sig').split('\n'):
-        if (name := line.strip()) and name not in images:
-            images[name] = read_image(root, name, len(images) + 1)
-    return [*images.values()]
+    if Path(split).name != split:
+        raise UsageError(f'splits must be names of lists, got {split}')
+    if not path.is_file():
+        raise UsageError(f'{path} does not exist')
+    lines = path.read_text(encoding='utf-8-sig').splitlines()
+    names = dict.fromkeys(filter(None, map(str.strip, lines)))
+    for name in names:
+        if Path(name).is_absolute() or '..' in Path(name).parts:
+            raise UsageError(f'{path} must list images of {root}, not {name}')
+    return [read_image(root, name, i) for i, name in enumerate(names, 1)]
 
 
 def read_image(root: Path, name: str, number: int) -> tuple[dict, list]:
     path = root / 'Annotations' / f'{name}.xml'
-    folder = root / 'JPEGImages' / Path(name).parent
-    files = [f for f in folder.glob('*') if f.stem == Path(name).name]
+    images = root / 'JPEGImages'
+    files = [name + suffix for suffix in SUFFIXES]
+    files = [file for file in files if (images / file).is_file()]
     if not files:
-        raise UsageError(f'{root}/JPEGImages/{name}.jpg does not exist')
+        raise UsageError(f'{images}/{name}.jpg does not exist')
     try:
         tree = ElementTree.parse(path)
-        size = [int(float(tree.findtext(f'size/{side}') or 0))
-                for side in ('width', 'height')]  # fmt: skip
+        sides = ('size/width', 'size/height')
+        size = [int(float(tree.findtext(side) or 0)) for side in sides]
         if min(size) <= 0:
-            size = cv2.imread(str(files[0])).shape[1::-1]
-        objects = [
-            (
-                item.findtext('name').strip(),
-                [
-                    float(item.findtext(f'bndbox/{corner}'))
-                    for corner in ('xmin', 'ymin', 'xmax', 'ymax')
-                ],
-                bool(float(item.findtext('difficult') or 0)),
-            )
-            for item in tree.iterfind('object')
-        ]
+            size = cv2.imread(str(images / files[0])).shape[1::-1]
+        objects = []
+        for item in tree.iterfind('object'):
+            box = [float(item.findtext(f'bndbox/{c}')) for c in CORNERS]
+            difficult = bool(float(item.findtext('difficult') or 0))
+            objects.append((item.findtext('name').strip(), box, difficult))
     # Something is not there, or no number.
     except (AttributeError, TypeError, ValueError, SyntaxError) as error:
         raise UsageError(f'{path} cannot be used: {error}') from None
-    file = str(files[0].relative_to(root / 'JPEGImages'))
-    return dict(
-        id=number, file_name=file, width=size[0], height=size[1]
-    ), objects
+    image = dict(id=number, file_name=files[0])
+    return image | dict(width=size[0], height=size[1]), objects
 
 
 def main() -> None:
@@ -102,16 +102,13 @@ def main() -> None:
                 elif outside or min(x2, y2) <= 0:
                     left['outside of their image'] += 1
                 else:
-                    annotations.append(
-                        dict(
-                            id=len(annotations) + 1,
-                            image_id=image['id'],
-                            category_id=ids[name],
-                            bbox=[x1, y1, x2 - x1, y2 - y1],
-                            area=(x2 - x1) * (y2 - y1),
-                            iscrowd=int(difficult and not args.keep_difficult),
-                        )
-                    )
+                    entry = dict(image_id=image['id'], category_id=ids[name])
+                    entry['id'] = len(annotations) + 1
+                    entry['bbox'] = [x1, y1, x2 - x1, y2 - y1]
+                    entry['area'] = (x2 - x1) * (y2 - y1)
+                    crowd = difficult and not args.keep_difficult
+                    entry['iscrowd'] = int(crowd)
+                    annotations.append(entry)
         content = dict(
             images=[image for image, _ in splits[split]],
             annotations=annotations,
@@ -123,9 +120,8 @@ def main() -> None:
         count = f'{len(splits[split])} images, {len(annotations)} boxes'
         print(f'{path}: {count} of {", ".join(ids)}')
         for reason, number in left.items():
-            print(
-                f'{split}: {number} objects {reason} left out', file=sys.stderr
-            )
+            text = f'{split}: {number} objects {reason} left out'
+            print(text, file=sys.stderr)
 
 
 if __name__ == '__main__':
