@@ -11,8 +11,7 @@ from anchorformer_mm.datasets.digits import (
     make_scene,
     make_single,
 )
-from anchorformer_mm.datasets.digits_formats import DigitsSpec
-from anchorformer_mm.datasets.digits_writer import write_digits
+from anchorformer_mm.datasets.digits_files import DigitsSpec, write_digits
 
 __all__ = [
     'DIGIT_CLASSES',

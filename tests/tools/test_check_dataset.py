@@ -1,8 +1,6 @@
 """The command that checks the data of a config."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,124 +8,98 @@ from PIL import Image
 
 from anchorformer_mm.datasets import DIGIT_CLASSES
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'misc' / 'check_dataset.py'
-CONFIG = str(ROOT / 'configs' / 'picodet_anchorformer_t_digits.py')
-VAL = 'data/digits/annotations/instances_val.json'
+TOOL = 'check_dataset.py'
+CONFIG = Path(__file__).parents[2] / 'configs/picodet_anchorformer_t_digits.py'
+VAL = Path('data/digits/annotations/instances_val.json')
 
 
-def write(split, count):
+@pytest.fixture(autouse=True)
+def _data(tmp_path, monkeypatch):
     """A few images of 192 px with ten boxes each, one of each digit."""
-    numbers = range(1, count + 1)
-    folder = Path('data/digits', split)
-    folder.mkdir(parents=True)
-    for number in numbers:
-        Image.new('RGB', (192, 192)).save(folder / f'{number}.jpg')
-    content = dict(
-        images=[
-            dict(id=n, file_name=f'{n}.jpg', width=192, height=192)
-            for n in numbers
-        ],
-        annotations=[
-            dict(
-                id=10 * n + digit,
-                image_id=n,
-                category_id=digit,
-                bbox=[digit, digit, 20, 30],
-                area=600,
-                iscrowd=0,
-            )
-            for n in numbers
-            for digit in range(10)
-        ],
-        categories=[
-            dict(id=i, name=name) for i, name in enumerate(DIGIT_CLASSES)
-        ],
-    )
-    path = Path('data/digits/annotations', f'instances_{split}.json')
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-@pytest.fixture
-def main(tmp_path, monkeypatch):
-    """Run the command in this process, beside a few images."""
     monkeypatch.chdir(tmp_path)
-    write('train', 8)
-    write('val', 4)
-    spec = importlib.util.spec_from_file_location('tool', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def main(*args, config=CONFIG):
-        monkeypatch.setattr(sys, 'argv', ['tool', config, *args])
-        tool.run_command_line(tool.main)
-
-    return main
-
-
-def test_clean_data_ends_in_status_zero(main, capsys):
-    main()
-    out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == '0 errors, 0 warnings'
-    assert 'images read: train 8 of 8, val and test 4 of 4' in err
-
-
-def test_an_error_ends_in_status_one_and_names_the_file(main, capsys):
-    Path('data/digits/val/2.jpg').write_bytes(b'none')
-    with pytest.raises(SystemExit) as error:
-        main('--splits', 'val')
-    assert error.value.code == 1
-    out, err = capsys.readouterr()
-    line = 'error: val: data/digits/val/2.jpg is no image; get it again'
-    assert line in out
-    assert '1 errors, 0 warnings' in out
-    assert 'val 4 of 4' in err
-
-
-def test_warnings_alone_end_in_status_zero(main, capsys):
-    content = json.loads(Path(VAL).read_text())
-    for entry in content['annotations'][:3]:
-        entry['bbox'] = [180, 0, 20, 30]
-    Path(VAL).write_text(json.dumps(content))
-    main('--splits', 'val', '--limit', '1')
-    out = capsys.readouterr().out
-    assert out.count('warning: val: ') == 1
-    assert 'and 2 more: val [box-partly-outside]' in out
-    assert '0 errors, 3 warnings' in out
-
-
-def test_a_sample_and_options_reach_the_check(main, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(
-            *('--sample', '2', '--fast', '--workers', '1'),
-            *('--cfg-options', 'model.bbox_head.num_classes=7'),
+    for split, count in (('train', 8), ('val', 4)):
+        numbers = range(1, count + 1)
+        folder = Path('data/digits', split)
+        folder.mkdir(parents=True)
+        for n in numbers:
+            Image.new('RGB', (192, 192)).save(folder / f'{n}.jpg')
+        box = dict(bbox=[5, 6, 20, 30], area=600, iscrowd=0)
+        content = dict(
+            images=[
+                dict(id=n, file_name=f'{n}.jpg', width=192, height=192)
+                for n in numbers
+            ],
+            annotations=[
+                dict(id=10 * n + i, image_id=n, category_id=i, **box)
+                for n in numbers
+                for i in range(10)
+            ],
+            categories=[
+                dict(id=i, name=name) for i, name in enumerate(DIGIT_CLASSES)
+            ],
         )
-    assert error.value.code == 1
-    out, err = capsys.readouterr()
-    assert out.count('num_classes=7') == 2
-    assert 'train 2 of 8, val and test 2 of 4' in err
+        path = VAL.with_name(f'instances_{split}.json')
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+
+
+def test_sound_data_ends_in_status_zero(run_tool):
+    status, out, _ = run_tool(TOOL, str(CONFIG), '--workers', '2')
+    assert status == 0
+    assert out.splitlines()[-1] == '0 errors, 0 warnings'
+
+
+def test_faults_are_listed_and_errors_end_in_status_one(run_tool):
+    for number in (2, 3):
+        Path(f'data/digits/val/{number}.jpg').write_bytes(b'none')
+    content = json.loads(VAL.read_text())
+    content['annotations'][0]['bbox'] = [180, 0, 20, 30]
+    VAL.write_text(json.dumps(content))
+    args = [TOOL, str(CONFIG), '--workers', '0', '--splits', 'val']
+    status, out, _ = run_tool(*args, '--limit', '1')
+    assert status == 1
+    error, warning, summary = out.splitlines()[-3:]
+    assert error.startswith('error: val: entries on which the pipeline fails')
+    assert 'and 1 more' in error
+    assert warning.startswith('warning: val: boxes that reach out')
+    assert summary == '1 errors, 1 warnings'
+
+
+def test_classes_in_place_of_names_are_checked_too(run_tool):
+    # As pure-Python configs have them.
+    Path('config.py').write_text(
+        'from mmdet.datasets import CocoDataset\n'
+        'from mmdet.datasets.transforms import LoadAnnotations\n'
+        'from mmdet.datasets.transforms import PackDetInputs\n'
+        'from mmcv.transforms import LoadImageFromFile\n'
+        'pipeline = [dict(type=LoadImageFromFile),\n'
+        '    dict(type=LoadAnnotations, with_bbox=True),\n'
+        '    dict(type=PackDetInputs)]\n'
+        'model = dict(bbox_head=dict(num_classes=7))\n'
+        'train_dataloader = dict(dataset=dict(type=CocoDataset,\n'
+        "    ann_file='data/digits/annotations/instances_val.json',\n"
+        "    data_prefix=dict(img='data/digits/val/'),\n"
+        f'    metainfo=dict(classes={DIGIT_CLASSES}), pipeline=pipeline))\n'
+    )
+    status, out, _ = run_tool(TOOL, 'config.py', '--workers', '0')
+    assert status == 1
+    assert 'num_classes=7, the data has 10 classes' in out
 
 
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (('--sample', '0'), '--sample must be >= 1, got 0'),
-        (('--workers', '-1'), '--workers must be >= 1, got -1'),
-        (('--limit', '-1'), '--limit must be >= 0, got -1'),
-        (('--cfg-options', 'default_scope=mmpose'), 'is of mmpose'),
+        (('--seconds', '-1'), '--seconds must be >= 0, got -1'),
+        (('--workers', '-1'), '--workers must be >= 0, got -1'),
+        (('--limit', '0'), '--limit must be >= 1, got 0'),
+        (
+            ('--cfg-options', 'test_dataloader=None', '--splits', 'test'),
+            'test',
+        ),
+        (('--cfg-options', 'val_dataloader.dataset.ann_file=x'), 'missing'),
     ],
 )
-def test_what_cannot_run_ends_in_status_two(main, capsys, args, message):
-    with pytest.raises(SystemExit) as error:
-        main(*args)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_data_that_is_not_there_ends_in_status_two(main, capsys):
-    Path(VAL).unlink()
-    with pytest.raises(SystemExit) as error:
-        main()
-    assert error.value.code == 2
-    assert 'missing' in capsys.readouterr().err
+def test_what_cannot_run_ends_in_status_two(run_tool, args, message):
+    status, _, errors = run_tool(TOOL, str(CONFIG), *args)
+    assert status == 2
+    assert any(message in line for line in errors)

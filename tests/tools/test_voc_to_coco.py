@@ -1,130 +1,116 @@
-"""The command that turns VOC annotations into COCO's."""
+"""The command that turns VOC files into COCO files."""
 
-import importlib.util
-import shlex
-import shutil
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 from PIL import Image
+from pycocotools.coco import COCO
 
-from anchorformer_mm.utils.dataset_paths import LAYOUTS, require_datasets
+TOOL = 'dataset_converters/voc_to_coco.py'
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'dataset_converters' / 'voc_to_coco.py'
-XML = """\
-<annotation>
-  <size><width>64</width><height>48</height></size>
-  <object>
-    <name>WBC</name>
-    <bndbox>
-      <xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>{ymax}</ymax>
-    </bndbox>
-  </object>
-</annotation>
-"""
+
+SIZE = '<size><width>40</width><height>30</height></size>'
+
+
+def write(name, *objects, size=SIZE, suffix='.jpg'):
+    for folder in ('Annotations', 'JPEGImages', 'ImageSets/Main'):
+        Path('voc', folder).mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (40, 30)).save(f'voc/JPEGImages/{name}{suffix}')
+    text = ''.join(
+        f'<object><name>{label}</name><difficult>{difficult}</difficult>'
+        f'<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax>'
+        f'<ymax>{y2}</ymax></bndbox></object>'
+        for label, x1, y1, x2, y2, difficult in objects
+    )
+    Path(f'voc/Annotations/{name}.xml').write_text(
+        f'<annotation>{size}{text}</annotation>'
+    )
+    with Path('voc/ImageSets/Main/train.txt').open('a') as file:
+        file.write(f'{name}\n')
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A place where data/BCCD_Dataset lies as published."""
-    root = tmp_path / 'data/BCCD_Dataset/BCCD'
-    for name in ('Annotations', 'JPEGImages', 'ImageSets/Main'):
-        (root / name).mkdir(parents=True)
-    for split, ymax in (('train', 9), ('val', 2), ('test', 9)):
-        (root / f'ImageSets/Main/{split}.txt').write_text(f'{split}_0\n')
-        path = root / f'Annotations/{split}_0.xml'
-        path.write_text(XML.format(ymax=ymax))
-        Image.new('RGB', (64, 48)).save(root / f'JPEGImages/{split}_0.jpg')
+def convert(tmp_path, monkeypatch, run_tool):
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+
+    def call(*args):
+        return run_tool(
+            TOOL, 'voc', '--out', 'coco', '--splits', 'train', *args
+        )
+
+    return call
 
 
-@pytest.fixture
-def main(monkeypatch):
-    """Run the command in this process."""
-    spec = importlib.util.spec_from_file_location('tool', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def test_boxes_are_those_of_mmdet(convert):
+    from mmdet.datasets import CocoDataset, VOCDataset
 
-    def main(*args):
-        monkeypatch.setattr(sys, 'argv', ['tool', *args])
-        tool.run_command_line(tool.main)
+    write('a', ('cat', 3, 4, 20, 12, 0), ('dog', 5, 5, 40, 30, 1))
+    write('b')
+    assert convert()[0] == 0
+    coco = CocoDataset(
+        ann_file='coco/train.json',
+        data_prefix=dict(img='voc/JPEGImages'),
+        metainfo=dict(classes=('cat', 'dog')),
+    )
+    voc = VOCDataset(
+        data_root='voc',
+        data_prefix=dict(sub_data_root=''),
+        ann_file='ImageSets/Main/train.txt',
+        metainfo=dict(classes=('cat', 'dog')),
+    )
+    assert len(coco) == len(voc) == 2
+    for index in range(2):
+        ours, theirs = coco.get_data_info(index), voc.get_data_info(index)
+        assert ours['instances'] == theirs['instances']
+        assert ours['width'], ours['height'] == (40, 30)
 
-    return main
 
-
-@pytest.mark.smoke
-def test_the_commands_of_the_hint_make_what_the_configs_ask_for(
-    folder, main, capsys
-):
-    clone, convert, copy = LAYOUTS['bccd'].split(' && ')
-    assert shlex.split(clone)[-1] == 'data/BCCD_Dataset'
-    python, script, *args = shlex.split(convert)
-    assert (python, ROOT / script) == ('python', TOOL)
-    main(*args)
-    out, err = capsys.readouterr()
-    assert out.splitlines() == [
-        f'data/bccd/{split}.json: 1 images, {count} boxes of RBC, WBC, '
-        'Platelets'
-        for split, count in (('train', 1), ('val', 0), ('test', 1))
-    ]
-    assert err.splitlines() == [
-        "warning: no object of class 'RBC'; found: WBC",
-        "warning: no object of class 'Platelets'; found: WBC",
-        'warning: val: boxes less than a pixel wide or high, left out: 1, in '
-        'val_0.xml',
-    ]
-    *command, source, target = shlex.split(copy)
-    assert command == ['cp', '-r']
-    shutil.copytree(source, target)
-    cfg = Config.fromfile(ROOT / 'configs/picodet_s_bccd.py')
-    require_datasets(cfg, ('train', 'val', 'test'))
-    classes = args[args.index('--classes') + 1 :][:3]
-    assert list(cfg.train_dataloader.dataset.metainfo.classes) == classes
+def test_options_and_what_is_left_out(convert):
+    write(
+        'x',
+        ('cat', 0, 1.5, 20, 12, 1),
+        ('cat', 5, 5, 5, 9, 0),
+        ('cat', 50, 5, 60, 9, 0),
+        ('owl', 5, 5, 15, 9, 0),
+        size='',
+        suffix='.PNG',
+    )
+    args = ['--classes', 'dog', 'cat', '--first-pixel', '0']
+    status, _, errors = convert(*args, '--keep-difficult')
+    assert status == 0
+    for text in ('class dog', '1 objects of the class owl', 'than a pixel'):
+        assert any(text in line for line in errors)
+    coco = COCO('coco/train.json')
+    (image,) = coco.imgs.values()
+    assert image['file_name'] == 'x.PNG'
+    assert (image['width'], image['height']) == (40, 30)
+    (entry,) = coco.anns.values()
+    assert entry['id'] == 1
+    assert entry['bbox'] == [0, 1.5, 20, 10.5]
+    assert (entry['category_id'], entry['iscrowd']) == (2, 0)
 
 
 @pytest.mark.parametrize(
-    ('args', 'message'),
+    ('spoil', 'message'),
     [
-        (('--splits', 'no'), 'no.txt does not exist; lists there: test, tra'),
-        (('--classes', 'a', 'a'), 'classes must be different names, at'),
-        (('--out', 'file'), "'file"),
-        (('--out', 'old', '--splits', 'val'), '--overwrite replaces'),
+        (lambda: Path('voc/JPEGImages/a.jpg').unlink(), 'a.jpg does not'),
+        (lambda: Path('voc/Annotations/a.xml').write_text('<a>'), 'a.xml'),
+        (lambda: write('b', ('cat', 'x', 1, 2, 3, 0)), 'b.xml'),
     ],
 )
-def test_what_cannot_work_is_one_line_and_writes_nothing(
-    folder, main, capsys, args, message
-):
-    (folder / 'file').touch()
-    (folder / 'old').mkdir()
-    (folder / 'old/val.json').touch()
-    before = {*folder.rglob('*')}
-    with pytest.raises(SystemExit) as error:
-        main('data/BCCD_Dataset/BCCD', '--out', 'out', *args)
-    assert error.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: ')
-    assert message in line
-    assert {*folder.rglob('*')} == before
+def test_faults_are_one_line_and_nothing_is_written(convert, spoil, message):
+    write('a', ('cat', 3, 4, 20, 12, 0))
+    spoil()
+    status, _, errors = convert()
+    assert status == 2
+    assert message in errors[-1]
+    assert not Path('coco').exists()
 
 
-def test_needs_no_deep_learning_library_to_run(folder):
-    script = (
-        'import runpy, sys\n'
-        'sys.argv = ["tool", "data/BCCD_Dataset/BCCD", "--out", "out"]\n'
-        f'runpy.run_path(r"{TOOL}", run_name="__main__")\n'
-        'heavy = {"torch", "mmengine", "mmcv", "mmdet"} & {*sys.modules}\n'
-        'print(sorted(heavy))\n'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', script],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.splitlines()[-1] == '[]', done.stderr
-    assert (folder / 'out/val.json').is_file()
+def test_files_are_replaced_on_demand_only(convert):
+    write('a', ('cat', 3, 4, 20, 12, 0))
+    assert convert()[0] == 0
+    assert convert()[0] == 2
+    assert convert('--overwrite')[0] == 0
+    assert json.loads(Path('coco/train.json').read_text())['annotations']

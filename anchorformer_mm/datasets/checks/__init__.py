@@ -1,1 +1,0 @@
-"""What is wrong with the data that a config names, before it is trained on."""
