@@ -170,7 +170,7 @@ def load_model(
     try:
         with weights_only():
             loaded = load_checkpoint(
-                model, str(checkpoint), map_location='cpu', strict=True
+                model, str(checkpoint), 'cpu', strict=True, logger='silent'
             )
     except (
         EOFError,
