@@ -6,13 +6,14 @@ Example:
     >>> sample.pred_instances.bboxes
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any
 
@@ -22,12 +23,7 @@ import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import (
-    DATASETS,
-    MODELS,
-    TRANSFORMS,
-    init_default_scope,
-)
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from PIL import EpsImagePlugin, Image, ImageOps
@@ -41,11 +37,8 @@ OWN = 'anchorformer_mm'
 TASK_LIBRARIES = ('mmdet', 'mmpretrain', 'mmseg')
 
 # mmengine looks for mmseg's configs in the distribution of the originals.
-try:
+with suppress(PackageNotFoundError):
     version(LIBRARIES['mmseg'].fork)
-except PackageNotFoundError:
-    pass
-else:
     MODULE2PACKAGE['mmseg'] = LIBRARIES['mmseg'].fork
 
 
@@ -60,23 +53,19 @@ def config_path(name: str | Path) -> Path:
         UsageError: There is no such library or config.
     """
     library, mark, file = str(name).partition('::')
-    if not mark:
-        path = Path(name)
-        if not path.is_file():
-            raise UsageError(f'config not found: {path}')
-        return path
     known = (*TASK_LIBRARIES, OWN)
-    if library not in known:
+    if mark and library not in known:
         raise UsageError(
             f'the library of a config must be one of {", ".join(known)}, '
             f'got {name}'
         )
-    if library != OWN:
-        check_environment([library])
-    folder = Path(find_spec(library).origin).parent / '.mim' / 'configs'
-    path = folder / file
+    path = Path(name)
+    if mark:
+        check_environment([library] if library != OWN else [])
+        folder = Path(find_spec(library).origin).parent / '.mim' / 'configs'
+        path = folder / file
     if not path.is_file():
-        raise UsageError(f'{library} has no config {file} in {folder}')
+        raise UsageError(f'config not found: {path}')
     return path
 
 
@@ -100,22 +89,26 @@ def read_config(
     path = config_path(name)
     try:
         cfg = Config.fromfile(path)
+        cfg.merge_from_dict(dict(cfg_options or {}))
     except ModuleNotFoundError as error:
         # mmengine's message starts with the name, and advises the originals.
         check_environment([n for n in LIBRARIES if n in str(error).split()])
         raise UsageError(f'{path}: {error}') from error
     except SyntaxError as error:
-        line = (
-            f'line {error.lineno}: {error.msg}: {(error.text or "").strip()}'
-        )
-        raise UsageError(f'{path} or one of its _base_, {line}') from error
-    except (AssertionError, OSError, ValueError) as error:
-        # A _base_ that is not there, or no name of a config.
-        raise UsageError(f'{path}: {error}') from error
-    cfg.merge_from_dict(dict(cfg_options or {}))
+        raise UsageError(
+            f'{path} or one of its _base_, line {error.lineno}: '
+            f'{error.msg}: {(error.text or "").strip()}'
+        ) from error
+    except Exception as error:
+        # Whatever the code of a config, or a _base_ that is not there, raises.
+        raise UsageError(f'{path}: {_reason(error)}') from error
     if cfg.get('default_scope') in TASK_LIBRARIES:
         check_environment([cfg.default_scope])
     return cfg
+
+
+def _reason(error: Exception) -> str:
+    return shorten(f'{type(error).__name__}: {error}', 400)
 
 
 def build_model(cfg: Config, *, backbone_only: bool = False) -> nn.Module:
@@ -142,9 +135,8 @@ def build_model(cfg: Config, *, backbone_only: bool = False) -> nn.Module:
         return MODELS.build(model)
     except Exception as error:
         # Whatever the constructor of an unknown model may raise.
-        raise UsageError(
-            f'the model cannot be built: {_reason(error)}'
-        ) from error
+        reason = _reason(error)
+        raise UsageError(f'the model cannot be built: {reason}') from error
 
 
 def load_model(
@@ -152,14 +144,9 @@ def load_model(
 ) -> nn.Module:
     """Build the model of a config with trained weights, to evaluate.
 
-    Args:
-        cfg: Config of a detector, a segmentor or a classifier.
-        checkpoint: Its weights; loaded with ``weights_only=True``.
-        device: Where the model goes.
-
-    Returns:
-        nn.Module: In evaluation mode; its ``dataset_meta`` is that of the
-        checkpoint, or else of the config, and its ``cfg`` is the config.
+    The file is loaded with ``weights_only=True``. The model's
+    ``dataset_meta`` is that of the checkpoint, or else of the config, and its
+    ``cfg`` is the config.
 
     Raises:
         UsageError: The file cannot be read, has no weights or those of
@@ -172,13 +159,7 @@ def load_model(
             loaded = load_checkpoint(
                 model, str(checkpoint), 'cpu', strict=True, logger='silent'
             )
-    except (
-        EOFError,
-        LookupError,
-        RuntimeError,
-        UnpicklingError,
-        ValueError,
-    ) as error:
+    except (LookupError, RuntimeError, ValueError) as error:
         # Missing weights would stay random.
         raise UsageError(
             f'{checkpoint} is no checkpoint of the model of the config: '
@@ -194,18 +175,10 @@ def load_model(
     return model.eval()
 
 
-def _reason(error: Exception) -> str:
-    return shorten(f'{type(error).__name__}: {error}', 400)
-
-
 def dataset_meta(cfg: Config) -> dict:
-    """Meta information of the test set, such as ``classes``.
+    """Meta information of the test set of a config, such as ``classes``.
 
-    Args:
-        cfg: Config whose ``test_dataloader`` names the data set.
-
-    Returns:
-        dict: As far as the class of the data set and the config tell.
+    It is what the class of the data set and its ``metainfo`` tell.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     kind = dataset.get('type')
@@ -225,9 +198,8 @@ class PreparedImage:
 
     Attributes:
         pixels: After the test pipeline, RGB, uint8, shape (h, w, 3).
-        inputs: The network's input, (1, 3, H, W): normalised, and padded at
-            the right and bottom.
-        data_samples: What goes with it.
+        inputs: Normalised, and padded at the right and bottom, (1, 3, H, W).
+        data_samples: What the model takes with them.
     """
 
     pixels: np.ndarray
@@ -241,11 +213,7 @@ class PreparedImage:
 
 
 def require_image(path: str | Path) -> None:
-    """Check that a file is an image that OpenCV can decode.
-
-    Raises:
-        UsageError: It is not, or is not there.
-    """
+    """Raise a UsageError unless OpenCV can decode a file."""
     if not Path(path).is_file():
         raise UsageError(f'image not found: {path}')
     if cv2.imread(str(path)) is None:
@@ -253,16 +221,10 @@ def require_image(path: str | Path) -> None:
 
 
 def image_pipeline(cfg: Config) -> Compose:
-    """Build the test pipeline of a config for images without annotations.
-
-    Args:
-        cfg: Config with ``test_dataloader.dataset.pipeline``.
-
-    Returns:
-        Compose: Takes what :func:`image_data` gives.
+    """Build the test pipeline of a config, to be called with image_data(...).
 
     Raises:
-        UsageError: It has none.
+        UsageError: The config has no ``test_dataloader.dataset.pipeline``.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     if 'pipeline' not in dataset:
@@ -273,29 +235,25 @@ def image_pipeline(cfg: Config) -> Compose:
         kind = transform['type']
         name = getattr(kind, '__name__', str(kind))
         if name.endswith('LoadImageFromFile'):
-            transforms.append(_LoadUnlessGiven(TRANSFORMS.build(transform)))
+            load = TRANSFORMS.build(transform)
+            transforms.append(partial(_load_unless_given, load))
         elif not name.endswith('LoadAnnotations'):
             transforms.append(transform)
     return Compose(transforms)
 
 
-class _LoadUnlessGiven:
-    """Reads an image with a transform, unless its pixels are there."""
-
-    def __init__(self, load: Any) -> None:
-        self.load = load
-
-    def __call__(self, data: dict) -> dict:
-        return data if 'img' in data else self.load(data)
+def _load_unless_given(load: Callable[[dict], dict], data: dict) -> dict:
+    """Read an image, unless its pixels are there."""
+    return data if 'img' in data else load(data)
 
 
 def image_data(image: ImageLike) -> dict:
     """Start of a pipeline for one image.
 
     Args:
-        image: A path; an image of Pillow; or an array, uint8, of shape
-            (h, w), (h, w, 1), (h, w, 3) or (h, w, 4): grey, BGR or BGRA, the
-            order in which mmcv and OpenCV read images. Alpha is left out.
+        image: A path; an image of Pillow; or a uint8 array of shape (h, w),
+            (h, w, 1), (h, w, 3) or (h, w, 4): grey, BGR or BGRA, in the order
+            of mmcv and OpenCV. Alpha is left out.
 
     Raises:
         UsageError: The file cannot be read, or the array is no such image.
@@ -307,23 +265,16 @@ def image_data(image: ImageLike) -> dict:
         # Turned by its EXIF orientation, as mmcv turns what it reads.
         rgb = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
         image = rgb[..., ::-1]
-    if not isinstance(image, np.ndarray):
+    pixels = np.asarray(image)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    channels = pixels.shape[2] if pixels.ndim == 3 and pixels.size else 0
+    if pixels.dtype != np.uint8 or channels not in (1, 3, 4):
         raise UsageError(
-            'an image must be a path, a NumPy array or an image of Pillow, '
-            f'got {type(image).__name__}'
+            'an image must be a path, an image of Pillow, or a uint8 array '
+            'of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); got a '
+            f'{type(image).__name__} of {pixels.dtype}, {pixels.shape}'
         )
-    pixels = image[..., None] if image.ndim == 2 else image
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim != 3
-        or pixels.shape[2] not in (1, 3, 4)
-        or not pixels.size
-    ):
-        raise UsageError(
-            'an array must be uint8 of shape (h, w), (h, w, 1), (h, w, 3) or '
-            f'(h, w, 4), got {image.dtype} of shape {image.shape}'
-        )
-    if pixels.shape[2] == 1:
+    if channels == 1:
         pixels = pixels.repeat(3, axis=2)
     pixels = np.ascontiguousarray(pixels[..., :3])
     size = pixels.shape[:2]
@@ -335,15 +286,10 @@ def image_data(image: ImageLike) -> dict:
 def prepare_with(
     pipeline: Compose, data_preprocessor: nn.Module, image: ImageLike
 ) -> PreparedImage:
-    """Take an image through a pipeline and a data preprocessor.
+    """Take an image through a pipeline and the data preprocessor of a model.
 
-    Args:
-        pipeline: From :func:`image_pipeline`.
-        data_preprocessor: Of a model.
-        image: As of :func:`image_data`.
-
-    Raises:
-        UsageError: The image cannot be read.
+    Arguments and errors are those of :func:`image_pipeline` and
+    :func:`image_data`.
     """
     data = pipeline(image_data(image))
     batch = data_preprocessor(pseudo_collate([data]), False)
@@ -355,16 +301,7 @@ def prepare_with(
 def prepare_image(
     cfg: Config, model: nn.Module, image: ImageLike
 ) -> PreparedImage:
-    """Take an image through the test pipeline and the data preprocessor.
-
-    Args:
-        cfg: Config with ``test_dataloader.dataset.pipeline``.
-        model: From :func:`load_model` with this config.
-        image: As of :func:`image_data`.
-
-    Raises:
-        UsageError: The image cannot be read, or the config has no pipeline.
-    """
+    """As :func:`prepare_with`, with the test pipeline of a config."""
     return prepare_with(image_pipeline(cfg), model.data_preprocessor, image)
 
 
@@ -372,9 +309,8 @@ def to_rgb(inputs: Tensor) -> np.ndarray:
     """Picture of what a pipeline packed.
 
     Args:
-        inputs: Blue, green and red, as mmcv reads images, shape (3, h, w);
-            or grey, shape (1, h, w). Values that are not uint8 may be
-            normalised: they are stretched to the whole range.
+        inputs: BGR, as mmcv reads images, shape (3, h, w), or grey, shape
+            (1, h, w). What is not uint8 is stretched to the whole range.
 
     Returns:
         np.ndarray: RGB, uint8, shape (h, w, 3).
@@ -403,9 +339,8 @@ def predict(
         device: Where a model of a config goes.
 
     Returns:
-        A data sample of the model's library for each image, on the CPU: of
-        mmdet with ``pred_instances``, of mmseg with ``pred_sem_seg``, of
-        mmpretrain with ``pred_score`` and ``pred_label``; a list when
+        A data sample of the model's library for each image, on the CPU, with
+        ``pred_instances``, ``pred_sem_seg`` or ``pred_score``; a list when
         ``images`` is one.
 
     Raises:
