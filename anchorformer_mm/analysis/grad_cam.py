@@ -193,24 +193,18 @@ def segmentation_grad_cam(
 
     Explained is the sum of the logits of the class over the pixels at which
     it is predicted. The image goes through the network as a whole, also
-    where ``test_cfg`` asks for windows. The model's weights and their
-    gradients are left as they were.
+    where ``test_cfg`` asks for windows. Arguments and errors are those of
+    :func:`grad_cam`, but for the following.
 
     Args:
         model: Segmentor of mmseg with ``encode_decode``, in evaluation mode.
-        inputs: One image as the network takes it, (1, 3, H, W).
-        target: Name or number of the class; by default the one with most
-            pixels.
-        classes: Names of the classes.
-        layer: Name of the layer whose map is weighted; by default that of
-            :func:`default_target_layer`.
+        target: By default the class with most pixels.
         image_size: Height and width (h, w) of the image in the inputs, px,
             if it was padded at the right or bottom.
 
     Raises:
-        UsageError: There is no such class or layer, the class is predicted
-            nowhere, the model has one channel for two classes, the layer did
-            not run or gives no map, or its map has no gradient.
+        UsageError: The class is predicted nowhere, or the model has one
+            channel for two classes.
     """
     name = layer or default_target_layer(model)
     find_layer(model, name)

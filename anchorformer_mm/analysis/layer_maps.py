@@ -171,22 +171,10 @@ def collect_anchor_weights(
 
 
 def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
-    """Run a model once and keep the clusters of every layer that makes some.
+    """Run a model once and keep the clusters of every ClusterAttention.
 
-    What is kept is what the layer went on with. The model is left as it was,
-    whatever happens.
-
-    Args:
-        model: Any model with :class:`ClusterAttention`.
-        *args: Passed to the model.
-        **kwargs: Passed to the model.
-
-    Returns:
-        list[TokenClusters]: In the order in which the layers ran.
-
-    Raises:
-        UsageError: The model has no such layer, none of them ran, or one was
-            not told the shape of its map.
+    What is kept is what the layer went on with. For the rest see
+    :func:`collect_anchor_weights`.
     """
     return _collect(
         model, _has_clusters, _watch_clusters, 'clusters', args, kwargs
@@ -316,84 +304,52 @@ def choose_layers(
     return {i: made[i] for i in indices}
 
 
-def picture_anchors(
+def picture_layers(
     model: nn.Module,
     image: PreparedImage,
     prefix: str | Path,
     *,
+    kind: str | None = None,
     layers: Sequence[int] | None = None,
     **options,
 ) -> list[Path]:
-    """Draw the anchor maps of an image, and the assignment of its patches.
+    """Draw the anchors of an image and the assignment of its patches, or the
+    clusters.
 
     Args:
         model: Detector, segmentor or classifier.
         image: From :func:`~anchorformer_mm.apis.prepare_image`.
         prefix: Folder, and what the names of the pictures begin with.
-        layers: Their numbers; all for None.
+        kind: ``'anchors'`` or ``'clusters'``; that of :func:`maps_of` for
+            None.
+        layers: Of :func:`choose_layers`.
         **options: ``heads``, ``num_anchors`` and ``order`` of
-            :func:`draw_anchor_maps`.
+            :func:`draw_anchor_maps`, or ``scales`` of :func:`draw_clusters`.
 
     Returns:
         list[Path]: The pictures.
 
     Raises:
-        UsageError: The model has no anchors, or an argument has no meaning.
+        UsageError: The model has none, or an argument has no meaning.
     """
-    collected = collect_anchor_weights(
-        model, image.inputs, image.data_samples, mode='tensor'
-    )
-    chosen = choose_layers(collected, layers)
-    maps = Path(f'{prefix}_anchors.png')
-    assignment = Path(f'{prefix}_assignment.png')
-    size = image.input_size
-    draw_anchor_maps(image.pixels, chosen, maps, input_size=size, **options)
-    draw_assignment(
-        image.pixels,
-        chosen,
-        assignment,
-        heads=options.get('heads'),
-        input_size=size,
-    )
-    return [maps, assignment]
-
-
-def picture_clusters(
-    model: nn.Module,
-    image: PreparedImage,
-    prefix: str | Path,
-    *,
-    layers: Sequence[int] | None = None,
-    scales: Sequence[int] | None = None,
-) -> list[Path]:
-    """Draw the clusters of an image.
-
-    Args:
-        model: Detector, segmentor or classifier.
-        image: From :func:`~anchorformer_mm.apis.prepare_image`.
-        prefix: Folder, and what the name of the picture begins with.
-        layers: Their numbers; the last of each stage for None.
-        scales: A row for each; the coarsest for None.
-
-    Returns:
-        list[Path]: The picture.
-
-    Raises:
-        UsageError: The model has no clusters, or no such layer or scale.
-    """
-    collected = collect_clusters(
-        model, image.inputs, image.data_samples, mode='tensor'
-    )
-    chosen = choose_layers(collected, layers)
-    picture = Path(f'{prefix}_clusters.png')
-    draw_clusters(
-        image.pixels,
-        chosen,
-        picture,
-        scales=scales,
-        input_size=image.input_size,
-    )
-    return [picture]
+    kind = kind or maps_of(model)
+    collect = collect_clusters
+    pictures = dict(clusters=(draw_clusters, options))
+    if kind == 'anchors':
+        collect = collect_anchor_weights
+        heads = dict(heads=options.get('heads'))
+        pictures = dict(
+            anchors=(draw_anchor_maps, options),
+            assignment=(draw_assignment, heads),
+        )
+    made = collect(model, image.inputs, image.data_samples, mode='tensor')
+    chosen = choose_layers(made, layers)
+    paths = []
+    for name, (draw, given) in pictures.items():
+        paths.append(Path(f'{prefix}_{name}.png'))
+        size = image.input_size
+        draw(image.pixels, chosen, paths[-1], input_size=size, **given)
+    return paths
 
 
 def draw_anchor_maps(
@@ -463,18 +419,9 @@ def draw_assignment(
     """Draw every patch in the colour of the anchor with its greatest share.
 
     An anchor has the same colour in every picture. Below stand the anchors
-    that have most patches, and their part of them.
-
-    Args:
-        image: As the model sees it, RGB, uint8, shape (h, w, 3).
-        layers: By their number, from :func:`choose_layers`.
-        path: PNG to write.
-        heads: Pictures of each layer; None draws the mean of all heads.
-        columns: Pictures beside each other, at most.
-        input_size: As for :func:`draw_anchor_maps`.
-
-    Raises:
-        UsageError: There is no such head.
+    that have most patches, and their part of them. There are at most
+    ``columns`` pictures beside each other; the rest is as for
+    :func:`draw_anchor_maps`.
     """
     rows = list(_rows(layers, heads))
     columns = min(columns, len(rows) + 1)
@@ -548,7 +495,7 @@ def draw_clusters(
     token is a cluster, it says so and nothing is drawn.
 
     Args:
-        image: As the model sees it, RGB, uint8, shape (h, w, 3).
+        image: As for :func:`draw_anchor_maps`.
         layers: By their number, from :func:`choose_layers`.
         path: PNG to write.
         scales: A row for each; None draws the coarsest of each layer.

@@ -248,14 +248,10 @@ def class_legend(
 
 
 def palette_of(meta: dict, classes: Sequence[str]) -> np.ndarray:
-    """Colours of classes; where there are none, those that mmseg makes up.
+    """Colours of classes, RGB, uint8, shape (C, 3).
 
-    Args:
-        meta: Of a data set, with a ``palette`` or without.
-        classes: Names.
-
-    Returns:
-        np.ndarray: RGB, uint8, shape (C, 3).
+    They are the ``palette`` in the meta information of a data set, or, where
+    there is none for these classes, those that mmseg makes up.
     """
     # Needs mmseg, which other pictures do without.
     from mmseg.datasets import BaseSegDataset

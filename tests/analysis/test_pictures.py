@@ -1,12 +1,13 @@
-"""Sheets of pictures, predictions on them, and the curve of a run."""
+"""Sheets of pictures, and the curve of a run.
+
+Predictions on them: see tools/test_summarize_run.py.
+"""
 
 import json
 
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmengine.config import Config
 
 from anchorformer_mm.analysis.pictures import (
     SWATCH,
@@ -15,18 +16,14 @@ from anchorformer_mm.analysis.pictures import (
     colour_labels,
     draw_curve,
     draw_panels,
-    draw_predictions,
     fit,
     hatching,
     palette_of,
     read_run,
 )
-from anchorformer_mm.apis import build_model
 from anchorformer_mm.utils.errors import UsageError
 
 PALETTE = [(250, 0, 10), (0, 240, 20), (30, 0, 230)]
-COLOURS = dict(red=(190, 40, 10), blue=(20, 30, 200))
-NAMES = ['blue', 'red', 'red', 'blue', 'red']
 
 
 def picture(h, w):
@@ -101,157 +98,6 @@ def test_colours_are_made_up_where_there_are_none():
     np.testing.assert_array_equal(
         palette_of(dict(palette=PALETTE), list('abcd')), made_up
     )
-
-
-BACKBONE = dict(
-    type='anchorformer_mm.AnchorFormer',
-    arch=dict(embed_dims=4, num_layers=1, num_heads=1, feedforward_channels=4),
-    img_size=(20, 32),
-    patch_size=4,
-    final_norm=False,
-)
-
-
-def write_images(folder):
-    """Files of one colour each."""
-    (folder / 'images').mkdir()
-    for i, name in enumerate(NAMES):
-        image = np.full((40 + i, 60, 3), COLOURS[name][::-1], np.uint8)
-        cv2.imwrite(str(folder / 'images' / f'{i}.png'), image)
-
-
-def save(cfg, path, head):
-    """Weights that are zero but for the bias of the head."""
-    model = build_model(cfg)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.get_parameter(head)[0] = 1
-    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
-
-
-def test_wrong_classes_are_framed_in_red(tmp_path):
-    write_images(tmp_path)
-    lines = [f'{i}.png {int(n == "red")}' for i, n in enumerate(NAMES)]
-    (tmp_path / 'list.txt').write_text('\n'.join(lines))
-    dataset = dict(
-        type='CustomDataset',
-        data_root=str(tmp_path),
-        ann_file='list.txt',
-        data_prefix='images',
-        metainfo=dict(classes=['blue', 'red']),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(24, 16)),
-            dict(type='PackInputs'),
-        ],
-    )
-    cfg = Config(
-        dict(
-            default_scope='mmpretrain',
-            model=dict(
-                type='ImageClassifier',
-                backbone=BACKBONE,
-                head=dict(
-                    type='VisionTransformerClsHead',
-                    num_classes=2,
-                    in_channels=4,
-                ),
-            ),
-            data_preprocessor=dict(mean=[128] * 3, std=[64] * 3, to_rgb=True),
-            test_dataloader=dict(dataset=dataset),
-        )
-    )
-    # Takes all for blue.
-    save(cfg, tmp_path / 'a.pth', 'head.layers.head.bias')
-    draw_predictions(cfg, tmp_path / 'a.pth', tmp_path / 'a.png')
-    sheet = cv2.imread(str(tmp_path / 'a.png'))[..., ::-1]
-    height = round(128 * 16 / 24)
-    for i, name in enumerate(NAMES):
-        x = 8 + i * (128 + 8)
-        panel = sheet[8 + 32 : 8 + 32 + height, x : x + 128]
-        inside = panel[10:-10, 10:-10].astype(int)
-        assert np.abs(inside - COLOURS[name]).max() <= 1
-        assert ((panel[0] == (255, 0, 0)).all()) == (name == 'red')
-
-
-@pytest.fixture
-def segmentor(tmp_path):
-    """Takes all for the class 0; half of it is, the rest is ignored."""
-    write_images(tmp_path)
-    (tmp_path / 'maps').mkdir()
-    for i in range(len(NAMES)):
-        labels = np.zeros((40 + i, 60), np.uint8)
-        labels[20:] = 255
-        cv2.imwrite(str(tmp_path / 'maps' / f'{i}.png'), labels)
-    dataset = dict(
-        type='BaseSegDataset',
-        data_root=str(tmp_path),
-        data_prefix=dict(img_path='images', seg_map_path='maps'),
-        img_suffix='.png',
-        metainfo=dict(classes=['ground', 'rest'], palette=PALETTE[:2]),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale_factor=0.5),
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
-    )
-    cfg = Config(
-        dict(
-            default_scope='mmseg',
-            model=dict(
-                type='EncoderDecoder',
-                data_preprocessor=dict(type='SegDataPreProcessor'),
-                backbone=dict(BACKBONE, out_type='featmap'),
-                decode_head=dict(
-                    type='FCNHead',
-                    in_channels=4,
-                    channels=4,
-                    num_convs=0,
-                    concat_input=False,
-                    num_classes=2,
-                ),
-                test_cfg=dict(mode='whole'),
-            ),
-            test_dataloader=dict(dataset=dataset),
-        )
-    )
-    save(cfg, tmp_path / 'a.pth', 'decode_head.conv_seg.bias')
-    return cfg
-
-
-def test_label_maps_stand_beside_the_image(segmentor, tmp_path):
-    path = tmp_path / 'a.png'
-    draw_predictions(segmentor, tmp_path / 'a.pth', path, num_images=1)
-    sheet = cv2.imread(str(path))[..., ::-1]
-    # 60 x 40 px became 192 x 128.
-    image, true, found = (
-        sheet[24 : 24 + 128, x : x + 192] for x in (8, 208, 408)
-    )
-    assert (image == COLOURS['blue']).all()
-    assert (true[:64] == PALETTE[0]).all()
-    np.testing.assert_array_equal(true[64:], hatching(128, 192)[64:])
-    assert (found == PALETTE[0]).all()
-    below = sheet[24 + 128 :]
-    assert (below == PALETTE[0]).all(axis=2).sum() == SWATCH**2
-    assert not (below == PALETTE[1]).all(axis=2).any()
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda cfg, data: data.pipeline.pop(2), '0.png has no ground truth'),
-        (lambda cfg, data: data.pop('metainfo'), 'no classes'),
-        (lambda cfg, data: cfg.update(default_scope='mmpose'), 'mmpose'),
-    ],
-)
-def test_what_cannot_be_drawn_is_told(segmentor, tmp_path, change, message):
-    change(segmentor, segmentor.test_dataloader.dataset)
-    path = tmp_path / 'predictions.png'
-    with pytest.raises(UsageError, match=message):
-        draw_predictions(segmentor, tmp_path / 'a.pth', path)
-    assert not path.exists()
 
 
 def write_log(folder, name, records):

@@ -121,7 +121,8 @@ def explain(folder, tmp_path, monkeypatch, run_tool):
         status, printed, errors = run_tool(
             *(TOOL, f'{model}.py', f'{model}.pth', *args, '--out', str(out))
         )
-        names = [Path(line).name for line in printed.splitlines()]
+        lines = printed.splitlines()
+        names = [Path(line).name for line in lines if line.endswith('.png')]
         there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
         assert sorted(names) == there
         for name in names:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from anchorformer_mm.analysis.pictures import hatching
 from anchorformer_mm.apis import build_model, read_config
 
 TOOL = 'analysis_tools/summarize_run.py'
@@ -43,7 +44,9 @@ model = dict(
 test_dataloader = dict(dataset=dict(
     type='BaseSegDataset', data_prefix=dict(
         img_path='images/cat', seg_map_path='images/dog'),
-    img_suffix='.png', metainfo=dict(classes=[str(i) for i in range(7)]),
+    img_suffix='.png', metainfo=dict(
+        classes=list('abcdefg'),
+        palette=[[9, 99, i] for i in range(196, 203)]),
     pipeline=[dict(type='LoadImageFromFile'),
               dict(type='LoadAnnotations'), dict(type='PackSegInputs')]))
 """
@@ -93,8 +96,9 @@ def images(tmp_path, monkeypatch):
     for name in ('cat', 'dog'):
         path = tmp_path / 'images' / name / 'a.png'
         path.parent.mkdir(parents=True)
-        image = np.full((20, 24, 3), len(name), np.uint8)
-        cv2.imwrite(str(path), image if name == 'cat' else image[..., 0])
+        image = np.full((20, 24), 3, np.uint8)
+        image[:, :4] = 255
+        cv2.imwrite(str(path), image)
 
 
 @pytest.mark.smoke
@@ -111,15 +115,38 @@ def test_a_run_is_pictured(tmp_path, run_tool, scope):
         'run/curve.png',
         'run/predictions.png',
     ]
-    for name in ('curve', 'predictions'):
-        assert cv2.imread(f'run/{name}.png').std() > 10
+    assert cv2.imread('run/curve.png').std() > 10
+    sheet = cv2.imread('run/predictions.png')[..., ::-1]
+    if scope == 'mmpretrain':
+        # One of the two is wrong, whatever is found.
+        red = (sheet == (255, 0, 0)).all(axis=2).sum()
+        assert pytest.approx(red, abs=300) == 2 * 3 * (128 + 122)
+    else:
+        # The ground truth: class 3, and beside it what is ignored.
+        assert (sheet == (9, 99, 199)).all(axis=2).sum() >= 96 * 160
+        assert (sheet == hatching(1, 6)[0, 0]).all(axis=2).sum() > 1000
 
 
-def test_runs_of_other_models_are_refused(tmp_path, run_tool):
-    text, records, _ = RUNS['mmpretrain']
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda cfg: cfg.update(default_scope='mmpose'), 'mmpose'),
+        (
+            lambda cfg: cfg.test_dataloader.dataset.pipeline.pop(1),
+            'ground truth',
+        ),
+        (
+            lambda cfg: cfg.test_dataloader.dataset.pop('metainfo'),
+            'no classes',
+        ),
+    ],
+)
+def test_what_cannot_be_pictured_is_told(tmp_path, run_tool, change, message):
+    text, records, _ = RUNS['mmseg']
     write_run(tmp_path / 'run', text, records)
-    config = tmp_path / 'run' / 'config.py'
-    config.write_text(text.replace("scope = 'mmpretrain'", "scope = 'mmpose'"))
+    cfg = read_config('run/config.py')
+    change(cfg)
+    cfg.dump('run/config.py')
     status, _, errors = run_tool(TOOL, 'run')
     assert status == 2
-    assert 'mmpose' in errors[-1]
+    assert message in errors[-1]

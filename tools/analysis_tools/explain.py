@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,27 +165,19 @@ def layer_painter(
         UsageError: They make neither anchor maps nor clusters, or an argument
             is not of what they make.
     """
-    from anchorformer_mm.analysis.layer_maps import (
-        maps_of,
-        picture_anchors,
-        picture_clusters,
-    )
+    from anchorformer_mm.analysis.layer_maps import maps_of, picture_layers
 
-    method = args.method or maps_of(model)
-    check_belonging(args, [method])
-    options = dict(layers=args.layers)
-    if method == 'clusters':
-        draw = picture_clusters
-        options |= dict(scales=args.scales)
-    else:
-        draw = picture_anchors
-        options |= dict(
-            heads=chosen_heads(args.heads),
-            num_anchors=args.num_anchors_shown,
-            order=args.order,
-        )
+    kind = args.method or maps_of(model)
+    check_belonging(args, [kind])
+    options = dict(
+        layers=args.layers,
+        heads=chosen_heads(args.heads),
+        num_anchors=args.num_anchors_shown,
+        order=args.order,
+        scales=args.scales,
+    )
     given = {name: o for name, o in options.items() if o is not None}
-    return lambda image, stem: draw(model, image, stem, **given)
+    return partial(picture_layers, model, kind=kind, **given)
 
 
 def class_painter(
