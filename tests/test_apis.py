@@ -1,6 +1,7 @@
 """Configs by path and by name, models from them, and images in every form."""
 
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -26,110 +27,10 @@ NAMES = {
     'mmpretrain': 'mmpretrain::deit/deit-small_4xb256_in1k.py',
     'mmseg': 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py',
 }
-BACKBONE = dict(
-    type='anchorformer_mm.AnchorFormer',
-    arch=dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=8),
-    img_size=16,
-    patch_size=8,
-)
-NORMALISED = dict(mean=[128.0] * 3, std=[64.0] * 3, bgr_to_rgb=True)
-LOAD = dict(type='LoadImageFromFile')
-BN = dict(type='BN')
-CLASSIFIER = dict(
-    default_scope='mmpretrain',
-    # Beside the model, as in mmpretrain's own configs.
-    data_preprocessor=dict(
-        num_classes=3, mean=[128.0] * 3, std=[64.0] * 3, to_rgb=True
-    ),
-    model=dict(
-        type='ImageClassifier',
-        backbone=BACKBONE,
-        head=dict(type='LinearClsHead', num_classes=3, in_channels=8),
-    ),
-    test_dataloader=dict(
-        dataset=dict(
-            type='CustomDataset',
-            metainfo=dict(classes=['a', 'b', 'c']),
-            pipeline=[
-                LOAD,
-                dict(type='ResizeEdge', scale=20),
-                dict(type='CenterCrop', crop_size=16),
-                dict(type='PackInputs'),
-            ],
-        )
-    ),
-)
-DETECTOR = dict(
-    default_scope='mmdet',
-    model=dict(
-        type='SingleStageDetector',
-        data_preprocessor=dict(type='DetDataPreprocessor', **NORMALISED),
-        backbone=dict(
-            type='anchorformer_mm.ESNet',
-            arch='0.75x',
-            out_indices=(2,),
-        ),
-        bbox_head=dict(
-            type='RetinaHead',
-            num_classes=2,
-            in_channels=384,
-            feat_channels=8,
-            stacked_convs=1,
-            anchor_generator=dict(
-                type='AnchorGenerator',
-                scales=[4],
-                ratios=[1.0],
-                strides=[32],
-            ),
-        ),
-        test_cfg=dict(
-            nms_pre=100,
-            score_thr=0.0,
-            nms=dict(type='nms', iou_threshold=0.5),
-            max_per_img=5,
-        ),
-    ),
-    test_dataloader=dict(
-        dataset=dict(
-            type='CocoDataset',
-            pipeline=[
-                LOAD,
-                dict(type='Resize', scale=(64, 64), keep_ratio=False),
-                dict(type='LoadAnnotations', with_bbox=True),
-                dict(type='PackDetInputs'),
-            ],
-        )
-    ),
-)
-SEGMENTOR = dict(
-    default_scope='mmseg',
-    model=dict(
-        type='EncoderDecoder',
-        data_preprocessor=dict(type='SegDataPreProcessor', **NORMALISED),
-        backbone=dict(BACKBONE, out_type='featmap'),
-        decode_head=dict(
-            type='FCNHead',
-            in_channels=8,
-            in_index=0,
-            channels=8,
-            num_convs=1,
-            num_classes=4,
-            norm_cfg=BN,
-        ),
-        test_cfg=dict(mode='whole'),
-    ),
-    test_dataloader=dict(
-        dataset=dict(
-            type='BaseSegDataset',
-            pipeline=[
-                LOAD,
-                dict(type='Resize', scale=(32, 32), keep_ratio=False),
-                dict(type='LoadAnnotations'),
-                dict(type='PackSegInputs'),
-            ],
-        )
-    ),
-)
+CLASSIFIER = 'anchorformer_t_digits'
+DETECTOR = 'picodet_anchorformer_t_digits'
+SEGMENTOR = 'semfpn_anchorformer_t_digits'
+CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 class Malicious:
@@ -147,9 +48,10 @@ def picture(tmp_path):
     return path, pixels
 
 
-def trained(config):
-    model = build_model(Config(config))
-    model.cfg = Config(config)
+def untrained(name):
+    cfg = read_config(CONFIGS / f'{name}.py')
+    model = build_model(cfg)
+    model.cfg = cfg
     return model.eval()
 
 
@@ -178,11 +80,6 @@ def test_a_base_may_be_a_name_of_a_library(scope, tmp_path):
     assert cfg.default_scope == scope
     assert cfg.model.a == 1
     assert 'backbone' in cfg.model
-
-
-def test_our_own_configs_have_names():
-    name = 'anchorformer_mm::picodet_s_coco.py'
-    assert config_path(name).name == 'picodet_s_coco.py'
 
 
 @pytest.mark.parametrize(
@@ -269,7 +166,7 @@ def test_a_checkpoint_runs_no_code_and_the_environment_stays(
     path = tmp_path / 'a.pth'
     torch.save(dict(state_dict={}, meta=Malicious()), path)
     with pytest.raises(UsageError, match=r'a\.pth cannot be read'):
-        load_model(Config(CLASSIFIER), path)
+        load_model(Config(dict(model=dict(type='A'))), path)
     assert 'ran' not in capsys.readouterr().out
     assert FORCE not in os.environ
 
@@ -285,7 +182,7 @@ def test_meta_information_of_a_class_in_place_of_its_name():
 @pytest.mark.parametrize('config', [CLASSIFIER, DETECTOR, SEGMENTOR])
 def test_every_form_of_an_image_gives_the_same(config, picture):
     path, pixels = picture
-    model = trained(config)
+    model = untrained(config)
     alpha = np.full((24, 40, 1), 7, np.uint8)
     forms = [
         str(path),
@@ -306,7 +203,7 @@ def test_every_form_of_an_image_gives_the_same(config, picture):
 
 def test_grey_images_are_taken(picture):
     path, pixels = picture
-    model = trained(CLASSIFIER)
+    model = untrained(CLASSIFIER)
     grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
     cv2.imwrite(str(path), grey)
     samples = predict(model, [path, grey, grey[..., None], Image.open(path)])
@@ -319,22 +216,46 @@ def test_an_image_of_pillow_is_turned_as_its_file(picture, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(picture[0]).save(path, exif=exif)
-    model = trained(SEGMENTOR)
+    model = untrained(SEGMENTOR)
     from_file, from_memory = predict(model, [path, Image.open(path)])
     assert from_file.ori_shape == from_memory.ori_shape == (40, 24)
 
 
 def test_a_config_and_its_checkpoint_predict(picture, tmp_path):
-    config, checkpoint = tmp_path / 'own.py', tmp_path / 'a.pth'
-    Config(CLASSIFIER).dump(config)
-    model = trained(CLASSIFIER)
+    model = untrained(CLASSIFIER)
+    checkpoint = tmp_path / 'a.pth'
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
-    sample = predict(config, picture[0], checkpoint=checkpoint)
-    torch.testing.assert_close(
-        sample.pred_score, predict(model, picture[0]).pred_score
-    )
+    name = f'anchorformer_mm::{CLASSIFIER}.py'
+    sample = predict(name, picture[0], checkpoint=checkpoint)
+    expected = predict(model, picture[0]).pred_score
+    torch.testing.assert_close(sample.pred_score, expected)
     with pytest.raises(UsageError, match='checkpoint'):
-        predict(config, picture[0])
+        predict(name, picture[0])
+
+
+@pytest.mark.parametrize(
+    ('model', 'backbone_only', 'message'),
+    [
+        (None, False, 'no model with a type'),
+        (dict(type='A'), True, 'no model.backbone with a type'),
+        (dict(type='Nothing'), False, 'cannot be built: KeyError'),
+        (
+            dict(type='anchorformer_mm.AnchorFormer', arch='huge'),
+            False,
+            'cannot be built: .*huge',
+        ),
+    ],
+)
+def test_a_config_without_such_a_model_is_told(model, backbone_only, message):
+    with pytest.raises(UsageError, match=message):
+        build_model(Config(dict(model=model)), backbone_only=backbone_only)
+
+
+def test_building_leaves_the_config_as_it_is():
+    cfg = read_config(NAMES['mmseg'])
+    before = Config(cfg.to_dict())
+    build_model(cfg)
+    assert cfg.model == before.model
 
 
 @pytest.mark.parametrize(
@@ -350,4 +271,4 @@ def test_a_config_and_its_checkpoint_predict(picture, tmp_path):
 )
 def test_what_is_no_image_is_refused(image):
     with pytest.raises(UsageError, match='image|array'):
-        predict(trained(CLASSIFIER), image)
+        predict(untrained(CLASSIFIER), image)
