@@ -222,17 +222,12 @@ def test_networks_with_stages_are_seen_through_the_last(
 
 def test_classes_are_found_by_name_or_number():
     names = ['zero', 'one', '0', 'none']
-    assert class_index('one', names, 3) == 1
-    assert class_index('1', names, 3) == 1
-    assert class_index(1, names, 3) == 1
+    found = [class_index(i, names, 3) for i in ('one', '1', 1, '0')]
     # A name goes before a number.
-    assert class_index('0', names, 3) == 2
-    with pytest.raises(UsageError, match=r"0 to 2, or .*zero.*; got 'zer'"):
-        class_index('zer', names, 3)
-    with pytest.raises(UsageError, match="such as one; got 'none'"):
-        class_index('none', names, 3)
-    with pytest.raises(UsageError, match=r"from 0 to 2; got '3'"):
-        class_index('3', [], 3)
+    assert found == [1, 1, 1, 2]
+    for target, message in (('zer', 'zero'), ('none', 'one'), ('3', '0 to 2')):
+        with pytest.raises(UsageError, match=message):
+            class_index(target, names, 3)
 
 
 def build_segmentor(backbone, channels=4, **kwargs):
@@ -313,26 +308,16 @@ def test_the_heat_is_where_the_pixels_of_the_class_are(inputs):
     assert set(columns < 24) == {True, False}
 
 
-def test_by_default_the_class_with_most_pixels_is_explained(inputs):
-    # Its score is a bias, which no place of the image speaks for.
-    with pytest.raises(UsageError, match='no gradient of the score reaches'):
-        segmentation_grad_cam(segmentor_of_colours(), inputs)
-    inputs[0, 2, :, 24:] = 1
-    assert segmentation_grad_cam(segmentor_of_colours(), inputs).target == 2
-
-
 def test_a_class_that_is_nowhere_is_told_with_those_that_are(inputs):
+    model = segmentor_of_colours()
     message = 'unicorn is found nowhere in the image, .*: ground, red, blue$'
     with pytest.raises(UsageError, match=message):
-        segmentation_grad_cam(
-            segmentor_of_colours(), inputs, target='unicorn', classes=CLASSES
-        )
-    with pytest.raises(UsageError, match='class 3 is found .*: class 0, clas'):
-        segmentation_grad_cam(segmentor_of_colours(), inputs, target=3)
-    with pytest.raises(UsageError, match="from 0 to 3, or .*; got 'horse'"):
-        segmentation_grad_cam(
-            segmentor_of_colours(), inputs, target='horse', classes=CLASSES
-        )
+        segmentation_grad_cam(model, inputs, target=3, classes=CLASSES)
+    # Its score is a bias, which no place of the image speaks for.
+    with pytest.raises(UsageError, match='no gradient of the score reaches'):
+        segmentation_grad_cam(model, inputs, target='ground', classes=CLASSES)
+    inputs[0, 2, :, 24:] = 1
+    assert segmentation_grad_cam(model, inputs).target == 2
 
 
 def test_what_was_padded_has_no_part_in_it(inputs):
@@ -444,24 +429,6 @@ def test_vision_transformers_of_mmseg_are_explained_too():
         nn.init.normal_(parameter, std=0.3)
     evidence = segmentation_grad_cam(model, torch.rand(1, 3, 32, 48))
     assert evidence.heat.shape == (32, 48)
-
-
-def test_one_channel_for_two_classes_is_refused(inputs):
-    model = build_segmentor(
-        token_backbone(),
-        decode_head=dict(
-            type='FCNHead',
-            in_channels=4,
-            channels=4,
-            num_convs=0,
-            concat_input=False,
-            num_classes=2,
-            out_channels=1,
-            threshold=0.3,
-        ),
-    )
-    with pytest.raises(UsageError, match='a channel for each class; .*=1'):
-        segmentation_grad_cam(model, inputs)
 
 
 def test_pictures_show_the_heat_and_the_pixels_explained(tmp_path):
