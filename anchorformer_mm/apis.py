@@ -43,11 +43,10 @@ with suppress(PackageNotFoundError):
 
 
 def config_path(name: str | Path) -> Path:
-    """Path of a config.
+    """Path of a config, given as such or by its name in a library.
 
-    Args:
-        name: A path; or the name of a config that a library ships, such as
-            ``'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'``.
+    A name is ``'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'``, or
+    ``'anchorformer_mm::picodet_s_coco.py'``; other libraries have none.
 
     Raises:
         UsageError: There is no such library or config.
@@ -95,10 +94,8 @@ def read_config(
         check_environment([n for n in LIBRARIES if n in str(error).split()])
         raise UsageError(f'{path}: {error}') from error
     except SyntaxError as error:
-        raise UsageError(
-            f'{path} or one of its _base_, line {error.lineno}: '
-            f'{error.msg}: {(error.text or "").strip()}'
-        ) from error
+        what = f'line {error.lineno}: {error.msg}: {error.text}'.strip()
+        raise UsageError(f'{path} or one of its _base_, {what}') from error
     except Exception as error:
         # Whatever the code of a config, or a _base_ that is not there, raises.
         raise UsageError(f'{path}: {_reason(error)}') from error
@@ -149,8 +146,8 @@ def load_model(
     ``cfg`` is the config.
 
     Raises:
-        UsageError: The file cannot be read, has no weights or those of
-            another model, or there is no such device.
+        UsageError: The file has no weights of the model, or the device is
+            not there.
     """
     require_checkpoint(checkpoint)
     model = build_model(cfg)
