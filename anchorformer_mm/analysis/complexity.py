@@ -3,13 +3,15 @@
 What counts: the products of convolutions, linear layers and matrix products,
 so all of attention, of whatever kind. A multiplication with its addition is
 one multiply-accumulate (MAC); FLOPs are twice the MACs. What does not count:
-norms, activations, softmax, pooling, interpolation, additions.
+norms, activations, softmax, pooling, interpolation, additions; their calls
+are named.
 """
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,16 +19,16 @@ from textwrap import shorten
 from unittest.mock import patch
 
 import torch
-from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.structures import BaseDataElement
 from packaging.version import Version
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from anchorformer_mm.analysis.raw_outputs import raw_outputs
-from anchorformer_mm.analysis.uncounted import UncountedOperators
+# For modules that still look for it here.
+from anchorformer_mm.apis import build_model as build_from_config  # noqa: F401
 from anchorformer_mm.models.fusing import (
     fuse,
     has_foldable,
@@ -34,6 +36,44 @@ from anchorformer_mm.models.fusing import (
 )
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.tables import markdown_table
+
+# Of torch.ops.aten, without the underscore of those that work in place.
+KINDS = {
+    'norms': 'native_layer_norm native_batch_norm native_group_norm '
+    '_native_batch_norm_legit_no_training linalg_vector_norm norm',
+    'activations': 'relu gelu silu sigmoid tanh hardtanh hardswish '
+    'hardsigmoid leaky_relu elu mish softplus log_sigmoid_forward',
+    'softmax': '_softmax _safe_softmax _log_softmax softmax log_softmax '
+    'logsumexp',
+    'arithmetic': 'add sub rsub mul div neg abs pow sqrt rsqrt exp log sin '
+    'cos reciprocal clamp clamp_min clamp_max maximum minimum addcmul '
+    'floor_divide remainder',
+    'sums and extremes': 'sum mean var prod amax amin max min cumsum any all',
+    'comparisons': 'eq ne lt le gt ge where logical_not logical_and '
+    'bitwise_and bitwise_not masked_fill isfinite isnan isinf',
+    'pooling': 'max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d '
+    '_adaptive_avg_pool2d max_pool3d_with_indices',
+    'resizing': 'upsample_nearest2d upsample_bilinear2d upsample_bicubic2d '
+    '_upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sampler_2d',
+    'sorting': 'sort topk argsort argmax argmin kthvalue',
+    'distances': '_cdist_forward _euclidean_dist',
+    'gathering': 'index index_put index_select gather scatter scatter_add '
+    'scatter_reduce index_add embedding take_along_dim nonzero',
+}
+KIND_OF = {
+    name: kind for kind, names in KINDS.items() for name in names.split()
+}
+# They make and move tensors, or their types, and compute nothing.
+MOVES = (
+    'clone copy cat stack empty empty_like empty_strided new_empty '
+    'new_empty_strided new_zeros new_ones new_full zeros zeros_like ones '
+    'ones_like full full_like fill zero arange linspace scalar_tensor '
+    '_to_copy detach lift_fresh lift_fresh_copy constant_pad_nd roll '
+    'repeat flip rot90 pixel_shuffle channel_shuffle resize as_strided '
+    'im2col tril_indices _local_scalar_dense _reshape_copy promote_types '
+    '_unsafe_view'
+)
+MOVING = frozenset(MOVES.split())
 
 
 @dataclass(frozen=True)
@@ -73,43 +113,14 @@ class Complexity:
     folded: int | None = None
 
 
-def build_from_config(
-    cfg: Config, *, backbone_only: bool = False
-) -> nn.Module:
-    """Build the model of a config to measure it; no weights are loaded.
-
-    Args:
-        cfg: Config of a detector, a segmentor or a classifier.
-        backbone_only: Build its backbone and nothing else.
-
-    Raises:
-        UsageError: The config has no such model, or it cannot be built.
-    """
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    # Building writes into the config.
-    model = deepcopy(cfg.get('model')) or {}
-    if backbone_only:
-        model = model.get('backbone') or {}
-    if 'type' not in model:
-        what = 'model.backbone' if backbone_only else 'model'
-        raise UsageError(f'the config has no {what} with a type')
-    try:
-        return MODELS.build(model)
-    except Exception as error:
-        # Whatever the constructor of an unknown model may raise.
-        raise UsageError(
-            f'the model cannot be built: {_reason(error)}'
-        ) from error
-
-
 def count_complexity(model: nn.Module, shape: Sequence[int]) -> Complexity:
     """Count parameters, and the operations on one image in evaluation.
 
-    The forward pass ends with the raw outputs of the heads: no decoding of
-    boxes, no suppression, no resizing to the image. It runs on fake tensors,
-    which have a shape and no content: it takes neither time nor memory, for
-    images of any size. What depends on values cannot be counted, such as the
-    second stage of a detector, whose work depends on the proposals.
+    The forward pass ends with the raw outputs of the heads, see
+    :func:`raw_outputs`. It runs on fake tensors, which have a shape and no
+    content: it takes neither time nor memory, for images of any size. What
+    depends on values cannot be counted, such as the second stage of a
+    detector, whose work depends on the proposals.
 
     Args:
         model: A detector, a segmentor or a classifier of OpenMMLab; or any
@@ -144,65 +155,77 @@ def count_complexity(model: nn.Module, shape: Sequence[int]) -> Complexity:
     )
 
 
+def raw_outputs(model: nn.Module, images: Tensor) -> object:
+    """Run a network to the raw outputs of its heads.
+
+    There is no decoding of boxes, no suppression, no resizing to the image.
+
+    Args:
+        model: A detector, a segmentor or a classifier; or any network that
+            is called with images, such as a backbone.
+        images: Normalised, shape (B, 3, H, W).
+    """
+    if not isinstance(model, BaseModel):
+        return model(images)
+    # Detectors with a transformer ask for what was padded: nothing.
+    size = tuple(images.shape[2:])
+    names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+    meta = dict.fromkeys(names, size) | dict(scale_factor=(1.0, 1.0))
+    if hasattr(model, 'encode_decode'):
+        # Not all segmentors of mmseg have the mode 'tensor'.
+        return model.encode_decode(images, [meta] * len(images))
+    samples = [BaseDataElement(metainfo=meta) for _ in images]
+    return model(images, samples, mode='tensor')
+
+
 def _count(
     model: nn.Module, shape: Sequence[int]
 ) -> tuple[int, dict[str, int], dict[str, int]]:
-    """MACs of a model, which it changes, of its parts, and other calls."""
-    copy = revert_sync_batchnorm(model)
-    # Of mmpretrain's backbones it returns None.
-    copy.eval()
-    counter = FlopCounterMode(display=False)
-    others = UncountedOperators()
-    meters = {
-        name: _Meter(getattr(copy, name), counter)
-        for name in ('backbone', 'neck')
-        if getattr(copy, name, None) is not None
-    }
+    """MACs of a model, which is changed, MACs of its parts, other calls."""
+    model = revert_sync_batchnorm(model)
+    # mmpretrain's backbones return None.
+    model.eval()
+    counter, others = FlopCounterMode(display=False), UncountedOperators()
+    # What was counted when a part ended, less what was when it began.
+    parts: Counter[str] = Counter()
+
+    def meter(name: str, sign: int, *_) -> None:
+        # A multiplication and an addition are two of torch's.
+        parts[name] += sign * (counter.get_total_flops() // 2)
+
+    for name in ('backbone', 'neck'):
+        part = getattr(model, name, None)
+        if part is not None:
+            parts[name] = 0
+            part.register_forward_pre_hook(partial(meter, name, -1))
+            part.register_forward_hook(partial(meter, name, 1))
     try:
         with (
             torch.no_grad(),
-            _unfused_attention(),
-            _without_compiled_operators(),
-            _without_log(),
+            _countable(),
             FakeTensorMode(allow_non_fake_inputs=True),
             counter,
             others,
         ):
-            raw_outputs(copy, torch.empty(1, 3, *shape))
+            raw_outputs(model, torch.empty(1, 3, *shape))
     except Exception as error:
         # Whatever an unknown model may raise.
+        reason = shorten(f'{type(error).__name__}: {error}', 400)
         raise UsageError(
             f'{type(model).__name__} cannot be counted at {shape[0]} x '
             f'{shape[1]} px: it does not take this size, or its work depends '
             'on what is in the image (two stages, deformable attention), so '
-            f'that only its backbone can be counted: {_reason(error)}'
+            f'that only its backbone can be counted: {reason}'
         ) from error
-    # A multiplication and an addition are two of torch's.
-    parts = {name: meter.flops // 2 for name, meter in meters.items()}
-    return counter.get_total_flops() // 2, parts, dict(others.calls)
-
-
-class _Meter:
-    """Adds up what is counted while a module runs."""
-
-    def __init__(self, module: nn.Module, counter: FlopCounterMode) -> None:
-        self.flops = 0
-        self.counter = counter
-        module.register_forward_pre_hook(self._start)
-        module.register_forward_hook(self._stop)
-
-    def _start(self, *_) -> None:
-        self.flops -= self.counter.get_total_flops()
-
-    def _stop(self, *_) -> None:
-        self.flops += self.counter.get_total_flops()
+    return counter.get_total_flops() // 2, dict(parts), dict(others.calls)
 
 
 @contextmanager
-def _unfused_attention() -> Iterator[None]:
-    """Let attention run as the matrix products that torch counts.
+def _countable() -> Iterator[None]:
+    """Let a model run on fake tensors such that torch counts its products.
 
-    It counts nothing for the fused kernels that it takes on a CPU.
+    torch counts nothing for the fused attention that it takes on a CPU; and
+    mmcv's own operators crash on tensors without content, or never end.
     """
     if Version(torch.__version__) < Version('2.3'):
         raise UsageError(
@@ -212,42 +235,19 @@ def _unfused_attention() -> Iterator[None]:
     from torch.backends import mha
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    fast = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def _without_log() -> Iterator[None]:
-    """Keep back the trace of a failure, which is an exception as well."""
-    logger = logging.getLogger('torch._subclasses.fake_tensor')
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled
-
-
-@contextmanager
-def _without_compiled_operators() -> Iterator[None]:
-    """Refuse mmcv's own operators: on no content they crash, or never end."""
-    extension = sys.modules.get('mmcv._ext')
-    operators = (
-        {
-            name: partial(_refuse, name)
-            for name, value in vars(extension).items()
-            if callable(value) and not name.startswith('_')
-        }
-        if extension
-        else {}
-    )
-    with (
-        patch.multiple(extension, **operators) if operators else nullcontext()
-    ):
+    with ExitStack() as stack:
+        fast = mha.get_fastpath_enabled()
+        stack.callback(mha.set_fastpath_enabled, fast)
+        mha.set_fastpath_enabled(False)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # It would write the trace of a failure, which is an error as well.
+        logger = logging.getLogger('torch._subclasses.fake_tensor')
+        stack.enter_context(patch.object(logger, 'disabled', True))
+        extension = sys.modules.get('mmcv._ext')
+        for name, value in list(vars(extension).items() if extension else ()):
+            if callable(value) and not name.startswith('_'):
+                refuse = partial(_refuse, name)
+                stack.enter_context(patch.object(extension, name, refuse))
         yield
 
 
@@ -261,8 +261,31 @@ def _params(module: nn.Module | None) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _reason(error: Exception) -> str:
-    return shorten(f'{type(error).__name__}: {error}', 400)
+class UncountedOperators(TorchDispatchMode):
+    """Counts calls of operators for which torch counts no operations.
+
+    Views, copies and new tensors, which compute nothing, are left out.
+
+    Attributes:
+        calls: Names of operators of ``torch.ops.aten``, and their calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        packet = func.overloadpacket
+        # That of a call in place ends in an underscore.
+        name = packet.__name__.rstrip('_')
+        if (
+            func.namespace == 'aten'
+            and packet not in flop_registry
+            and not func.is_view
+            and name not in MOVING
+        ):
+            self.calls[name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def complexity_table(rows: Mapping[str, Complexity]) -> str:
@@ -295,3 +318,23 @@ def complexity_table(rows: Mapping[str, Complexity]) -> str:
             )
         lines.append(line)
     return markdown_table(header, lines)
+
+
+def in_words(calls: Mapping[str, int]) -> str:
+    """Calls by kind, such as ``'softmax 12; norms 25; other: erfinv 1'``.
+
+    Args:
+        calls: Operators, and their calls.
+    """
+    kinds: Counter[str] = Counter()
+    others = {}
+    for name, count in calls.items():
+        if name in KIND_OF:
+            kinds[KIND_OF[name]] += count
+        else:
+            others[name] = count
+    words = [f'{kind} {kinds[kind]}' for kind in KINDS if kind in kinds]
+    if others:
+        names = ', '.join(f'{n} {others[n]}' for n in sorted(others))
+        words.append(f'other: {names}')
+    return '; '.join(words) or 'nothing'

@@ -1,19 +1,33 @@
-"""What speaks for a class, by Grad-CAM (arXiv 1610.02391), as a picture."""
+"""Places that speak for a class, by Grad-CAM (arXiv 1610.02391), as pictures.
+
+Explained is a class of a classifier, or the pixels of a class that a
+segmentor finds. Needs the library grad-cam.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.model_targets import (
+    ClassifierOutputTarget,
+    SemanticSegmentationTarget,
+)
 from torch import Tensor, nn
 
-from anchorformer_mm.analysis.panels import Panel, draw_panels, fit
-from anchorformer_mm.analysis.token_maps import covered_size, to_map
+from anchorformer_mm.analysis.layer_maps import covered_size, is_map
+from anchorformer_mm.analysis.pictures import (
+    Panel,
+    class_legend,
+    colour_labels,
+    draw_panels,
+    fit,
+)
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -32,6 +46,24 @@ class ClassEvidence:
     heat: np.ndarray
     target: int
     scores: np.ndarray
+    layer: str
+
+
+@dataclass(frozen=True)
+class RegionEvidence:
+    """Grad-CAM of the pixels that a segmentor gives to a class.
+
+    Attributes:
+        heat: From 0 to 1, shape (h, w) of the image; zero everywhere if
+            nothing speaks for the class.
+        target: The class.
+        labels: Predicted class of each pixel, shape (h, w).
+        layer: Name of the layer that was looked at.
+    """
+
+    heat: np.ndarray
+    target: int
+    labels: np.ndarray
     layer: str
 
 
@@ -144,11 +176,81 @@ def grad_cam(
         if target is None
         else class_index(target, classes, len(scores))
     )
-    heat = heat_map(model, name, inputs, ClassifierOutputTarget(target))
+    heat = _heat_map(model, name, inputs, ClassifierOutputTarget(target))
     return ClassEvidence(heat, target, scores.cpu().numpy(), name)
 
 
-def heat_map(
+def segmentation_grad_cam(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    target: str | int | None = None,
+    classes: Sequence[str] = (),
+    layer: str | None = None,
+    image_size: Sequence[int] | None = None,
+) -> RegionEvidence:
+    """Find the places of an image that speak for the pixels of a class.
+
+    Explained is the sum of the logits of the class over the pixels at which
+    it is predicted. The image goes through the network as a whole, also
+    where ``test_cfg`` asks for windows. Arguments and errors are those of
+    :func:`grad_cam`, but for the following.
+
+    Args:
+        model: Segmentor of mmseg with ``encode_decode``, in evaluation mode.
+        target: By default the class with most pixels.
+        image_size: Height and width (h, w) of the image in the inputs, px,
+            if it was padded at the right or bottom.
+
+    Raises:
+        UsageError: The class is predicted nowhere, or the model has one
+            channel for two classes.
+    """
+    name = layer or default_target_layer(model)
+    find_layer(model, name)
+    h, w = image_size or inputs.shape[2:]
+    network = _PixelLogits(model)
+    with torch.no_grad():
+        logits = network(inputs)[0]
+    if len(logits) == 1:
+        raise UsageError(
+            'Grad-CAM of a segmentor needs a channel for each class; the '
+            'decode_head has out_channels=1'
+        )
+    labels = logits[:, :h, :w].argmax(dim=0).cpu().numpy()
+    counts = np.bincount(labels.ravel(), minlength=len(logits))
+    chosen = int(counts.argmax())
+    if target is not None:
+        chosen = class_index(target, classes, len(logits))
+    if not counts[chosen]:
+        there = [class_name(i, classes) for i in np.flatnonzero(counts)]
+        raise UsageError(
+            f'{class_name(chosen, classes)} is found nowhere in the image, '
+            'and Grad-CAM explains pixels of a class that is: '
+            f'{", ".join(there)}'
+        )
+    mask = np.zeros(inputs.shape[2:], np.float32)
+    mask[:h, :w] = labels == chosen
+    score = SemanticSegmentationTarget(chosen, mask)
+    heat = _heat_map(model, name, inputs, score, network=network)
+    return RegionEvidence(heat[:h, :w], chosen, labels, name)
+
+
+class _PixelLogits(nn.Module):
+    """Logits of a segmentor, at the size of its inputs: (B, C, H, W)."""
+
+    def __init__(self, segmentor: nn.Module) -> None:
+        super().__init__()
+        self.segmentor = segmentor
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        size = tuple(inputs.shape[2:])
+        meta = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), size)
+        meta['padding_size'] = [0] * 4
+        return self.segmentor.encode_decode(inputs, [meta] * len(inputs))
+
+
+def _heat_map(
     model: nn.Module,
     layer: str,
     inputs: Tensor,
@@ -156,36 +258,21 @@ def heat_map(
     *,
     network: nn.Module | None = None,
 ) -> np.ndarray:
-    """Grad-CAM at one layer.
+    """Grad-CAM at one layer, from 0 to 1, shape (H, W) of the inputs.
 
-    The model's weights and their gradients are left as they were.
-
-    Args:
-        model: With a ``backbone``, in evaluation mode.
-        layer: Name of a part of it.
-        inputs: One image as the network takes it, (1, 3, H, W).
-        target: From what the network gives for this image to the number that
-            is explained.
-        network: What gives it for the inputs, if that is not the model.
-
-    Returns:
-        np.ndarray: From 0 to 1, shape (H, W); zero everywhere if nothing
-        speaks for the target.
-
-    Raises:
-        UsageError: There is no such layer, it did not run or gives no map, or
-            its map has no gradient.
+    ``target`` takes the output of ``network`` (the model, if there is none)
+    for the image, and gives the number that is explained.
     """
     size = tuple(inputs.shape[2:])
     backbone = model.backbone
-    # As mmpretrain tells it, or mmseg.
+    # mmpretrain's backbones have the number, mmseg's the flag.
     with_cls_token = getattr(backbone, 'with_cls_token', False)
     extra = getattr(backbone, 'num_extra_tokens', int(with_cls_token))
 
     def lay_out(x: Tensor) -> Tensor:
         try:
             # A copy: what follows the layer may work in place.
-            return to_map(x, size, extra).clone()
+            return _to_map(x, size, extra).clone()
         except (AttributeError, ValueError) as error:
             raise UsageError(f'layer {layer} gives no map: {error}') from None
 
@@ -200,10 +287,6 @@ def heat_map(
     try:
         heat = cam(inputs, [target])[0]
         reached = any(g.any() for g in cam.activations_and_grads.gradients)
-    except _DidNotRun:
-        raise UsageError(
-            f'layer {layer} did not run as a whole; take one of its parts'
-        ) from None
     finally:
         cam.activations_and_grads.release()
         for parameter, gradient in gradients.items():
@@ -214,10 +297,6 @@ def heat_map(
             'take an earlier one'
         )
     return heat[: size[0], : size[1]]
-
-
-class _DidNotRun(Exception):
-    """The layer that was looked at took no part."""
 
 
 class _CoveringGradCAM(GradCAM):
@@ -235,47 +314,86 @@ class _CoveringGradCAM(GradCAM):
     def get_target_width_height(self, input_tensor: Tensor):
         maps = self.activations_and_grads.activations
         if not maps:
-            raise _DidNotRun
+            raise UsageError(
+                'the layer of Grad-CAM did not run as a whole; take one of '
+                'its parts'
+            )
         return covered_size(input_tensor.shape[2:], maps[0].shape[2:])[::-1]
+
+
+def _to_map(x: Tensor, size: Sequence[int], num_extra_tokens: int) -> Tensor:
+    """Lay out the output of a layer as a map (B, C, H, W).
+
+    It is a map (B, C, H, W) or (B, H, W, C), or tokens (B, n, C) row by row
+    after those that are not of the map; ``size`` is that of the inputs, px.
+    """
+    if x.ndim == 4:
+        last = is_map(size, x.shape[1:3]) and not is_map(size, x.shape[2:])
+        return x.permute(0, 3, 1, 2) if last else x
+    if x.ndim == 3:
+        n = x.shape[1] - num_extra_tokens
+        # At most one: more rows want a lesser stride, fewer columns a greater.
+        for h in range(1, n + 1):
+            if n % h == 0 and is_map(size, (h, n // h)):
+                patches = x[:, num_extra_tokens:].transpose(1, 2)
+                return patches.unflatten(2, (h, n // h))
+    raise ValueError(
+        f'a tensor of shape {tuple(x.shape)} is no map of an image of '
+        f'{size[0]} x {size[1]} px with {num_extra_tokens} class tokens'
+    )
 
 
 def draw_grad_cam(
     image: np.ndarray,
-    evidence: ClassEvidence,
+    evidence: ClassEvidence | RegionEvidence,
     path: str | Path,
     *,
     classes: Sequence[str] = (),
+    palette: Sequence[Sequence[int]] = (),
     cell: int = 336,
 ) -> None:
     """Draw an image, and beside it what speaks for the class.
 
+    Of a segmentor, the predicted classes stand between them, and the pixels
+    that are explained have a white outline.
+
     Args:
-        image: What the model saw, RGB, uint8, shape (h, w, 3).
-        evidence: From :func:`grad_cam`.
+        image: As the model sees it, RGB, uint8, shape (h, w, 3).
+        evidence: From :func:`grad_cam` or :func:`segmentation_grad_cam`.
         path: PNG to write.
         classes: Names of the classes.
+        palette: RGB colour of each class, shape (C, 3), for a segmentor.
         cell: Longer side of a picture, px.
     """
 
-    def score(i: int) -> str:
-        return f'{class_name(i, classes)}, {evidence.scores[i]:.1%}'
+    def name(i: int, share: float) -> str:
+        return f'{class_name(i, classes)}, {share:.1%}'
 
     heat = evidence.heat[: image.shape[0], : image.shape[1]]
-    overlay = show_cam_on_image(
-        image.astype(np.float32) / 255, heat, use_rgb=True
-    )
-    title = f'Grad-CAM of {score(evidence.target)}'
-    if not heat.any():
-        title += '\nnothing speaks for it'
-    draw_panels(
-        [
-            [
-                Panel(
-                    fit(image, cell),
-                    f'predicted: {score(int(evidence.scores.argmax()))}',
-                ),
-                Panel(fit(overlay, cell), title),
-            ]
-        ],
-        path,
-    )
+    overlay = fit(show_cam_on_image(image / np.float32(255), heat, True), cell)
+    if isinstance(evidence, ClassEvidence):
+        best = int(evidence.scores.argmax())
+        predicted = f'predicted: {name(best, evidence.scores[best])}'
+        panels = [Panel(fit(image, cell), predicted)]
+        title = name(evidence.target, evidence.scores[evidence.target])
+    else:
+        counts = np.bincount(evidence.labels.ravel(), minlength=len(palette))
+        shares = counts / evidence.labels.size
+        names = [name(i, share) for i, share in enumerate(shares)]
+        labels = colour_labels(evidence.labels, palette, cell)
+        legend = class_legend(counts, names, palette)
+        panels = [
+            Panel(fit(image, cell), 'image'),
+            Panel(labels, 'predicted', legend=legend),
+        ]
+        title = class_name(evidence.target, classes)
+        mask = np.uint8(evidence.labels == evidence.target)
+        lines, _ = cv2.findContours(
+            fit(mask, cell, smooth=False),
+            cv2.RETR_LIST,
+            cv2.CHAIN_APPROX_NONE,
+        )
+        cv2.drawContours(overlay, lines, -1, (255, 255, 255), 1)
+    nothing = '' if heat.any() else '\nnothing speaks for it'
+    panels.append(Panel(overlay, f'Grad-CAM of {title}{nothing}'))
+    draw_panels([panels], path)

@@ -1,28 +1,130 @@
-"""What the layers of a model make of an image, as pictures."""
+"""What the attention layers of a model make of an image, as pictures.
 
-from collections.abc import Sequence
+Anchor attention (arXiv 2505.16463, equation 4) shares every token among the
+anchors: a row of A, which sums to 1. A column of A, laid out over the image,
+shows what its anchor gathers. Attention to clusters (ClusTR, arXiv
+2208.13138) merges the tokens of a map into a few, by content and at several
+scales. Laid out over the image, the clusters show what is told apart.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import cv2
+import numpy as np
+import torch
+from matplotlib.colors import hsv_to_rgb
+from torch import Tensor, nn
 
-from anchorformer_mm.analysis.anchor_maps import (
-    choose_layers,
-    collect_anchor_weights,
-    draw_anchor_maps,
-    draw_assignment,
+from anchorformer_mm.analysis.pictures import (
+    Panel,
+    cell_size,
+    draw_panels,
+    fit,
 )
-from anchorformer_mm.analysis.cluster_maps import (
-    choose_cluster_layers,
-    collect_clusters,
-    draw_clusters,
-)
-from anchorformer_mm.analysis.inference import PreparedImage
+from anchorformer_mm.apis import PreparedImage
 from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 
+ORDERS = ('contrast', 'mass')
+# Grey in place of a picture.
+_NOTHING = 235
+
+
+@dataclass(frozen=True)
+class AnchorWeights:
+    """A of one layer, for one batch.
+
+    Attributes:
+        name: Of the attention in the model.
+        weights: Share that an anchor has of a token, in [0, 1], shape
+            (B, h, n, m); sums to 1 over the anchors.
+        grid: Height and width (H, W) of the map whose tokens, row by row, are
+            the last of the n.
+    """
+
+    name: str
+    weights: Tensor
+    grid: tuple[int, int]
+
+    def maps(self, head: int | None = None, image: int = 0) -> np.ndarray:
+        """Lay out what each anchor collects, shape (m, H, W).
+
+        Args:
+            head: A head, or None for the mean of all.
+            image: Of the batch.
+
+        Raises:
+            UsageError: There is no such head.
+        """
+        num_heads = self.weights.shape[1]
+        if head is not None and not 0 <= head < num_heads:
+            raise UsageError(
+                f'heads of {self.name} are 0 to {num_heads - 1}, got {head}'
+            )
+        weights = self.weights[image]
+        weights = weights.mean(0) if head is None else weights[head]
+        patches = weights[-self.grid[0] * self.grid[1] :]
+        return patches.T.unflatten(1, self.grid).float().numpy()
+
+
+@dataclass(frozen=True)
+class TokenClusters:
+    """Clusters of one layer, for one batch.
+
+    Attributes:
+        name: Of the attention in the model.
+        scales: For each scale, the coarsest first, the cluster of each token,
+            int64, shape (B, H W), row by row, and the number of clusters,
+            some of which may be empty; or None where each token is a cluster
+            of its own.
+        grid: Height and width (H, W) of the map of the tokens.
+    """
+
+    name: str
+    scales: dict[int, tuple[Tensor, int] | None]
+    grid: tuple[int, int]
+
+    def at(self, scale: int | None = None) -> tuple[Tensor, int] | None:
+        """Clusters at a scale; None is the coarsest.
+
+        Raises:
+            UsageError: There is no such scale.
+        """
+        scale = self.coarsest if scale is None else scale
+        if scale not in self.scales:
+            known = ', '.join(map(str, self.scales))
+            raise UsageError(f'scales of {self.name} are {known}; got {scale}')
+        return self.scales[scale]
+
+    @property
+    def coarsest(self) -> int:
+        """The scale with fewest clusters."""
+        return min(self.scales)
+
+    @property
+    def stage(self) -> str:
+        """Name of the list whose blocks have the layer, or of the layer."""
+        parts = self.name.split('.')
+        numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+        return '.'.join(parts[: numbers[-1]] if numbers else parts)
+
+
+def _has_anchors(layer: nn.Module) -> bool:
+    return callable(getattr(layer, 'logits_of', None))
+
+
+def _has_clusters(layer: nn.Module) -> bool:
+    return isinstance(layer, ClusterAttention)
+
 
 def maps_of(model: nn.Module) -> str:
-    """Which maps the layers of a model make.
+    """Kind of maps that the layers of a model make.
 
     Returns:
         str: ``'anchors'``, or ``'clusters'`` if it has these alone.
@@ -30,10 +132,9 @@ def maps_of(model: nn.Module) -> str:
     Raises:
         UsageError: It has neither.
     """
-    layers = list(model.modules())
-    if any(callable(getattr(layer, 'logits_of', None)) for layer in layers):
+    if any(map(_has_anchors, model.modules())):
         return 'anchors'
-    if any(isinstance(layer, ClusterAttention) for layer in layers):
+    if any(map(_has_clusters, model.modules())):
         return 'clusters'
     raise UsageError(
         'the model has neither anchors nor clusters to draw (no layer has a '
@@ -42,83 +143,495 @@ def maps_of(model: nn.Module) -> str:
     )
 
 
-def picture_anchors(
+def collect_anchor_weights(
+    model: nn.Module, *args, **kwargs
+) -> list[AnchorWeights]:
+    """Run a model once and keep A of every anchor attention in it.
+
+    A layer takes part if it has a method ``logits_of`` that gives the
+    similarities of tokens and anchors, (B, h, n, m), and takes tokens and
+    their ``hw_shape``, or a map (B, H, W, C). What is kept is what the method
+    gave to the layer. The model is left as it was, whatever happens.
+
+    Args:
+        model: Any model with such layers.
+        *args: Passed to the model.
+        **kwargs: Passed to the model.
+
+    Returns:
+        list[AnchorWeights]: In the order in which the layers ran.
+
+    Raises:
+        UsageError: The model has no such layer, none of them ran, or one was
+            not told the shape of its map.
+    """
+    return _collect(
+        model, _has_anchors, _watch_anchors, 'anchors', args, kwargs
+    )
+
+
+def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
+    """Run a model once and keep the clusters of every ClusterAttention.
+
+    What is kept is what the layer went on with. For the rest see
+    :func:`collect_anchor_weights`.
+    """
+    return _collect(
+        model, _has_clusters, _watch_clusters, 'clusters', args, kwargs
+    )
+
+
+def _collect(
+    model: nn.Module,
+    takes_part: Callable[[nn.Module], bool],
+    watch: Callable[[nn.Module, str, dict[str, Any], ExitStack], None],
+    kind: str,
+    args: tuple,
+    kwargs: dict,
+) -> list[Any]:
+    """Run a model without gradients while some of its layers are watched.
+
+    ``watch`` puts what a layer makes in the dict, under the layer's name, and
+    gives the stack what undoes the watching.
+    """
+    layers = {n: m for n, m in model.named_modules() if takes_part(m)}
+    if not layers:
+        raise UsageError(
+            f'no layer of the model has {kind} to draw: vanilla attention and '
+            'convolutions have none'
+        )
+    found = {}
+    with ExitStack() as stack, torch.no_grad():
+        for name, layer in layers.items():
+            watch(layer, name, found, stack)
+        model(*args, **kwargs)
+    if not found:
+        raise UsageError(f'none of the {len(layers)} layers with {kind} ran')
+    return list(found.values())
+
+
+def _shadow(
+    layer: nn.Module, method: str, replacement: Callable, stack: ExitStack
+) -> None:
+    """Call ``replacement(original, ...)`` until ``stack`` is left."""
+    # In the instance; the method of the class stays behind it.
+    setattr(layer, method, partial(replacement, getattr(layer, method)))
+    stack.callback(vars(layer).pop, method)
+
+
+def _grid_of(name: str, shape: Sequence[int] | None) -> tuple[int, int]:
+    if shape is None:
+        raise UsageError(
+            f'{name} was run without hw_shape: its tokens cannot be laid out '
+            'as a map'
+        )
+    return tuple(map(int, shape))
+
+
+def _watch_anchors(
+    layer: nn.Module,
+    name: str,
+    found: dict[str, AnchorWeights],
+    stack: ExitStack,
+) -> None:
+    logits = []
+
+    def kept(original, *args, **kwargs):
+        logits[:] = [original(*args, **kwargs)]
+        return logits[0]
+
+    def record(layer, args, kwargs, output):
+        if args[0].ndim == 4:
+            shape = args[0].shape[1:3]
+        else:
+            shape = args[1] if len(args) > 1 else kwargs.get('hw_shape')
+        grid = _grid_of(name, shape)
+        dtype = torch.promote_types(logits[0].dtype, torch.float32)
+        weights = logits[0].to(dtype).softmax(dim=-1).cpu()
+        found[name] = AnchorWeights(name, weights, grid)
+
+    if getattr(layer, 'order', 'paper') != 'paper':
+        # The folded order has no keys that could be told from the rest.
+        stack.callback(setattr, layer, 'order', layer.order)
+        layer.order = 'paper'
+    _shadow(layer, 'logits_of', kept, stack)
+    hook = layer.register_forward_hook(record, with_kwargs=True)
+    stack.callback(hook.remove)
+
+
+def _watch_clusters(
+    layer: ClusterAttention,
+    name: str,
+    found: dict[str, TokenClusters],
+    stack: ExitStack,
+) -> None:
+    def kept(original, x, hw_shape=None):
+        grid = _grid_of(name, hw_shape)
+        clusters = original(x, hw_shape)
+        scales = {
+            scale: (made[0].cpu(), made[1]) if made else None
+            for scale, made in zip(layer.scales, clusters, strict=True)
+        }
+        found[name] = TokenClusters(name, scales, grid)
+        return clusters
+
+    _shadow(layer, 'cluster', kept, stack)
+
+
+def choose_layers(
+    made: Sequence[AnchorWeights] | Sequence[TokenClusters],
+    indices: Sequence[int] | None = None,
+) -> dict[int, AnchorWeights] | dict[int, TokenClusters]:
+    """Layers by their number, in the order in which they ran.
+
+    Args:
+        made: From :func:`collect_anchor_weights` or :func:`collect_clusters`.
+        indices: Numbers from 0; None is all with anchors, or the last of each
+            stage with clusters.
+
+    Raises:
+        UsageError: There is no such layer.
+    """
+    if indices is None:
+        stages = {getattr(x, 'stage', i): i for i, x in enumerate(made)}
+        indices = stages.values()
+    for i in indices:
+        if not 0 <= i < len(made):
+            raise UsageError(
+                f'the layers are 0 to {len(made) - 1}, {made[0].name} to '
+                f'{made[-1].name}; got {i}'
+            )
+    return {i: made[i] for i in indices}
+
+
+def picture_layers(
     model: nn.Module,
     image: PreparedImage,
     prefix: str | Path,
     *,
+    kind: str | None = None,
     layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    num_anchors: int = 6,
-    order: str = 'contrast',
+    **options,
 ) -> list[Path]:
-    """Draw the anchor maps of an image, and the assignment of its patches.
+    """Draw the anchors of an image and the assignment of its patches, or the
+    clusters.
 
     Args:
         model: Detector, segmentor or classifier.
-        image: As it sees it.
+        image: From :func:`~anchorformer_mm.apis.prepare_image`.
         prefix: Folder, and what the names of the pictures begin with.
-        layers: Their numbers; all for None.
-        heads: Their numbers; None is their mean.
-        num_anchors: Anchors of each layer, at most.
-        order: Which ones, as for
-            :func:`~anchorformer_mm.analysis.anchor_maps.draw_anchor_maps`.
+        kind: ``'anchors'`` or ``'clusters'``; that of :func:`maps_of` for
+            None.
+        layers: Of :func:`choose_layers`.
+        **options: ``heads``, ``num_anchors`` and ``order`` of
+            :func:`draw_anchor_maps`, or ``scales`` of :func:`draw_clusters`.
 
     Returns:
         list[Path]: The pictures.
 
     Raises:
-        UsageError: The model has no anchors, or an argument has no meaning.
+        UsageError: The model has none, or an argument has no meaning.
     """
-    collected = collect_anchor_weights(
-        model, image.inputs, image.data_samples, mode='tensor'
-    )
-    common = dict(
-        image=image.pixels,
-        layers=choose_layers(collected, layers),
-        heads=heads,
-        input_size=image.input_size,
-    )
-    maps, assignment = (
-        Path(f'{prefix}_{kind}.png') for kind in ('anchors', 'assignment')
-    )
-    draw_anchor_maps(**common, path=maps, num_anchors=num_anchors, order=order)
-    draw_assignment(**common, path=assignment)
-    return [maps, assignment]
+    kind = kind or maps_of(model)
+    collect = collect_clusters
+    pictures = dict(clusters=(draw_clusters, options))
+    if kind == 'anchors':
+        collect = collect_anchor_weights
+        heads = dict(heads=options.get('heads'))
+        pictures = dict(
+            anchors=(draw_anchor_maps, options),
+            assignment=(draw_assignment, heads),
+        )
+    made = collect(model, image.inputs, image.data_samples, mode='tensor')
+    chosen = choose_layers(made, layers)
+    paths = []
+    for name, (draw, given) in pictures.items():
+        paths.append(Path(f'{prefix}_{name}.png'))
+        size = image.input_size
+        draw(image.pixels, chosen, paths[-1], input_size=size, **given)
+    return paths
 
 
-def picture_clusters(
-    model: nn.Module,
-    image: PreparedImage,
-    prefix: str | Path,
+def draw_anchor_maps(
+    image: np.ndarray,
+    layers: dict[int, AnchorWeights],
+    path: str | Path,
     *,
-    layers: Sequence[int] | None = None,
-    scales: Sequence[int] | None = None,
-) -> list[Path]:
-    """Draw the clusters of an image.
+    heads: Sequence[int] | None = None,
+    num_anchors: int = 6,
+    order: str = 'contrast',
+    input_size: tuple[int, int] | None = None,
+) -> None:
+    """Draw the share of each token that an anchor collects, as heat maps.
+
+    A row is a layer and a head, a column an anchor. Colours go from the least
+    share on a map to its greatest; the caption tells both, and the anchor's
+    share of the mass, that is, its mean share of a patch.
 
     Args:
-        model: Detector, segmentor or classifier.
-        image: As it sees it.
-        prefix: Folder, and what the name of the picture begins with.
-        layers: Their numbers; the last of each stage for None.
-        scales: A row for each; the coarsest for None.
-
-    Returns:
-        list[Path]: The picture.
+        image: As the model sees it, RGB, uint8, shape (h, w, 3).
+        layers: By their number, from :func:`choose_layers`.
+        path: PNG to write.
+        heads: Rows of each layer; None draws the mean of all heads.
+        num_anchors: Anchors drawn, at most.
+        order: Anchors with the greatest difference between two patches first
+            (``'contrast'``), or with the greatest share of all (``'mass'``).
+        input_size: Height and width of the network's input, px, if it was
+            padded.
 
     Raises:
-        UsageError: The model has no clusters, or no such layer or scale.
+        UsageError: There is no such head or order, or ``num_anchors`` < 1.
     """
-    collected = collect_clusters(
-        model, image.inputs, image.data_samples, mode='tensor'
+    if order not in ORDERS:
+        raise UsageError(f'order must be one of {ORDERS}, got {order!r}')
+    if num_anchors < 1:
+        raise UsageError(f'num_anchors must be >= 1, got {num_anchors}')
+    rows = list(_rows(layers, heads))
+    cell = cell_size(len(rows), num_anchors + 1)
+    size = image.shape[:2]
+    sheet = []
+    for title, maps in rows:
+        shares = maps.mean(axis=(1, 2))
+        low, high = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))
+        rank = high - low if order == 'contrast' else shares
+        panels = [Panel(fit(image, cell), title)]
+        for j in np.argsort(-rank, kind='stable')[:num_anchors]:
+            heat = (maps[j] - low[j]) / max(high[j] - low[j], 1e-6)
+            heat = enlarge(heat, input_size or size, size)
+            caption = (
+                f'anchor {j}: {shares[j]:.1%} of the mass\n'
+                f'a patch gives {low[j]:.1%} to {high[j]:.1%}'
+            )
+            panels.append(Panel(fit(heat_overlay(image, heat), cell), caption))
+        sheet.append(panels)
+    draw_panels(sheet, path)
+
+
+def draw_assignment(
+    image: np.ndarray,
+    layers: dict[int, AnchorWeights],
+    path: str | Path,
+    *,
+    heads: Sequence[int] | None = None,
+    columns: int = 4,
+    input_size: tuple[int, int] | None = None,
+) -> None:
+    """Draw every patch in the colour of the anchor with its greatest share.
+
+    An anchor has the same colour in every picture. Below stand the anchors
+    that have most patches, and their part of them. There are at most
+    ``columns`` pictures beside each other; the rest is as for
+    :func:`draw_anchor_maps`.
+    """
+    rows = list(_rows(layers, heads))
+    columns = min(columns, len(rows) + 1)
+    cell = cell_size(len(rows) // columns + 1, columns)
+    size = image.shape[:2]
+    panels = [Panel(fit(image, cell), 'input')]
+    for title, maps in rows:
+        colours = anchor_colours(len(maps))
+        best = maps.argmax(axis=0)
+        picture = enlarge(
+            colours[best], input_size or size, size, smooth=False
+        )
+        count = np.bincount(best.ravel(), minlength=len(maps))
+        used = np.argsort(-count, kind='stable')[: np.count_nonzero(count)]
+        panels.append(
+            Panel(
+                fit(picture, cell, smooth=False),
+                f'{title}\n{len(used)} of {len(maps)} anchors lead',
+                legend=[
+                    (f'{j}: {count[j] / best.size:.0%}', colours[j])
+                    for j in used[:6]
+                ],
+            )
+        )
+    draw_panels(
+        [panels[i : i + columns] for i in range(0, len(panels), columns)],
+        path,
     )
-    picture = Path(f'{prefix}_clusters.png')
-    draw_clusters(
-        image.pixels,
-        choose_cluster_layers(collected, layers),
-        picture,
-        scales=scales,
-        input_size=image.input_size,
+
+
+def _rows(
+    layers: dict[int, AnchorWeights], heads: Sequence[int] | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Title and maps (m, H, W) of each layer and head."""
+    for i, layer in layers.items():
+        for head in (None,) if heads is None else heads:
+            of = 'mean of heads' if head is None else f'head {head}'
+            name = layer.name.removesuffix('.attn')
+            yield f'layer {i}, {of}\n{name}', layer.maps(head)
+
+
+def anchor_colours(count: int) -> np.ndarray:
+    """Colours that are told apart; the first ones are always the same.
+
+    Args:
+        count: Colours wanted.
+
+    Returns:
+        np.ndarray: RGB, uint8, shape (count, 3).
+    """
+    i = np.arange(count)
+    # The golden ratio spreads the hues of any number of colours.
+    hsv = [i * 0.618034 % 1, 1 - i % 2 * 0.45, 1 - i // 2 % 2 * 0.4]
+    return np.uint8(255 * hsv_to_rgb(np.stack(hsv, axis=1)))
+
+
+def draw_clusters(
+    image: np.ndarray,
+    layers: dict[int, TokenClusters],
+    path: str | Path,
+    *,
+    scales: Sequence[int] | None = None,
+    input_size: tuple[int, int] | None = None,
+    columns: int = 4,
+    cell: int = 336,
+) -> None:
+    """Draw every cluster in the mean colour of its pixels.
+
+    A row begins with the image and has a picture of each layer. The caption
+    tells how many clusters have pixels, and how many there are; where each
+    token is a cluster, it says so and nothing is drawn.
+
+    Args:
+        image: As for :func:`draw_anchor_maps`.
+        layers: By their number, from :func:`choose_layers`.
+        path: PNG to write.
+        scales: A row for each; None draws the coarsest of each layer.
+        input_size: As for :func:`draw_anchor_maps`.
+        columns: Pictures beside each other, at most; longer rows are broken.
+        cell: Longer side of a picture, px.
+
+    Raises:
+        UsageError: A layer has no such scale.
+    """
+    sheet = []
+    for scale in (None,) if scales is None else scales:
+        row = [Panel(fit(image, cell), 'input')]
+        for i, layer in layers.items():
+            made = layer.at(scale)
+            h, w = layer.grid
+            if made is None:
+                picture = np.full_like(row[0].image, _NOTHING)
+                what = f'each of {h} x {w} tokens is a cluster'
+            else:
+                ids = made[0][0].view(h, w).numpy().astype(np.int32)
+                size = image.shape[:2]
+                ids = enlarge(ids, input_size or size, size, smooth=False)
+                picture = superpixels(image, ids, cell)
+                shown = len(np.unique(ids))
+                what = f'{shown} of {made[1]} clusters, {h} x {w} tokens'
+            which = layer.coarsest if scale is None else scale
+            name = layer.name.removesuffix('.attn')
+            title = f'layer {i}, scale {which}\n{name}\n{what}'
+            row.append(Panel(picture, title))
+        sheet += [row[j : j + columns] for j in range(0, len(row), columns)]
+    draw_panels(sheet, path)
+
+
+def superpixels(image: np.ndarray, ids: np.ndarray, cell: int) -> np.ndarray:
+    """Fill each region of an image with its mean colour, and line it.
+
+    Args:
+        image: RGB, uint8, shape (h, w, 3).
+        ids: Region of each pixel, int32, from 0, shape (h, w).
+        cell: Longer side wanted, px.
+
+    Returns:
+        np.ndarray: RGB, uint8, shape (cell, w', 3) or (h', cell, 3). Lines
+        are one pixel wide, darker than the colour, or lighter if it is dark.
+    """
+    flat = ids.ravel()
+    sums = [np.bincount(flat, channel) for channel in image.reshape(-1, 3).T]
+    counts = np.bincount(flat)
+    means = np.round(np.stack(sums, 1) / np.maximum(counts, 1)[:, None])
+    colours = means.astype(np.uint8)
+    light = cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY)[0] > 64
+    lines = colours // 3 * 2 + np.where(light, 0, 85)[:, None].astype(np.uint8)
+    big = fit(ids, cell, smooth=False)
+    border = np.zeros(big.shape, bool)
+    border[:, :-1] |= big[:, :-1] != big[:, 1:]
+    border[:-1] |= big[:-1] != big[1:]
+    return np.where(border[..., None], lines[big], colours[big])
+
+
+def _strides(size: Sequence[int], grid: Sequence[int]) -> tuple[float, float]:
+    """Strides s with ceil(size / s) == grid on both axes: low <= s < high."""
+    low = max(a / n for a, n in zip(size, grid, strict=True))
+    high = min(
+        a / (n - 1) if n > 1 else math.inf
+        for a, n in zip(size, grid, strict=True)
     )
-    return [picture]
+    return low, high
+
+
+def is_map(size: Sequence[int], grid: Sequence[int]) -> bool:
+    """Tell if one stride takes an image of that size to that grid."""
+    low, high = _strides(size, grid)
+    return low < high
+
+
+def covered_size(size: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
+    """Height and width that a grid of cells covers, px.
+
+    A network pads an image to whole cells, so the last ones reach beyond it:
+    100 px are seven cells of 16 px, which cover 112.
+
+    Args:
+        size: Height and width of the network's input, px.
+        grid: Rows and columns of cells, from its top left corner.
+
+    Returns:
+        tuple[int, int]: Rows and columns times the stride. The stride is the
+        power of two that gives this grid, or else the least whole number that
+        does; where there is none, the cells are taken to cover the input.
+    """
+    low, high = _strides(size, grid)
+    for stride in (2 ** math.ceil(math.log2(low)), math.ceil(low)):
+        if stride < high:
+            return grid[0] * stride, grid[1] * stride
+    return size[0], size[1]
+
+
+def enlarge(
+    token_map: np.ndarray,
+    input_size: Sequence[int],
+    image_size: Sequence[int],
+    *,
+    smooth: bool = True,
+) -> np.ndarray:
+    """Bring a map of cells to the pixels of the image.
+
+    Args:
+        token_map: A value for each cell, (H, W), or a colour, (H, W, 3).
+        input_size: Height and width of the network's input, px, with what
+            was padded at its right and bottom.
+        image_size: Those of the image in it, px.
+        smooth: Interpolate bilinearly, or fill the cells.
+
+    Returns:
+        np.ndarray: Shape (h, w) or (h, w, 3) with ``image_size`` (h, w).
+    """
+    h, w = covered_size(input_size, token_map.shape[:2])
+    method = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST_EXACT
+    big = cv2.resize(token_map, (w, h), interpolation=method)
+    return big[: image_size[0], : image_size[1]]
+
+
+def heat_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Colour a grey version of an image by a heat map.
+
+    Args:
+        image: RGB, uint8, shape (h, w, 3).
+        heat: From 0 (blue) to 1 (red), shape (h, w).
+
+    Returns:
+        np.ndarray: RGB, uint8, shape (h, w, 3).
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    heat = np.round(255 * np.clip(heat, 0, 1)).astype(np.uint8)
+    colours = cv2.applyColorMap(heat, cv2.COLORMAP_TURBO)
+    colours = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
+    grey = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(grey, 0.35, colours, 0.6, 12)

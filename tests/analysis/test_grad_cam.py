@@ -1,23 +1,27 @@
+"""Grad-CAM against its formula, of classifiers and of segmentors."""
+
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from anchorformer_mm.analysis.grad_cam import (
     ClassEvidence,
+    RegionEvidence,
     class_index,
     default_target_layer,
     draw_grad_cam,
-    find_layer,
     grad_cam,
+    segmentation_grad_cam,
 )
 from anchorformer_mm.utils.errors import UsageError
 
+CLASSES = ['ground', 'red', 'blue', 'unicorn']
 
-def build(backbone, channels, head='LinearClsHead', **kwargs):
+
+def build_classifier(backbone, channels, head='LinearClsHead', **kwargs):
     init_default_scope('mmpretrain')
     return MODELS.build(
         dict(
@@ -29,7 +33,7 @@ def build(backbone, channels, head='LinearClsHead', **kwargs):
     ).eval()
 
 
-def anchorformer(out_type='cls_token', **kwargs):
+def token_classifier(out_type='cls_token', **kwargs):
     arch = dict(
         embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32
     )
@@ -43,7 +47,7 @@ def anchorformer(out_type='cls_token', **kwargs):
         attn_cfg=dict(anchor_std=1.0, dwc_v=True),
         **kwargs,
     )
-    model = build(
+    model = build_classifier(
         backbone,
         16,
         head='VisionTransformerClsHead'
@@ -76,20 +80,18 @@ class Convolution(nn.Module):
         return (x.mul_(self.sign),)
 
 
-def by_colour(sign=1):
+def classifier_of_colours(sign=1):
     """Class 0 is red, class 1 is blue; the reverse with ``sign=-1``."""
-    model = build(Convolution(sign), 2, neck=dict(type='GlobalAveragePooling'))
+    model = build_classifier(
+        Convolution(sign), 2, neck=dict(type='GlobalAveragePooling')
+    )
     with torch.no_grad():
         model.head.fc.weight.copy_(torch.eye(2))
     return model
 
 
-@pytest.fixture
-def colours():
-    return by_colour()
-
-
-def test_the_heat_is_where_the_class_is(colours):
+def test_the_heat_is_where_the_class_is():
+    colours = classifier_of_colours()
     # 44 x 60 px are 6 x 8 cells of 8 px, the last ones half beyond it.
     inputs = torch.zeros(1, 3, 44, 60)
     inputs[0, 0, 8:16, 32:48] = 1
@@ -114,76 +116,20 @@ def test_what_follows_in_place_does_not_change_the_map():
     # 2 x 3 cells of 8 px, the last ones half beyond the image.
     inputs = -torch.ones(1, 3, 12, 20)
     inputs[0, 0, :8, :8] = 1
-    evidence = grad_cam(by_colour(sign=-1), inputs, target=0)
+    evidence = grad_cam(classifier_of_colours(sign=-1), inputs, target=0)
     # Where there is no red.
     assert evidence.heat[:4, :4].max() == 0
     assert evidence.heat[:4, 11:13].min() > 0.9
 
 
-def test_a_class_that_nothing_speaks_for_has_no_heat(colours, tmp_path):
-    evidence = grad_cam(colours, -torch.ones(1, 3, 16, 24), target=1)
+def test_a_class_that_nothing_speaks_for_has_no_heat():
+    inputs = -torch.ones(1, 3, 16, 24)
+    evidence = grad_cam(classifier_of_colours(), inputs, target=1)
     assert evidence.heat.max() == 0
-    image = np.full((16, 24, 3), 100, np.uint8)
-    for name, shown in (('some', np.eye(16, 24)), ('none', evidence.heat)):
-        draw_grad_cam(
-            image,
-            ClassEvidence(
-                np.float32(shown), 1, evidence.scores, evidence.layer
-            ),
-            tmp_path / f'{name}.png',
-        )
-    # It says so in a second line.
-    heights = [
-        len(cv2.imread(str(tmp_path / f'{name}.png')))
-        for name in ('some', 'none')
-    ]
-    assert heights[1] == heights[0] + 16
-
-
-def blobs(count, generator):
-    """Images (count, 3, 32, 56), half of them with a bright patch."""
-    images = 0.1 * torch.randn(count, 3, 32, 56, generator=generator)
-    labels = torch.arange(count) % 2
-    rows = torch.randint(4, (count,), generator=generator)
-    columns = torch.randint(7, (count,), generator=generator)
-    for image, label, y, x in zip(images, labels, rows, columns, strict=True):
-        if label:
-            image[:, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] += 2
-    return images, labels, rows, columns
-
-
-@pytest.fixture(scope='module')
-def finder():
-    """An AnchorFormer that has learned to find a bright patch."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    model = anchorformer('avg_featmap')
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(240):
-        images, labels, *_ = blobs(16, generator)
-        loss = nn.functional.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1
-    return model
-
-
-def test_a_trained_anchorformer_looks_at_what_it_found(finder):
-    generator = torch.Generator().manual_seed(1)
-    images, labels, rows, columns = blobs(24, generator)
-    hits = []
-    for i in np.nonzero(labels.numpy())[0]:
-        evidence = grad_cam(finder, images[i : i + 1], target=1)
-        assert evidence.layer == 'backbone.layers.1.ln1'
-        y, x = np.unravel_index(evidence.heat.argmax(), (32, 56))
-        hits.append((y // 8, x // 8) == (rows[i], columns[i]))
-    # By chance it would hit one of 28 patches.
-    assert sum(hits) >= 8
 
 
 def test_class_tokens_have_no_part_in_the_heat():
-    model, inputs = anchorformer(), torch.rand(1, 3, 32, 56)
+    model, inputs = token_classifier(), torch.rand(1, 3, 32, 56)
     nn.init.normal_(model.head.layers.head.weight)
     nn.init.normal_(model.backbone.layers[1].attn.kv.weight)
     kept = []
@@ -208,26 +154,11 @@ def test_class_tokens_have_no_part_in_the_heat():
     )
 
 
-def test_the_model_is_left_as_it_was(finder):
-    images = blobs(2, torch.Generator().manual_seed(2))[0]
-    gradients = [p.grad for p in finder.parameters()]
-    assert any(g is not None for g in gradients)
-    before = finder(images)
-    grad_cam(finder, images[:1])
-    with pytest.raises(UsageError):
-        grad_cam(finder, images[:1], layer='backbone.ln2')
-    for p, gradient in zip(finder.parameters(), gradients, strict=True):
-        assert p.grad is gradient
-    assert not any(m._forward_hooks for m in finder.modules())
-    assert not finder.training
-    assert torch.equal(finder(images), before)
-
-
 @pytest.mark.parametrize('kwargs', [dict(frozen_stages=2), dict(with_cp=True)])
 def test_frozen_and_recomputed_layers_have_gradients(kwargs):
     torch.manual_seed(0)
-    plain = anchorformer()
-    other = anchorformer(**kwargs)
+    plain = token_classifier()
+    other = token_classifier(**kwargs)
     other.load_state_dict(plain.state_dict())
     for model in (plain, other):
         nn.init.normal_(
@@ -241,20 +172,20 @@ def test_frozen_and_recomputed_layers_have_gradients(kwargs):
     np.testing.assert_allclose(found.heat, expected.heat, atol=1e-5)
 
 
-def test_patches_without_a_gradient_are_told():
-    # After the last attention the class token is on its own.
-    with pytest.raises(UsageError, match='no gradient .* backbone.ln1; take'):
-        grad_cam(
-            anchorformer(), torch.rand(1, 3, 32, 56), layer='backbone.ln1'
-        )
-
-
-def test_a_layer_that_gives_no_map_is_told_and_let_go():
-    model, inputs = anchorformer(), torch.rand(1, 3, 32, 56)
-    with pytest.raises(UsageError, match='head gives no map: .*') as caught:
-        grad_cam(model, inputs, layer='head.layers.head')
-    # The error still holds what was at work.
-    assert caught.value.__traceback__ is not None
+@pytest.mark.parametrize(
+    ('layer', 'message'),
+    [
+        # After the last attention the class token is on its own.
+        ('backbone.ln1', 'no gradient .* backbone.ln1; take'),
+        ('head.layers.head', 'head gives no map: '),
+        ('backbone.layers', 'did not run as a whole'),
+        ('backbone.layer.1', "no layer 'backbone.layer.1'; it has backbone."),
+    ],
+)
+def test_layers_without_a_map_are_told(layer, message):
+    model, inputs = token_classifier(), torch.rand(1, 3, 32, 56)
+    with pytest.raises(UsageError, match=message):
+        grad_cam(model, inputs, layer=layer)
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -262,18 +193,9 @@ def test_a_layer_that_gives_no_map_is_told_and_let_go():
     ('backbone', 'channels', 'layer'),
     [
         (
-            dict(
-                type='anchorformer_mm.AnchorLeViT',
-                arch=dict(
-                    embed_dims=[16, 24],
-                    num_heads=[2, 2],
-                    depths=[1, 1],
-                    key_dims=[8, 8],
-                ),
-                img_size=(64, 96),
-            ),
-            24,
-            'backbone.stages.1',
+            dict(type='anchorformer_mm.AnchorLeViT', arch='128s'),
+            384,
+            'backbone.stages.2',
         ),
         (
             dict(type='anchorformer_mm.AnchorESNet', arch='0.75x'),
@@ -290,69 +212,250 @@ def test_a_layer_that_gives_no_map_is_told_and_let_go():
 def test_networks_with_stages_are_seen_through_the_last(
     backbone, channels, layer
 ):
-    model = build(backbone, channels, neck=dict(type='GlobalAveragePooling'))
+    pooled = dict(type='GlobalAveragePooling')
+    model = build_classifier(backbone, channels, neck=pooled)
     assert default_target_layer(model) == layer
-    output = {}
-    hook = find_layer(model, layer).register_forward_hook(
-        lambda module, args, out: output.update(shape=tuple(out.shape))
-    )
-    for target in (0, 1):
-        evidence = grad_cam(model, torch.rand(1, 3, 64, 96), target=target)
-        assert evidence.heat.shape == (64, 96)
-        assert np.isfinite(evidence.heat).all()
-    hook.remove()
-    assert channels in output['shape'][1:]
-
-
-def test_layers_are_found_by_name():
-    model = anchorformer()
-    assert find_layer(model, 'backbone.layers.0') is model.backbone.layers[0]
-    with pytest.raises(UsageError) as caught:
-        find_layer(model, 'backbone.layer.1.ln1')
-    message = str(caught.value)
-    assert message.startswith(
-        "the model has no layer 'backbone.layer.1.ln1'; it has "
-        'backbone.layers.1.ln1'
-    )
-    assert 'backbone.layers.0, ' in message
-    assert '\n' not in message
-    with pytest.raises(UsageError, match="no layer ''"):
-        find_layer(model, '')
+    evidence = grad_cam(model, torch.rand(1, 3, 64, 96))
+    assert evidence.heat.shape == (64, 96)
+    assert np.isfinite(evidence.heat).all()
 
 
 def test_classes_are_found_by_name_or_number():
     names = ['zero', 'one', '0', 'none']
-    assert class_index('one', names, 3) == 1
-    assert class_index('1', names, 3) == 1
-    assert class_index(1, names, 3) == 1
+    found = [class_index(i, names, 3) for i in ('one', '1', 1, '0')]
     # A name goes before a number.
-    assert class_index('0', names, 3) == 2
-    with pytest.raises(UsageError, match=r"0 to 2, or .*zero.*; got 'zer'"):
-        class_index('zer', names, 3)
-    with pytest.raises(UsageError, match="such as one; got 'none'"):
-        class_index('none', names, 3)
-    with pytest.raises(UsageError, match=r"from 0 to 2; got '3'"):
-        class_index('3', [], 3)
+    assert found == [1, 1, 1, 2]
+    for target, message in (('zer', 'zero'), ('none', 'one'), ('3', '0 to 2')):
+        with pytest.raises(UsageError, match=message):
+            class_index(target, names, 3)
 
 
-def test_the_picture_has_the_image_beside_its_overlay(tmp_path):
+def build_segmentor(backbone, channels=4, **kwargs):
+    init_default_scope('mmseg')
+    config = dict(
+        type='mmseg.EncoderDecoder',
+        backbone=backbone,
+        decode_head=dict(
+            type='FCNHead',
+            in_channels=channels,
+            channels=channels,
+            num_convs=0,
+            concat_input=False,
+            num_classes=4,
+        ),
+        test_cfg=dict(mode='whole'),
+    )
+    return MODELS.build({**config, **kwargs}).eval()
+
+
+def token_backbone(num_layers=1, embed_dims=4, **kwargs):
+    return dict(
+        type='anchorformer_mm.AnchorFormer',
+        arch=dict(
+            embed_dims=embed_dims,
+            num_layers=num_layers,
+            num_heads=2,
+            feedforward_channels=8,
+        ),
+        img_size=(32, 48),
+        patch_size=8,
+        num_anchors=3,
+        out_type='featmap',
+        **kwargs,
+    )
+
+
+def segmentor_of_colours(**kwargs):
+    """Red and blue patches are of class 1 and 2, all others of class 0."""
+    model = build_segmentor(token_backbone(final_norm=False), **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        projection = model.backbone.patch_embed.projection.weight
+        projection[0, 0], projection[1, 2] = 1 / 64, 1 / 64
+        head = model.decode_head.conv_seg
+        head.weight[1, 0], head.weight[2, 1] = 1, 1
+        head.bias.copy_(torch.tensor([0.5, 0, 0, -9]))
+    return model
+
+
+@pytest.fixture
+def inputs():
+    """Two red patches and three blue ones, one of them at the right."""
+    inputs = torch.zeros(1, 3, 32, 48)
+    inputs[0, 0, 8:16, 16:32] = 1
+    inputs[0, 2, 24:32, 0:16] = 1
+    inputs[0, 2, 16:24, 40:48] = 1
+    return inputs
+
+
+def test_the_heat_is_where_the_pixels_of_the_class_are(inputs):
+    red = segmentation_grad_cam(
+        segmentor_of_colours(), inputs, target='red', classes=CLASSES
+    )
+    assert (red.target, red.layer) == (1, 'backbone.layers.0')
+    assert red.heat.shape == red.labels.shape == (32, 48)
+    assert red.heat[11:13, 20:28] == pytest.approx(1, abs=1e-3)
+    rest = red.heat.copy()
+    rest[4:20, 12:36] = 0
+    assert rest.max() == 0
+    assert (red.labels[10:14, 18:30] == 1).all()
+    assert (red.labels[26:, :14] == 2).all()
+    assert (red.labels[:7] == 0).all()
+    blue = segmentation_grad_cam(segmentor_of_colours(), inputs, target=2)
+    rows, columns = np.nonzero(blue.heat > 0.9)
+    assert rows.min() >= 16
+    assert set(columns < 24) == {True, False}
+
+
+def test_a_class_that_is_nowhere_is_told_with_those_that_are(inputs):
+    model = segmentor_of_colours()
+    message = 'unicorn is found nowhere in the image, .*: ground, red, blue$'
+    with pytest.raises(UsageError, match=message):
+        segmentation_grad_cam(model, inputs, target=3, classes=CLASSES)
+    # Its score is a bias, which no place of the image speaks for.
+    with pytest.raises(UsageError, match='no gradient of the score reaches'):
+        segmentation_grad_cam(model, inputs, target='ground', classes=CLASSES)
+    inputs[0, 2, :, 24:] = 1
+    assert segmentation_grad_cam(model, inputs).target == 2
+
+
+def test_what_was_padded_has_no_part_in_it(inputs):
+    # Blue at the left, and in what was padded.
+    evidence = segmentation_grad_cam(
+        segmentor_of_colours(), inputs, target=2, image_size=(32, 40)
+    )
+    assert evidence.heat.shape == evidence.labels.shape == (32, 40)
+    with pytest.raises(UsageError, match='blue is found nowhere'):
+        segmentation_grad_cam(
+            segmentor_of_colours(),
+            inputs,
+            target=2,
+            classes=CLASSES,
+            image_size=(20, 40),
+        )
+
+
+def pyramid(**kwargs):
+    """Four layers of AnchorFormer in Semantic-FPN, drawn at random."""
+    model = build_segmentor(
+        token_backbone(4, 8, out_indices=(0, 1, 2, 3), **kwargs),
+        neck=dict(
+            type='Feature2Pyramid',
+            embed_dim=8,
+            rescales=[2, 1, 0.5, 0.25],
+            norm_cfg=dict(type='BN'),
+        ),
+        decode_head=dict(
+            type='FPNHead',
+            in_channels=[8] * 4,
+            in_index=[0, 1, 2, 3],
+            feature_strides=[4, 8, 16, 32],
+            channels=8,
+            num_classes=4,
+            norm_cfg=dict(type='BN'),
+        ),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize('size', [(32, 48), (64, 64), (77, 45)])
+def test_grad_cam_of_a_pyramid_is_that_of_the_formula(size):
+    model, inputs = pyramid(), torch.rand(1, 3, *size)
+    kept = []
+
+    def keep(module, args, out):
+        out.retain_grad()
+        kept.append(out)
+
+    hook = model.backbone.layers[2].register_forward_hook(keep)
+    logits = nn.functional.interpolate(
+        model(inputs, mode='tensor'), size, mode='bilinear'
+    )[0]
+    hook.remove()
+    target = int(logits.argmax(0).flatten().mode().values)
+    logits[target][logits.argmax(0) == target].sum().backward()
+    # After the class token, row by row.
+    weights = kept[0].grad[0, 1:].mean(0)
+    grid = -(-size[0] // 8), -(-size[1] // 8)
+    expected = (kept[0][0, 1:] @ weights).relu().view(grid).detach().numpy()
+    expected = (expected - expected.min()) / np.ptp(expected)
+    expected = cv2.resize(expected, (8 * grid[1], 8 * grid[0]))
+    expected = (expected - expected.min()) / np.ptp(expected)
+    evidence = segmentation_grad_cam(model, inputs, layer='backbone.layers.2')
+    assert evidence.target == target
+    np.testing.assert_allclose(
+        evidence.heat,
+        expected[: size[0], : size[1]],
+        atol=1e-4,
+    )
+    np.testing.assert_array_equal(evidence.labels, logits.argmax(0))
+
+
+@pytest.mark.parametrize('segments', [False, True])
+def test_the_model_is_left_as_it_was(segments):
+    model = pyramid() if segments else token_classifier('avg_featmap')
+    explain = segmentation_grad_cam if segments else grad_cam
+    inputs = torch.rand(1, 3, 32, 48 if segments else 56)
+    model(inputs).sum().backward()
+    gradients = [p.grad for p in model.parameters()]
+    weights = {n: v.clone() for n, v in model.state_dict().items()}
+    explain(model, inputs)
+    with pytest.raises(UsageError):
+        explain(model, inputs, layer='decode_head' if segments else 'head')
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient
+    torch.testing.assert_close(dict(model.state_dict()), weights)
+    assert not any(m._forward_hooks for m in model.modules())
+    assert not model.training
+
+
+def test_vision_transformers_of_mmseg_are_explained_too():
+    backbone = dict(
+        type='VisionTransformer',
+        img_size=(32, 48),
+        patch_size=8,
+        embed_dims=8,
+        num_layers=2,
+        num_heads=2,
+        mlp_ratio=1,
+    )
+    model = build_segmentor(backbone, channels=8)
+    assert default_target_layer(model) == 'backbone.layers.1'
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    evidence = segmentation_grad_cam(model, torch.rand(1, 3, 32, 48))
+    assert evidence.heat.shape == (32, 48)
+
+
+def test_pictures_show_the_heat_and_the_pixels_explained(tmp_path):
     image = np.full((50, 100, 3), (40, 160, 90), np.uint8)
     heat = np.zeros((64, 128), np.float32)
     heat[:20, 60:90] = 1
+    labels = np.zeros((50, 100), np.int64)
+    labels[10:30, 20:40] = 1
+    palette = [(0, 0, 0), (250, 120, 0), (9, 99, 199)]
     scores = np.array([0.25, 0.75])
-    path = tmp_path / 'cam.png'
-    draw_grad_cam(
-        image,
+    sheets = []
+    for evidence in (
         ClassEvidence(heat, 0, scores, 'layer'),
-        path,
-        classes=['a', 'b'],
-    )
-    sheet = cv2.imread(str(path))[..., ::-1].astype(int)
-    height = 168
-    left, right = (sheet[24 : 24 + height, x : x + 336] for x in (8, 352))
-    assert (left == (40, 160, 90)).all()
-    scale = 336 / 100
-    hot = right[: int(18 * scale), int(62 * scale) : int(88 * scale)]
-    assert (hot[..., 0] > hot[..., 2] + 50).all()
-    for cold in (right[int(24 * scale) :], right[:, : int(56 * scale)]):
+        RegionEvidence(heat, 1, labels, 'layer'),
+    ):
+        path = tmp_path / 'cam.png'
+        options = dict(classes=['a', 'b', 'c'], palette=palette, cell=200)
+        draw_grad_cam(image, evidence, path, **options)
+        sheets.append(cv2.imread(str(path))[24:124, :, ::-1].astype(int))
+    for sheet, x in zip(sheets, (216, 424), strict=True):
+        assert (sheet[:, 8:208] == (40, 160, 90)).all()
+        overlay = sheet[:, x : x + 200]
+        hot, cold = overlay[2:38, 124:176], overlay[64:]
+        assert (hot[..., 0] > hot[..., 2] + 50).all()
         assert (cold[..., 2] > cold[..., 0] + 50).all()
+    rows, columns = np.nonzero((overlay == 255).all(axis=2))
+    assert (rows.min(), rows.max()) == (20, 59)
+    assert (columns.min(), columns.max()) == (40, 79)
+    explained = (sheets[1][:, 216:416] == palette[1]).all(axis=2)
+    assert explained.sum() == 40 * 40

@@ -1,22 +1,377 @@
+"""Anchors and clusters, as the layers had them, on the right pixels."""
+
+import cv2
+import numpy as np
 import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import nn
 
-from anchorformer_mm.analysis.layer_maps import maps_of
+from anchorformer_mm.analysis.layer_maps import (
+    AnchorWeights,
+    TokenClusters,
+    anchor_colours,
+    choose_layers,
+    collect_anchor_weights,
+    collect_clusters,
+    covered_size,
+    draw_anchor_maps,
+    draw_assignment,
+    draw_clusters,
+    enlarge,
+    maps_of,
+)
+from anchorformer_mm.models import AnchorESNet, AnchorFormer, ClusTR
 from anchorformer_mm.models.layers import (
     AnchorAttention,
     ClusterAttention,
     SelfAttention,
 )
+from anchorformer_mm.registry import MODELS
 from anchorformer_mm.utils.errors import UsageError
 
+sides = st.integers(1, 90)
 
-def test_clusters_are_the_maps_of_models_without_anchors():
+
+def anchorformer(num_layers=2, num_heads=2, **kwargs):
+    arch = dict(
+        embed_dims=8,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        feedforward_channels=16,
+    )
+    return AnchorFormer(
+        arch, img_size=(24, 48), patch_size=8, num_anchors=5, **kwargs
+    ).eval()
+
+
+def clustr(num_layers=(1, 1, 1, 1), **kwargs):
+    arch = dict(
+        embed_dims=(16, 16, 32, 32),
+        num_heads=(1, 1, 2, 2),
+        num_layers=num_layers,
+        mlp_ratios=(2, 2, 2, 2),
+    )
+    return ClusTR(arch, **kwargs).eval()
+
+
+def state_of(model):
+    """All that could be left behind in a model."""
+    return [
+        (name, module.training, sorted(vars(module)), [
+            len(hooks)
+            for key, hooks in vars(module).items()
+            if key.endswith('_hooks')
+        ])
+        for name, module in model.named_modules()
+    ]  # fmt: skip
+
+
+def test_anchors_go_before_clusters():
     vanilla, anchors, clusters = (
         kind(8, 2)
         for kind in (SelfAttention, AnchorAttention, ClusterAttention)
     )
     assert maps_of(nn.Sequential(vanilla, clusters)) == 'clusters'
-    assert maps_of(nn.Sequential(vanilla, anchors)) == 'anchors'
     assert maps_of(nn.Sequential(clusters, anchors)) == 'anchors'
     with pytest.raises(UsageError, match='neither anchors nor clusters'):
         maps_of(nn.Sequential(vanilla, nn.ReLU()))
+
+
+@pytest.mark.parametrize(
+    ('attention', 'attn_cfg'),
+    [
+        ('learned', dict(anchor_std=1.0)),
+        ('learned', dict(anchor_std=1.0, share_anchors=False)),
+        ('query', dict(select='norm')),
+    ],
+)
+def test_a_is_that_of_equation_4_in_every_layer(attention, attn_cfg):
+    model = anchorformer(attention=attention, attn_cfg=attn_cfg).double()
+    tokens = []
+    hooks = [
+        layer.attn.register_forward_pre_hook(
+            lambda layer, args: tokens.append(args[0])
+        )
+        for layer in model.layers
+    ]
+    found = collect_anchor_weights(model, torch.rand(3, 3, 24, 48).double())
+    for hook in hooks:
+        hook.remove()
+    assert [layer.name for layer in found] == [
+        'layers.0.attn',
+        'layers.1.attn',
+    ]
+    for layer, x, block in zip(found, tokens, model.layers, strict=True):
+        with torch.no_grad():
+            keys = (x @ block.attn.kv.weight[:8].T).view(3, 19, 2, 4)
+            anchors = block.attn.anchors_of(x).expand(3, 2, 5, 4)
+            similar = torch.einsum('bnhd,bhmd->bhnm', keys, anchors) / 4**0.5
+            expected = similar.exp() / similar.exp().sum(-1, keepdim=True)
+        assert layer.weights.dtype == torch.float64
+        torch.testing.assert_close(layer.weights, expected)
+        torch.testing.assert_close(
+            layer.weights.sum(-1), torch.ones(3, 2, 19, dtype=torch.float64)
+        )
+        assert layer.grid == (3, 6)
+
+
+def test_maps_are_those_of_the_patches_after_the_class_token():
+    weights = torch.rand(2, 3, 13, 5).softmax(-1)
+    layer = AnchorWeights('attn', weights, (3, 4))
+    for j, i, y, x in [(0, 0, 0, 0), (4, 1, 2, 1), (2, 0, 1, 3)]:
+        expected = weights[i, 2, 1 + 4 * y + x, j].item()
+        assert layer.maps(2, i)[j, y, x] == pytest.approx(expected)
+    np.testing.assert_allclose(
+        layer.maps(), np.mean([layer.maps(h) for h in range(3)], 0), rtol=1e-5
+    )
+    with pytest.raises(UsageError, match='heads of attn are 0 to 2, got 3'):
+        layer.maps(3)
+
+
+@pytest.mark.parametrize(
+    ('model', 'collect'),
+    [(anchorformer, collect_anchor_weights), (clustr, collect_clusters)],
+)
+def test_the_model_is_left_as_it_was_also_after_an_error(model, collect):
+    model = model().train()
+    x = torch.rand(1, 3, 24, 48)
+    before, output = state_of(model), model(x)[0]
+    collect(model, x)
+    assert state_of(model) == before
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(model(x)[0], output)
+    with pytest.raises(RuntimeError):
+        collect(model, torch.rand(1, 4, 24, 48))
+    assert state_of(model) == before
+
+
+def test_the_stage_of_a_detector_has_maps_of_any_size():
+    backbone = AnchorESNet('0.75x').eval()
+    found = collect_anchor_weights(backbone, torch.rand(1, 3, 70, 96))
+    assert [layer.name for layer in found] == [
+        'stages.2.1.blocks.0.attn',
+        'stages.2.1.blocks.1.attn',
+    ]
+    assert found[0].maps().shape == (30, 3, 3)
+
+
+def test_every_attention_of_an_anchor_levit_is_collected():
+    model = MODELS.build(dict(type='anchorformer_mm.AnchorLeViT', arch='128s'))
+    collected = collect_anchor_weights(model.eval(), torch.rand(1, 3, 64, 96))
+    grids = [layer.grid for layer in collected]
+    assert grids == 3 * [(4, 6)] + 4 * [(2, 3)] + 4 * [(1, 2)]
+    for layer in collected:
+        total = layer.weights.sum(-1)
+        torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize('window_size', [56, 5])
+def test_clusters_are_those_that_the_attention_goes_on_with(window_size):
+    model = clustr(window_size=window_size)
+    x = torch.rand(2, 3, 50, 70)
+    given_ = []
+    layers = [model.stages[i].blocks[0].attn for i in range(3)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args: given_.append(args))
+        for layer in layers
+    ]
+    found = collect_clusters(model, x)
+    for hook in hooks:
+        hook.remove()
+    names = [f'stages.{i}.blocks.0.attn' for i in range(3)]
+    assert [clusters.name for clusters in found] == names
+    assert [clusters.grid for clusters in found] == [(13, 18), (7, 9), (4, 5)]
+    for layer, args, clusters in zip(layers, given_, found, strict=True):
+        expected = layer.cluster(*args)
+        assert list(clusters.scales) == [1, 4]
+        for made, again in zip(
+            clusters.scales.values(), expected, strict=True
+        ):
+            assert (made is None) == (again is None)
+            if made is not None:
+                assert torch.equal(made[0], again[0])
+                assert made[1] == again[1]
+    assert found[2].at(1)[1] == 5
+    assert found[2].at(4) is None
+
+
+@pytest.mark.parametrize(
+    ('attention', 'collect', 'kind'),
+    [
+        (AnchorAttention, collect_anchor_weights, 'anchors'),
+        (ClusterAttention, collect_clusters, 'clusters'),
+    ],
+)
+def test_layers_that_have_nothing_to_show_are_told(attention, collect, kind):
+    tokens = torch.rand(1, 6, 8)
+    with pytest.raises(UsageError, match=f'no layer .* {kind}'):
+        collect(SelfAttention(8, 2), tokens)
+    with pytest.raises(UsageError, match='0 was run without hw_shape'):
+        collect(nn.Sequential(attention(8, 2)), tokens)
+    model = nn.Identity()
+    model.unused = attention(8, 2)
+    with pytest.raises(UsageError, match='none of the 1 layers'):
+        collect(model, tokens)
+
+
+def test_layers_are_chosen_by_their_number():
+    x = torch.rand(1, 3, 24, 48)
+    anchors = collect_anchor_weights(anchorformer(num_layers=3), x)
+    assert choose_layers(anchors) == dict(enumerate(anchors))
+    assert choose_layers(anchors, [2, 0]) == {2: anchors[2], 0: anchors[0]}
+    with pytest.raises(UsageError, match=r'0 to 2, layers.0.attn .*; got 3'):
+        choose_layers(anchors, [0, 3])
+    clusters = collect_clusters(clustr((2, 1, 3, 1)), x)
+    # The last of each stage; the last stage has none.
+    assert list(choose_layers(clusters)) == [1, 2, 5]
+
+
+def test_scales_are_those_of_the_layer():
+    layer = TokenClusters('attn', {2: (torch.zeros(1, 6), 3), 8: None}, (2, 3))
+    assert layer.at() == layer.at(2) == layer.scales[2]
+    with pytest.raises(UsageError, match='scales of attn are 2, 8; got 4'):
+        layer.at(4)
+
+
+@pytest.fixture
+def by_colour():
+    """Anchor 3 collects red patches, anchor 1 all others."""
+    model = anchorformer(num_layers=1, num_heads=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.patch_embed.projection.weight[0, 0] = 1
+        model.patch_embed.projection.weight[0, 2] = -1
+        block = model.layers[0]
+        block.ln1.weight.fill_(1)
+        block.attn.kv.weight[:8] = torch.eye(8)
+        block.attn.anchors[0, 3, 0] = 9
+        block.attn.anchors[0, 1, 0] = -9
+    return model
+
+
+# Height and width, and where it is red: the upper right.
+SIZE, RED = (60, 90), (slice(0, 24), slice(48, 90))
+
+
+@pytest.fixture
+def image():
+    image = np.full((*SIZE, 3), (0, 0, 255), np.uint8)
+    image[RED] = 255, 0, 0
+    return image
+
+
+def test_anchors_are_drawn_where_they_collect(by_colour, image, tmp_path):
+    inputs = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    (layer,) = collect_anchor_weights(by_colour, inputs)
+    # Padded to 64 x 96 px.
+    assert layer.grid == (8, 12)
+    collected = layer.maps(0)[3]
+    assert collected[:3, 6:].min() > 0.99
+    assert collected[3:].max() < 0.01
+    assert collected[:, :6].max() < 0.01
+    paths = tmp_path / 'maps.png', tmp_path / 'assignment.png'
+    draw_anchor_maps(image, {0: layer}, paths[0], heads=[0], num_anchors=2)
+    draw_assignment(image, {0: layer}, paths[1], heads=[0])
+    maps, assignment = (cv2.imread(str(p))[..., ::-1] for p in paths)
+    height = round(224 * 60 / 90)
+    # The last picture, beside the image and anchor 1: red at the upper right.
+    red = maps[40 : 40 + height, 472:696].astype(int)
+    warm = red[..., 0] > red[..., 2] + 40
+    assert warm[: height // 4, -80:].all()
+    assert not warm[height // 2 :].any()
+    assert not warm[:, :100].any()
+    led = assignment[56 : 56 + height, 240:464]
+    colours = anchor_colours(5)
+    there = (led == colours[3]).all(axis=2)
+    assert (there | (led == colours[1]).all(axis=2)).all()
+    rows, columns = np.nonzero(there)
+    assert rows.max() + 1 == pytest.approx(24 * 224 / 90, abs=1)
+    assert columns.min() == pytest.approx(48 * 224 / 90, abs=1)
+
+
+@pytest.mark.parametrize('order', ['contrast', 'mass'])
+def test_the_order_chooses_the_anchors(order, tmp_path):
+    weights = torch.zeros(1, 1, 4, 3)
+    weights[0, 0, :, 0] = 0.7
+    weights[0, 0, :, 1] = torch.tensor([0.3, 0, 0.3, 0.3])
+    weights[0, 0, :, 2] = torch.tensor([0, 0.3, 0, 0])
+    layers = {0: AnchorWeights('attn', weights, (2, 2))}
+    image = np.full((64, 64, 3), 128, np.uint8)
+    path = tmp_path / 'maps.png'
+    draw_anchor_maps(image, layers, path, num_anchors=1, order=order)
+    drawn = cv2.imread(str(path))[40:264, 240:464].astype(int)
+    # Anchor 0 has most and is even; 1 has the upper right least.
+    flat = drawn.std(axis=(0, 1)).max() < 1
+    assert flat == (order == 'mass')
+    if order == 'contrast':
+        assert drawn[10, 10, 2] - drawn[10, 10, 0] > 40
+        assert drawn[10, -10, 2] - drawn[10, -10, 0] < 0
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'), [('order', 'size'), ('num_anchors', 0), ('heads', [2])]
+)
+def test_bad_arguments_are_named_and_nothing_is_drawn(name, value, tmp_path):
+    layers = collect_anchor_weights(anchorformer(), torch.rand(1, 3, 24, 48))
+    image, path = np.zeros((24, 48, 3), np.uint8), tmp_path / 'a.png'
+    with pytest.raises(UsageError, match=name):
+        draw_anchor_maps(image, {0: layers[0]}, path, **{name: value})
+    assert not path.exists()
+
+
+def test_colours_of_thirty_anchors_differ():
+    colours = anchor_colours(30).astype(int)
+    distance = np.abs(colours[:, None] - colours[None]).sum(-1)
+    assert distance[~np.eye(30, dtype=bool)].min() > 25
+    np.testing.assert_array_equal(anchor_colours(7), colours[:7])
+
+
+def test_padding_is_cut_off_and_not_counted(tmp_path):
+    # 40 x 70 px, padded to 64 x 96: 4 x 6 tokens of 16 px.
+    ids = torch.zeros(1, 24, dtype=torch.int64)
+    ids[0, 6 + 2] = 1
+    layer = TokenClusters('attn', {1: (ids, 7), 4: None}, (4, 6))
+    image = np.full((40, 70, 3), 100, np.uint8)
+    image[16:32, 32:48] = 20, 200, 90
+    path = tmp_path / 'a.png'
+    options = dict(input_size=(64, 96), scales=[1, 4], cell=140)
+    draw_clusters(image, {4: layer}, path, **options)
+    sheet = cv2.imread(str(path))[..., ::-1]
+    y, x = np.nonzero((sheet == (20, 200, 90)).all(axis=2))
+    # Beside the image; lines are one pixel wide.
+    right = x > 150
+    assert np.ptp(x[right]) + 1 == pytest.approx(32, abs=2)
+    assert np.ptp(y[right]) + 1 == pytest.approx(32, abs=2)
+    with pytest.raises(UsageError, match='scales of attn are 1, 4; got 3'):
+        draw_clusters(image, {4: layer}, tmp_path / 'b.png', scales=[3])
+    assert not (tmp_path / 'b.png').exists()
+
+
+def grid_of(size, stride):
+    return tuple(-(-side // stride) for side in size)
+
+
+@given(st.tuples(sides, sides), st.sampled_from([4, 8, 16, 32]))
+def test_cells_of_the_usual_strides_keep_their_size(size, stride):
+    grid = grid_of(size, stride)
+    # One cell may have any size.
+    assume(grid != (1, 1))
+    assert covered_size(size, grid) == (grid[0] * stride, grid[1] * stride)
+
+
+def test_cells_of_14_px_are_found_and_odd_ones_fill_the_image():
+    assert covered_size((224, 308), (16, 22)) == (224, 308)
+    assert covered_size((220, 308), (16, 22)) == (224, 308)
+    assert covered_size((100, 100), (3, 10)) == (100, 100)
+
+
+def test_a_cell_beyond_the_border_does_not_move_the_others():
+    cells = np.zeros((7, 5), np.float32)
+    cells[2, 3] = 1
+    big = enlarge(cells, (100, 80), (97, 70), smooth=False)
+    assert big.shape == (97, 70)
+    assert big[32:48, 48:64].min() == 1
+    assert big.sum() == 16 * 16

@@ -1,7 +1,8 @@
 """Picture what a trained model looks at: anchors, clusters, or Grad-CAM."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 if TYPE_CHECKING:
-    from mmengine.config import Config
+    from torch import nn
+
+    from anchorformer_mm.apis import PreparedImage
 
 # Pictures of what layers themselves make; and all methods.
 MAPS = ('anchors', 'clusters')
@@ -31,7 +34,11 @@ def parse_args() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'config',
+        help="config file, or a library's own as "
+        'mmpretrain::deit/deit-small_4xb256_in1k.py',
+    )
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('images', nargs='+', help='image files', type=Path)
     parser.add_argument(
@@ -96,7 +103,6 @@ def parse_args() -> argparse.Namespace:
         '(the default for a classifier with AnchorFormer of 12 layers), '
         'backbone.layers.11 (for a segmentor with it), or backbone.stages.2',
     )
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
 
 
@@ -150,98 +156,67 @@ def chosen_heads(heads: list[str] | None) -> list[int] | None:
     return [int(head) for head in heads]
 
 
-def explain_layers(args: argparse.Namespace, cfg: 'Config') -> None:
-    """Draw what the layers of the model make of every image.
+def layer_painter(
+    args: argparse.Namespace, model: 'nn.Module'
+) -> Callable[['PreparedImage', Path], list[Path]]:
+    """Function that draws what the layers of a model make of an image.
 
     Raises:
         UsageError: They make neither anchor maps nor clusters, or an argument
             is not of what they make.
     """
-    from anchorformer_mm.analysis.inference import load_model, prepare_image
-    from anchorformer_mm.analysis.layer_maps import (
-        maps_of,
-        picture_anchors,
-        picture_clusters,
+    from anchorformer_mm.analysis.layer_maps import maps_of, picture_layers
+
+    kind = args.method or maps_of(model)
+    check_belonging(args, [kind])
+    options = dict(
+        layers=args.layers,
+        heads=chosen_heads(args.heads),
+        num_anchors=args.num_anchors_shown,
+        order=args.order,
+        scales=args.scales,
+    )
+    given = {name: o for name, o in options.items() if o is not None}
+    return partial(picture_layers, model, kind=kind, **given)
+
+
+def class_painter(
+    args: argparse.Namespace, model: 'nn.Module'
+) -> Callable[['PreparedImage', Path], list[Path]]:
+    """Function that draws Grad-CAM of an image."""
+    from anchorformer_mm.analysis.grad_cam import (
+        class_name,
+        draw_grad_cam,
+        grad_cam,
+        segmentation_grad_cam,
     )
 
-    heads = chosen_heads(args.heads)
-    model = load_model(cfg, args.checkpoint, args.device)
-    method = args.method or maps_of(model)
-    check_belonging(args, [method])
-    options = dict(layers=args.layers)
-    if method == 'clusters':
-        draw = picture_clusters
-        options |= dict(scales=args.scales)
-    else:
-        draw = picture_anchors
-        options |= dict(
-            heads=heads, num_anchors=args.num_anchors_shown, order=args.order
-        )
-    given = {name: o for name, o in options.items() if o is not None}
-    for path in args.images:
-        image = prepare_image(cfg, model, path)
-        for picture in draw(model, image, args.out / path.stem, **given):
-            print(picture)
-
-
-def explain_class(args: argparse.Namespace, cfg: 'Config') -> None:
-    """Draw Grad-CAM of every image, for a classifier."""
-    from anchorformer_mm.analysis.grad_cam import draw_grad_cam, grad_cam
-    from anchorformer_mm.analysis.inference import load_model, prepare_image
-
-    model = load_model(cfg, args.checkpoint, args.device)
     classes = model.dataset_meta.get('classes') or ()
-    for path in args.images:
-        image = prepare_image(cfg, model, path)
-        evidence = grad_cam(
+    explain, options, colours = grad_cam, {}, {}
+    segments = hasattr(model, 'encode_decode')
+    if segments:
+        from anchorformer_mm.analysis.pictures import palette_of
+
+        explain = segmentation_grad_cam
+        classes = [class_name(i, classes) for i in range(model.num_classes)]
+        colours = dict(palette=palette_of(model.dataset_meta, classes))
+
+    def draw(image: 'PreparedImage', stem: Path) -> list[Path]:
+        if segments:
+            options.update(image_size=image.pixels.shape[:2])
+        evidence = explain(
             model,
             image.inputs,
             target=args.target,
             classes=classes,
             layer=args.target_layer,
+            **options,
         )
-        picture = args.out / f'{path.stem}_grad_cam.png'
-        draw_grad_cam(image.pixels, evidence, picture, classes=classes)
-        print(picture)
+        path = stem.with_name(f'{stem.name}_grad_cam.png')
+        draw_grad_cam(image.pixels, evidence, path, classes=classes, **colours)
+        return [path]
 
-
-def explain_pixels(args: argparse.Namespace, cfg: 'Config') -> None:
-    """Draw Grad-CAM of every image, for a segmentor.
-
-    Raises:
-        UsageError: An image has no pixel of the class, among others.
-    """
-    from anchorformer_mm.analysis.grad_cam import class_name
-    from anchorformer_mm.analysis.inference import load_model, prepare_image
-    from anchorformer_mm.analysis.segmentation_grad_cam import (
-        draw_segmentation_grad_cam,
-        segmentation_grad_cam,
-    )
-    from anchorformer_mm.analysis.segmentations import palette_of
-
-    model = load_model(cfg, args.checkpoint, args.device)
-    names = model.dataset_meta.get('classes') or ()
-    classes = [class_name(i, names) for i in range(model.num_classes)]
-    palette = palette_of(model.dataset_meta, classes)
-    for path in args.images:
-        image = prepare_image(cfg, model, path)
-        try:
-            evidence = segmentation_grad_cam(
-                model,
-                image.inputs,
-                target=args.target,
-                classes=classes,
-                layer=args.target_layer,
-                image_size=image.pixels.shape[:2],
-            )
-        except UsageError as error:
-            # One image has the class, another has not.
-            raise UsageError(f'{path}: {error}') from error
-        picture = args.out / f'{path.stem}_grad_cam.png'
-        draw_segmentation_grad_cam(
-            image.pixels, evidence, picture, classes=classes, palette=palette
-        )
-        print(picture)
+    return draw
 
 
 def main() -> None:
@@ -249,26 +224,37 @@ def main() -> None:
     args = parse_args()
     check_args(args)
     # Import what was just checked.
-    from anchorformer_mm.analysis.inference import require_image
-    from anchorformer_mm.engine.launch import load_config
+    from anchorformer_mm.apis import (
+        load_model,
+        prepare_image,
+        read_config,
+        require_image,
+    )
 
-    cfg = load_config(args, [])
+    cfg = read_config(args.config, args.cfg_options)
     for path in args.images:
         require_image(path)
-    if args.method != 'grad-cam':
-        explain_layers(args, cfg)
-        return
-    scope = cfg.get('default_scope')
-    if scope not in ('mmpretrain', 'mmseg'):
-        raise UsageError(
-            '--method grad-cam is for classifiers of mmpretrain and '
-            f'segmentors of mmseg; {args.config} is of {scope}'
-        )
-    check_environment(['pytorch_grad_cam'])
-    if scope == 'mmseg':
-        explain_pixels(args, cfg)
-    else:
-        explain_class(args, cfg)
+    painter = layer_painter
+    if args.method == 'grad-cam':
+        scope = cfg.get('default_scope')
+        if scope not in ('mmpretrain', 'mmseg'):
+            raise UsageError(
+                '--method grad-cam is for classifiers of mmpretrain and '
+                f'segmentors of mmseg; {args.config} is of {scope}'
+            )
+        check_environment(['pytorch_grad_cam'])
+        painter = class_painter
+    model = load_model(cfg, args.checkpoint, args.device)
+    draw = painter(args, model)
+    for path in args.images:
+        image = prepare_image(cfg, model, path)
+        try:
+            pictures = draw(image, args.out / path.stem)
+        except UsageError as error:
+            # One image has the class, another has not.
+            raise UsageError(f'{path}: {error}') from error
+        for picture in pictures:
+            print(picture)
 
 
 if __name__ == '__main__':

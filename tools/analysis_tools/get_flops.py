@@ -68,35 +68,39 @@ def main() -> None:
         )
     if args.json is not None and args.json.is_dir():
         raise UsageError(f'--json must be a file, got the folder {args.json}')
+    names = [Path(config).stem for config in args.configs]
+    if len(set(names)) < len(names):
+        raise UsageError(f'several configs have one name: {", ".join(names)}')
     # Import what was just checked.
     from mmengine.logging import MMLogger
 
     from anchorformer_mm.analysis.complexity import (
-        build_from_config,
         complexity_table,
         count_complexity,
+        in_words,
     )
-    from anchorformer_mm.analysis.config_models import read_config
-    from anchorformer_mm.analysis.uncounted import in_words
+    from anchorformer_mm.apis import build_model, read_config
 
     # The libraries' own words would stand above the table.
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    rows = {}
+    costs, errors = {}, []
     for config in args.configs:
-        cfg = read_config(config, args.cfg_options)
-        name = Path(config).stem
-        if name in rows:
-            raise UsageError(f'several configs are named {name}')
-        model = build_from_config(cfg, backbone_only=args.backbone_only)
-        rows[name] = count_complexity(model, args.shape)
-    print(complexity_table(rows))
-    print()
-    print(CONVENTION.format(*args.shape))
-    print()
-    print('Ran and was not counted, by calls:')
-    for name, cost in rows.items():
-        print(f'- {name}: {in_words(cost.not_counted)}')
-    if args.json is not None:
+        try:
+            cfg = read_config(config, args.cfg_options)
+            model = build_model(cfg, backbone_only=args.backbone_only)
+            costs[config] = count_complexity(model, args.shape)
+        except UsageError as error:
+            errors.append(f'{config}: {error}')
+    if costs:
+        rows = {Path(config).stem: cost for config, cost in costs.items()}
+        print(complexity_table(rows))
+        print()
+        print(CONVENTION.format(*args.shape))
+        print()
+        print('Ran and was not counted, by calls:')
+        for name, cost in rows.items():
+            print(f'- {name}: {in_words(cost.not_counted)}')
+    if costs and args.json is not None:
         models = [
             dict(
                 config=config,
@@ -106,10 +110,12 @@ def main() -> None:
                 flops=2 * cost.macs,
                 **asdict(cost),
             )
-            for config, cost in zip(args.configs, rows.values(), strict=True)
+            for config, cost in costs.items()
         ]
         with replacing(args.json) as path:
             path.write_text(f'{json.dumps(models, indent=2)}\n')
+    if errors:
+        raise UsageError('\nerror: '.join(errors))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,560 @@
+"""Pictures of data, predictions and training runs, on captioned sheets."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
+from PIL import Image, ImageDraw, ImageFont
+
+from anchorformer_mm.apis import load_model, to_rgb
+from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.files import replacing
+
+if TYPE_CHECKING:
+    from mmdet.structures import DetDataSample
+    from mmpretrain.structures import DataSample
+    from mmseg.structures import SegDataSample
+
+# Pixels: of letters, a line, a letter's width, and white around pictures.
+_FONT, _LINE, _CHARACTER, _MARGIN, _NARROWEST = 12, 16, 7, 8, 120
+SWATCH = 10
+# Shades of grey, and px of a stripe.
+_DARK, _LIGHT, _STRIPE = 110, 190, 3
+
+# A label, and its RGB colour or a picture (SWATCH, SWATCH, 3), or nothing.
+LegendEntry = tuple[str, Sequence[int] | np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture with what is written about it.
+
+    Attributes:
+        image: RGB, uint8, shape (h, w, 3).
+        title: Lines above it; long ones are broken.
+        colour: Name of the colour of the title and the frame.
+        framed: Draw a frame around the picture.
+        legend: Below it, pairs of a label and its RGB colour.
+    """
+
+    image: np.ndarray
+    title: str = ''
+    colour: str = 'black'
+    framed: bool = False
+    legend: Sequence[LegendEntry] = ()
+
+
+def cell_size(rows: int, columns: int) -> int:
+    """Side of a picture in px, such that a sheet of them stays handy."""
+    longest = 12_000 / max(rows, columns)
+    even = (16_000_000 / (rows * columns)) ** 0.5
+    return int(np.clip(min(longest, even), 96, 224))
+
+
+def fit(image: np.ndarray, cell: int, *, smooth: bool = True) -> np.ndarray:
+    """Scale a picture until its longer side has ``cell`` pixels.
+
+    Args:
+        image: RGB, uint8, shape (h, w, 3); or any map, shape (h, w).
+        cell: Longer side wanted, px.
+        smooth: Interpolate, or repeat pixels.
+
+    Returns:
+        np.ndarray: RGB, uint8, shape (cell, w', 3) or (h', cell, 3); or the
+        map, shape (cell, w') or (h', cell).
+    """
+    h, w = image.shape[:2]
+    scale = cell / max(h, w)
+    size = max(round(w * scale), 1), max(round(h * scale), 1)
+    if not smooth:
+        method = cv2.INTER_NEAREST_EXACT
+    else:
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, size, interpolation=method)
+
+
+def draw_panels(
+    rows: Sequence[Sequence[Panel]],
+    path: str | Path,
+    *,
+    legend: Sequence[LegendEntry] = (),
+) -> None:
+    """Lay pictures out in rows and write them as one.
+
+    Args:
+        rows: Panels beside each other; pictures keep their size.
+        path: PNG to write.
+        legend: Of the whole sheet, below all rows.
+    """
+    widths = [panel.image.shape[1] for row in rows for panel in row]
+    # What is written needs its place below and above a narrow picture too.
+    slot = max(_NARROWEST, *widths)
+    width = _MARGIN + max(map(len, rows)) * (slot + _MARGIN)
+    strips = [_row(row, slot, width) for row in rows]
+    if legend:
+        below = _legend(legend, width - 2 * _MARGIN)
+        strips.append(
+            Image.new('RGB', (width, below.height + _MARGIN), 'white')
+        )
+        strips[-1].paste(below, (_MARGIN, 4))
+    height = _MARGIN + sum(strip.height for strip in strips)
+    sheet = Image.new('RGB', (width, height), 'white')
+    y = _MARGIN
+    for strip in strips:
+        sheet.paste(strip, (0, y))
+        y += strip.height
+    with replacing(path) as temporary:
+        sheet.save(temporary)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    fonts = Path(matplotlib.get_data_path()) / 'fonts/ttf'
+    return ImageFont.truetype(str(fonts / 'DejaVuSans.ttf'), _FONT)
+
+
+def _row(row: Sequence[Panel], slot: int, width: int) -> Image.Image:
+    """Panels beside each other: titles, pictures, legends."""
+    titles = [
+        [
+            part
+            for line in panel.title.splitlines()
+            for part in textwrap.wrap(line, slot // _CHARACTER)
+        ]
+        for panel in row
+    ]
+    legends = [_legend(panel.legend, slot) for panel in row]
+    top = _LINE * max(map(len, titles))
+    height = max(panel.image.shape[0] for panel in row)
+    below = max(legend.height for legend in legends)
+    size = width, top + height + below + _MARGIN
+    strip = Image.new('RGB', size, 'white')
+    draw = ImageDraw.Draw(strip)
+    for i, panel in enumerate(row):
+        h, w = panel.image.shape[:2]
+        x = _MARGIN + i * (slot + _MARGIN)
+        # Titles of one line stand on the picture, not at the top.
+        y = top - _LINE * len(titles[i])
+        for j, line in enumerate(titles[i]):
+            draw.text((x, y + j * _LINE), line, panel.colour, _font())
+        strip.paste(Image.fromarray(panel.image), (x, top))
+        if panel.framed:
+            box = (x, top, x + w - 1, top + h - 1)
+            draw.rectangle(box, outline=panel.colour, width=3)
+        strip.paste(legends[i], (x, top + h + 4))
+    return strip
+
+
+def _legend(entries: Sequence[LegendEntry], room: int) -> Image.Image:
+    """Labels in columns as wide as the longest of them."""
+    before, after = SWATCH + 4, 12
+    entries = [(_clip(name, room - before), c) for name, c in entries]
+    widest = max((_font().getlength(name) for name, _ in entries), default=0)
+    column = before + round(widest) + after
+    columns = max((room + after) // column, 1)
+    lines = -(-len(entries) // columns)
+    picture = Image.new('RGB', (room, lines * _LINE), 'white')
+    draw = ImageDraw.Draw(picture)
+    for i, (label, colour) in enumerate(entries):
+        x, y = i % columns * column, i // columns * _LINE
+        if colour is not None:
+            # A thin border: there are white and very light classes.
+            box = (x, y, x + SWATCH + 1, y + SWATCH + 1)
+            draw.rectangle(box, fill=(160, 160, 160))
+            swatch = np.broadcast_to(np.uint8(colour), (SWATCH, SWATCH, 3))
+            picture.paste(Image.fromarray(swatch.copy()), (x + 1, y + 1))
+        draw.text((x + before, y - 1), label, 'black', _font())
+    return picture
+
+
+def _clip(text: str, room: int) -> str:
+    """As much of a line as there is room for, px."""
+    if _font().getlength(text) <= room:
+        return text
+    while text and _font().getlength(f'{text}…') > room:
+        text = text[:-1]
+    return f'{text}…'
+
+
+def hatching(height: int, width: int) -> np.ndarray:
+    """Diagonal stripes in grey: no palette has them.
+
+    Returns:
+        np.ndarray: RGB, uint8, shape (height, width, 3).
+    """
+    y, x = np.indices((height, width))
+    light = (x + y) // _STRIPE % 2 == 0
+    grey = np.where(light, _LIGHT, _DARK).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def colour_labels(
+    labels: np.ndarray, palette: Sequence[Sequence[int]], cell: int
+) -> np.ndarray:
+    """Draw every pixel in the colour of its class.
+
+    Args:
+        labels: Classes, whole numbers from 0, shape (h, w). What is no class
+            of the palette, such as the 255 of ignored pixels, is hatched.
+        palette: RGB colour of each class, shape (C, 3).
+        cell: Longer side of the picture, px.
+
+    Returns:
+        np.ndarray: RGB, uint8, shape (cell, w', 3) or (h', cell, 3).
+    """
+    # Scaled first: stripes keep their width, and colours do not mix.
+    labels = fit(labels.astype(np.int16), cell, smooth=False)
+    picture = hatching(*labels.shape)
+    known = (labels >= 0) & (labels < len(palette))
+    picture[known] = np.asarray(palette, np.uint8)[labels[known]]
+    return picture
+
+
+def class_legend(
+    counts: np.ndarray,
+    names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    *,
+    most: int = 20,
+) -> list[LegendEntry]:
+    """Names and colours of the classes that occur, in their order.
+
+    Args:
+        counts: Pixels of each class, shape (C,).
+        names: Label of each class, C.
+        palette: RGB colour of each class, shape (C, 3).
+        most: Classes named, those with most pixels; of others it is told how
+            many there are.
+    """
+    kept = np.argsort(-counts, kind='stable')[:most]
+    entries: list[LegendEntry] = [
+        (names[i], palette[i]) for i in sorted(kept) if counts[i]
+    ]
+    others = np.count_nonzero(counts) - len(entries)
+    return [*entries, (f'and {others} more', None)] if others else entries
+
+
+def palette_of(meta: dict, classes: Sequence[str]) -> np.ndarray:
+    """Colours of classes, RGB, uint8, shape (C, 3).
+
+    They are the ``palette`` in the meta information of a data set, or, where
+    there is none for these classes, those that mmseg makes up.
+    """
+    # Needs mmseg, which other pictures do without.
+    from mmseg.datasets import BaseSegDataset
+
+    palette = meta.get('palette') or ()
+    if len(palette) != len(classes):
+        made_up = BaseSegDataset(
+            metainfo=dict(classes=list(classes)), lazy_init=True
+        )
+        palette = made_up.metainfo['palette']
+    return np.array(palette, np.uint8)
+
+
+# Images, groups of panels beside each other, and longer side of a panel, px.
+_LAYOUTS = dict(
+    mmdet=(12, 3, 320), mmpretrain=(32, 8, 128), mmseg=(12, 2, 192)
+)
+
+
+def draw_predictions(
+    cfg: Config,
+    checkpoint: str | Path,
+    path: str | Path,
+    *,
+    num_images: int | None = None,
+    score_thr: float = 0.4,
+    device: str = 'cpu',
+) -> None:
+    """Draw test images with their ground truth and the model's predictions.
+
+    Detections and label maps stand beside the ground truth; images of a
+    classifier have the true and the found class, red where they differ.
+
+    Args:
+        cfg: Config of mmdet, mmpretrain or mmseg with a ``test_dataloader``.
+        checkpoint: Its weights.
+        path: PNG to write.
+        num_images: Images, evenly spread over the test set; by default 12,
+            or 32 of a classifier.
+        score_thr: Least score of a drawn detection.
+        device: Where the model runs.
+
+    Raises:
+        UsageError: The config is of no such library, the data set has no
+            classes, or an image has no ground truth, or another than one
+            class.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in _LAYOUTS:
+        raise UsageError(
+            'predictions are drawn for detectors, classifiers and '
+            f'segmentors; {cfg.filename} is of {scope}'
+        )
+    most, columns, cell = _LAYOUTS[scope]
+    model = load_model(cfg, checkpoint, device)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    meta = dataset.metainfo
+    if scope == 'mmseg' and not meta.get('classes'):
+        raise UsageError(
+            'the data set of test_dataloader has no classes: give them as '
+            'metainfo=dict(classes=...)'
+        )
+    groups, counts = [], 0
+    count = min(num_images or most, len(dataset))
+    for i in np.linspace(0, len(dataset) - 1, count).round().astype(int):
+        data = dataset[int(i)]
+        with torch.no_grad():
+            sample = model.test_step(pseudo_collate([data]))[0].cpu()
+        if scope == 'mmdet':
+            groups.append(_detections(sample, meta, cell, score_thr))
+        elif scope == 'mmpretrain':
+            image = fit(to_rgb(data['inputs']), cell)
+            groups.append([_classification(image, sample, meta)])
+        else:
+            ignored = getattr(dataset, 'ignore_index', 255)
+            panels, found = _segmentation(sample, meta, cell, ignored)
+            groups.append(panels)
+            counts = counts + found
+    rows = [
+        sum(groups[i : i + columns], [])
+        for i in range(0, len(groups), columns)
+    ]
+    legend = []
+    if scope == 'mmseg':
+        legend = class_legend(counts[:-1], meta['classes'], meta['palette'])
+        if counts[-1]:
+            legend.append(('ignored', hatching(SWATCH, SWATCH)))
+    draw_panels(rows, path, legend=legend)
+
+
+def _detections(
+    sample: 'DetDataSample', meta: dict, cell: int, score_thr: float
+) -> list[Panel]:
+    from mmdet.visualization import DetLocalVisualizer
+
+    visualizer = DetLocalVisualizer(line_width=2, alpha=1.0)
+    visualizer.dataset_meta = meta
+    image = cv2.imread(sample.img_path)[..., ::-1]
+    scale = cell / max(image.shape[:2])
+    image = np.ascontiguousarray(fit(image, cell))
+    # The best of several boxes on one object is drawn last, on top.
+    order = sample.pred_instances.scores.argsort()
+    sample.pred_instances = sample.pred_instances[order]
+    for instances in (sample.gt_instances, sample.pred_instances):
+        instances.bboxes = instances.bboxes * scale
+        # Of the size of the file.
+        instances.pop('masks', None)
+    panels = []
+    for title, drawn in (
+        ('ground truth', dict(draw_pred=False)),
+        (f'prediction (score > {score_thr})', dict(draw_gt=False)),
+    ):
+        visualizer.add_datasample(
+            title, image, sample, pred_score_thr=score_thr, **drawn
+        )
+        panels.append(Panel(visualizer.get_image(), title))
+    return panels
+
+
+def _classification(
+    image: np.ndarray, sample: 'DataSample', meta: dict
+) -> Panel:
+    classes = meta.get('classes') or ()
+
+    def name(label: int) -> str:
+        return classes[label] if label < len(classes) else str(label)
+
+    truth = sample.get('gt_label')
+    if truth is None or len(truth) != 1:
+        raise UsageError(
+            'predictions are drawn of images with one class each, got '
+            f'gt_label={truth}'
+        )
+    true, found = int(truth), int(sample.pred_score.argmax())
+    return Panel(
+        image,
+        f'true: {name(true)}\n'
+        f'found: {name(found)} {float(sample.pred_score.max()):.0%}',
+        colour='black' if true == found else 'red',
+        framed=true != found,
+    )
+
+
+def _segmentation(
+    sample: 'SegDataSample', meta: dict, cell: int, ignored: int
+) -> tuple[list[Panel], np.ndarray]:
+    """Panels of one image, and pixels of each class and of none, (C + 1,)."""
+    name = sample.img_path
+    if 'gt_sem_seg' not in sample:
+        raise UsageError(
+            f'{name} has no ground truth, which the pipeline of '
+            'test_dataloader loads with LoadAnnotations'
+        )
+    panels = [Panel(fit(cv2.imread(name)[..., ::-1], cell), Path(name).stem)]
+    none = len(meta['classes'])
+    counts = 0
+    for title, labels in (
+        ('ground truth', sample.gt_sem_seg.data[0]),
+        ('prediction', sample.pred_sem_seg.data[0]),
+    ):
+        labels = labels.numpy().astype(np.int64)
+        # Whatever stands for ignored pixels, it is no class.
+        labels[(labels == ignored) | (labels > none)] = none
+        counts = counts + np.bincount(labels.ravel(), minlength=none + 1)
+        picture = colour_labels(labels, meta['palette'], cell)
+        panels.append(Panel(picture, title))
+    return panels, counts
+
+
+# The one figure of each task, in the order of preference.
+METRICS = ('coco/bbox_mAP', 'pascal_voc/mAP', 'mIoU', 'accuracy/top1')
+# mmseg and mmpretrain log these from 0 to 100, mmdet its mAP from 0 to 1.
+PERCENT = ('mIoU', 'accuracy/top1')
+
+
+@dataclass
+class RunLog:
+    """Scalars of a run.
+
+    Attributes:
+        train: Logged training records by iteration.
+        val: Logged evaluation records by iteration, see :func:`read_run`.
+    """
+
+    train: dict[int, dict[str, Any]] = field(default_factory=dict)
+    val: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure to report.
+
+        Raises:
+            UsageError: The run has evaluated none that is known.
+        """
+        names = {name for record in self.val.values() for name in record}
+        for name in METRICS:
+            if name in names:
+                return name
+        raise UsageError(
+            f'the run has no evaluation with one of {METRICS}, only '
+            f'{sorted(names)}'
+        )
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Iterations and values of a scalar, of training or evaluation."""
+        records = {
+            i: r[name]
+            for side in (self.train, self.val)
+            for i, r in side.items()
+            if name in r
+        }
+        return sorted(records), [records[i] for i in sorted(records)]
+
+
+def read_run(work_dir: str | Path) -> RunLog:
+    """Read the scalars of all parts of a run, later ones winning.
+
+    Args:
+        work_dir: Folder of the run; every start of it, resumed or not, left
+            a folder with ``vis_data/scalars.json`` there.
+
+    Returns:
+        RunLog: Where mmengine counts evaluations in iterations, which
+        ``LoggerHook(log_metric_by_epoch=False)`` asks for, they stand at the
+        iteration they were made after. Where it counts them in epochs, its
+        default, they stand at the last *logged* training iteration before
+        them; ``LoggerHook(ignore_last=False)`` logs the last of each epoch.
+
+    Raises:
+        UsageError: There is no log.
+    """
+    run = RunLog()
+    for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        iteration = 0
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            if 'loss' in record:
+                iteration = record['step']
+                run.train[iteration] = record
+            else:
+                # No record says what its `step` counts; epochs that are done
+                # are never more than the iterations logged in them.
+                run.val[max(iteration, record['step'])] = record
+    if not run.train and not run.val:
+        raise UsageError(
+            f'no */vis_data/scalars.json with records in {work_dir}'
+        )
+    return run
+
+
+def in_words(metric: str, value: float) -> str:
+    """A figure as it is written, with its unit.
+
+    Args:
+        metric: One of :data:`METRICS`.
+        value: As it was logged.
+    """
+    return f'{value:.2f}%' if metric in PERCENT else f'{value:.3f}'
+
+
+def draw_curve(run: RunLog, path: str | Path) -> None:
+    """Draw the losses (left) and the evaluated figure (right axis).
+
+    Args:
+        run: From :func:`read_run`.
+        path: PNG to write.
+
+    Raises:
+        UsageError: The run has no evaluation.
+    """
+    figure = Figure(figsize=(8, 4.5), layout='constrained')
+    FigureCanvasAgg(figure)
+    losses = figure.add_subplot(xlabel='iteration', ylabel='loss')
+    metric = losses.twinx()
+    names = {n for r in run.train.values() for n in r if 'loss' in n}
+    # The sum first: a part that is all of it would otherwise be hidden.
+    names = sorted(names, key=lambda name: (name != 'loss', name))
+    for i, name in enumerate(names):
+        width = 2 if name == 'loss' else 1
+        losses.plot(*run.curve(name), f'C{i}', lw=width, label=name)
+    iterations, values = run.curve(run.metric)
+    metric.plot(iterations, values, 'k.-', label=run.metric)
+    best = max(values)
+    metric.annotate(
+        in_words(run.metric, best),
+        (iterations[values.index(best)], best),
+        xytext=(0, 4),
+        textcoords='offset points',
+        ha='right',
+    )
+    unit = ' (%)' if run.metric in PERCENT else ''
+    metric.set(ylabel=f'{run.metric}{unit}', ylim=(0, 1.1 * best or None))
+    losses.set(ylim=(0, None))
+    losses.grid(alpha=0.3)
+    handles = [*losses.get_lines(), *metric.get_lines()]
+    # Of 800 px, 40 for a line and its gaps and 7 for a letter.
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(800 // (40 + 7 * longest), 1)
+    figure.legend(
+        handles=handles,
+        loc='outside lower center',
+        ncols=min(len(handles), columns),
+        fontsize=8,
+    )
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

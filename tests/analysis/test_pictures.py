@@ -1,0 +1,191 @@
+"""Sheets of pictures, and the curve of a run.
+
+Predictions on them: see tools/test_summarize_run.py.
+"""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from anchorformer_mm.analysis.pictures import (
+    SWATCH,
+    Panel,
+    class_legend,
+    colour_labels,
+    draw_curve,
+    draw_panels,
+    fit,
+    hatching,
+    palette_of,
+    read_run,
+)
+from anchorformer_mm.utils.errors import UsageError
+
+PALETTE = [(250, 0, 10), (0, 240, 20), (30, 0, 230)]
+
+
+def picture(h, w):
+    return np.random.default_rng(h).integers(0, 256, (h, w, 3), np.uint8)
+
+
+def contains(sheet, image):
+    """Tell if ``image`` (RGB) is in ``sheet`` (BGR) to the pixel."""
+    image = image[..., ::-1].copy()
+    found = cv2.matchTemplate(sheet, image, cv2.TM_SQDIFF)
+    y, x = np.unravel_index(found.argmin(), found.shape)
+    h, w = image.shape[:2]
+    return np.array_equal(sheet[y : y + h, x : x + w], image)
+
+
+def test_pictures_are_on_the_sheet_pixel_for_pixel(tmp_path):
+    images = [picture(40, 60), picture(61, 60), picture(33, 50)]
+    stripes = picture(SWATCH, SWATCH)
+    # No formulas, and too long for a line.
+    title = r'a $\bad b$ é and words that take several lines'
+    panels = [Panel(image, title, legend=[('c', stripes)]) for image in images]
+    path = tmp_path / 'new' / 'sheet.png'
+    draw_panels([panels[:2], panels[2:]], path, legend=[('d' * 99, None)])
+    sheet = cv2.imread(str(path))
+    for image in (*images, stripes):
+        assert contains(sheet, image)
+    assert [p.name for p in path.parent.iterdir()] == ['sheet.png']
+    # Nothing is written over the margins.
+    assert (sheet[:, :4] == 255).all()
+    assert (sheet[:, -4:] == 255).all()
+
+
+@pytest.mark.parametrize('shape', [(64, 64), (30, 90), (900, 400), (1, 500)])
+@pytest.mark.parametrize('smooth', [True, False])
+def test_pictures_are_scaled_to_their_longer_side(shape, smooth):
+    scaled = fit(picture(*shape), 224, smooth=smooth)
+    assert max(scaled.shape[:2]) == 224
+    expected = max(224 * min(shape) / max(shape), 1)
+    assert min(scaled.shape[:2]) == pytest.approx(expected, abs=0.5)
+
+
+def test_classes_have_their_colours_and_the_rest_is_hatched():
+    labels = np.array([[0, 1, 2], [2, 3, 255], [2, 2, -1]])
+    drawn = colour_labels(labels, PALETTE, 60)
+    stripes = hatching(60, 60)
+    for i, j in np.ndindex(3, 3):
+        place = slice(20 * i, 20 * i + 20), slice(20 * j, 20 * j + 20)
+        is_class = 0 <= labels[i, j] < 3
+        expected = PALETTE[labels[i, j]] if is_class else stripes[place]
+        assert (drawn[place] == expected).all()
+
+
+def test_a_legend_keeps_the_classes_with_most_pixels_in_their_order():
+    counts = np.array([3, 0, 9, 9, 1, 2])
+    palette = [(i, i, i) for i in range(6)]
+    assert class_legend(counts, list('abcdef'), palette, most=3) == [
+        ('a', palette[0]),
+        ('c', palette[2]),
+        ('d', palette[3]),
+        ('and 2 more', None),
+    ]
+    assert len(class_legend(counts, list('abcdef'), palette)) == 5
+
+
+def test_colours_are_made_up_where_there_are_none():
+    made_up = palette_of({}, list('abcd'))
+    assert len(np.unique(made_up, axis=0)) == 4
+    np.testing.assert_array_equal(
+        palette_of(dict(palette=PALETTE), list('abc')), PALETTE
+    )
+    # A palette of other classes is none.
+    np.testing.assert_array_equal(
+        palette_of(dict(palette=PALETTE), list('abcd')), made_up
+    )
+
+
+def write_log(folder, name, records):
+    path = folder / name / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(json.dumps(r) for r in records))
+
+
+def train(step, loss):
+    return dict(loss=loss, loss_cls=loss / 2, lr=0.1, iter=step, step=step)
+
+
+def val(step, value):
+    return {'coco/bbox_mAP': value, 'step': step, 'time': 0.1}
+
+
+@pytest.fixture
+def resumed(tmp_path):
+    """Killed after 30 iterations, resumed from 20."""
+    write_log(
+        tmp_path,
+        '20260101_000000',
+        [train(10, 3.0), train(20, 2.0), val(1, 0.1), train(30, 1.9)],
+    )
+    write_log(
+        tmp_path,
+        '20260101_010000',
+        [train(30, 1.5), train(40, 1.0), val(2, 0.4)],
+    )
+    return tmp_path
+
+
+def test_the_parts_of_a_run_are_joined_and_the_later_wins(resumed):
+    run = read_run(resumed)
+    assert run.curve('loss') == ([10, 20, 30, 40], [3.0, 2.0, 1.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ('steps', 'iterations'),
+    [
+        # Epochs of 7 iterations, logged every 3rd, with and without the last.
+        ('t3 t6 v1 t10 t13 v2', [6, 13]),
+        ('t3 t6 t7 v1 t10 t13 t14 v2', [7, 14]),
+        # Of one iteration, which every step counts.
+        ('t1 v1 t2 v2', [1, 2]),
+        # Iterations, evaluated after 5 and 10.
+        ('t3 v5 t6 t9 v10', [5, 10]),
+        # The same after resuming from 10.
+        ('v15 t18 v20', [15, 20]),
+        # Epochs by the hook's default, which the loop counts as none.
+        ('t3 v0 t6 t9 v0', [3, 9]),
+    ],
+)
+def test_evaluations_stand_where_the_log_says_that_they_were_made(
+    tmp_path, steps, iterations
+):
+    makers = dict(t=train, v=val)
+    records = [makers[s[0]](int(s[1:]), 0.5) for s in steps.split()]
+    write_log(tmp_path, 'a', records)
+    run = read_run(tmp_path)
+    assert run.metric == 'coco/bbox_mAP'
+    assert run.curve(run.metric) == (iterations, [0.5] * len(iterations))
+
+
+@pytest.mark.parametrize('name', ['pascal_voc/mAP', 'mIoU', 'accuracy/top1'])
+def test_the_figure_of_every_task_is_known(tmp_path, name):
+    write_log(tmp_path, 'a', [train(1, 1.0), {name: 0.5, 'step': 1}])
+    assert read_run(tmp_path).metric == name
+
+
+def test_evaluations_of_the_parts_of_a_run_are_joined(resumed):
+    run = read_run(resumed)
+    assert run.curve(run.metric) == ([20, 40], [0.1, 0.4])
+
+
+@pytest.mark.parametrize('value', [0.4, 41.5])
+def test_a_curve_is_drawn_whatever_the_figure(tmp_path, value):
+    more = {f'd{i}.loss_mask_of_a_layer': 0.1 for i in range(14)}
+    records = [train(10, 3.0) | more, val(1, value), train(20, 2.0)]
+    write_log(tmp_path, 'a', records)
+    draw_curve(read_run(tmp_path), tmp_path / 'new' / 'curve.png')
+    assert cv2.imread(str(tmp_path / 'new' / 'curve.png')).std() > 10
+
+
+def test_a_run_without_a_log_or_a_known_figure_is_refused(tmp_path):
+    with pytest.raises(UsageError, match='no .*scalars.json'):
+        read_run(tmp_path)
+    write_log(tmp_path, 'a', [train(1, 1.0), dict(step=1, time=0.1)])
+    with pytest.raises(UsageError, match=r"'coco/bbox_mAP'.*\['step'"):
+        draw_curve(read_run(tmp_path), tmp_path / 'curve.png')
+    assert not (tmp_path / 'curve.png').exists()

@@ -1,0 +1,231 @@
+"""Pictures of what models look at, by the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from anchorformer_mm.apis import build_model, read_config
+from anchorformer_mm.datasets import (
+    SEGMENTATION_PALETTE,
+)
+from anchorformer_mm.utils import environment
+
+ROOT = Path(__file__).parents[2]
+TOOL = 'analysis_tools/explain.py'
+CONFIGS = ROOT / 'configs'
+# What they are made of, beside the digits' own configs.
+MODELS = dict(
+    classify='anchorformer_t',
+    segment='semfpn_anchorformer_t',
+    detect='picodet_anchorformer_t',
+    clusters='clustr_t',
+    vanilla='anchorformer_t_vanilla',
+)
+# Height and width of the images.
+SIZES = dict(photo=(40, 70), tall=(333, 205), grey=(33, 20))
+
+
+def save(config):
+    """Random weights of the model of a config, beside it."""
+    model = build_model(read_config(config))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    if hasattr(model, 'decode_head'):
+        # It finds threes everywhere.
+        model.decode_head.conv_seg.bias.data[4] += 1e4
+    content = dict(state_dict=model.state_dict(), meta={})
+    torch.save(content, config.with_suffix('.pth'))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Configs, weights and images; nothing of it is written to."""
+    folder = tmp_path_factory.mktemp('explain')
+    torch.manual_seed(0)
+    for name, base in MODELS.items():
+        config = CONFIGS / f'{base}_digits.py'
+        (folder / f'{name}.py').write_text(f'_base_ = {str(config)!r}')
+        save(folder / f'{name}.py')
+    generator = np.random.default_rng(0)
+    for name, size in SIZES.items():
+        image = generator.integers(0, 256, (*size, 3), np.uint8)
+        cv2.imwrite(str(folder / f'{name}.png'), image)
+    (folder / 'text.png').write_text('no image')
+    return folder
+
+
+@pytest.fixture
+def explain(folder, tmp_path, monkeypatch, run_tool):
+    """Run the tool on a model in the folder; gives status, names, errors."""
+    monkeypatch.chdir(folder)
+
+    def call(model, *args, out=tmp_path / 'out'):
+        status, printed, errors = run_tool(
+            *(TOOL, f'{model}.py', f'{model}.pth', *args, '--out', str(out))
+        )
+        lines = printed.splitlines()
+        names = [Path(line).name for line in lines if line.endswith('.png')]
+        there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+        assert sorted(names) == there
+        for name in names:
+            assert cv2.imread(str(out / name)).std() > 1
+        return status, names, errors
+
+    return call
+
+
+def pictures(*kinds, images=('photo',)):
+    return [f'{image}_{kind}.png' for image in images for kind in kinds]
+
+
+@pytest.mark.smoke
+def test_the_command_runs_by_itself(folder, tmp_path):
+    out = subprocess.run(
+        [sys.executable, ROOT / 'tools' / TOOL, 'classify.py', 'classify.pth']
+        + ['photo.png', 'grey.png', '--out', tmp_path / 'new'],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    names = [Path(line).name for line in out.stdout.splitlines()[-4:]]
+    images = 'photo', 'grey'
+    assert names == pictures('anchors', 'assignment', images=images)
+
+
+@pytest.mark.parametrize('model', ['classify', 'segment', 'detect'])
+def test_anchors_are_drawn(explain, model):
+    status, names, _ = explain(model, 'photo.png', 'tall.png')
+    assert status == 0
+    expected = pictures('anchors', 'assignment', images=('photo', 'tall'))
+    assert names == expected
+
+
+def test_layers_heads_and_anchors_are_chosen(explain, tmp_path):
+    options = '--layers 2 0 --heads 0 1 --num-anchors-shown 2 --order mass'
+    status, _, _ = explain('classify', 'photo.png', *options.split())
+    assert status == 0
+    # Two layers with two heads; the image and two anchors.
+    height, width = cv2.imread(str(tmp_path / 'out/photo_anchors.png')).shape[
+        :2
+    ]
+    assert width == 8 + 3 * 232
+    assert height > 4 * 149
+
+
+@pytest.mark.parametrize(
+    'options', ['', '--method clusters --layers 1 0 --scales 1 4']
+)
+def test_clusters_are_drawn(explain, options):
+    status, names, _ = explain('clusters', 'photo.png', *options.split())
+    assert (status, names) == (0, pictures('clusters'))
+
+
+def test_a_segmentor_is_drawn_as_it_saw_the_image(explain, tmp_path):
+    """Without what was padded to multiples of 16 px."""
+    status, names, _ = explain('segment', 'photo.png', '--method', 'grad-cam')
+    assert (status, names) == (0, pictures('grad_cam'))
+    sheet = cv2.imread(str(tmp_path / 'out' / names[0]))[..., ::-1]
+    middle = sheet[24 : 24 + 192, 8 + 344 : 8 + 344 + 336]
+    assert (middle == SEGMENTATION_PALETTE[4]).all()
+
+
+@pytest.mark.parametrize(
+    ('model', 'options', 'others'),
+    [
+        (
+            'classify',
+            ['--target', 'seven'],
+            [['--target', '0'], ['--target-layer', 'backbone.layers.0']],
+        ),
+        (
+            'segment',
+            ['--target', 'three'],
+            [['--target-layer', 'backbone.layers.0']],
+        ),
+    ],
+)
+def test_class_and_layer_of_grad_cam_are_chosen(
+    explain, model, options, others, tmp_path
+):
+    def picture(i, more):
+        out = tmp_path / str(i)
+        arguments = ('photo.png', '--method', 'grad-cam', *more)
+        assert explain(model, *arguments, out=out)[0] == 0
+        return (out / 'photo_grad_cam.png').read_bytes()
+
+    index = dict(classify='7', segment='4')[model]
+    first = picture(0, options)
+    assert picture(1, ['--target', index]) == first
+    for i, more in enumerate(others, start=2):
+        assert picture(i, more) != first
+
+
+def test_without_grad_cam_its_package_is_named(explain, monkeypatch):
+    find = environment._spec
+    monkeypatch.setattr(
+        environment,
+        '_spec',
+        lambda name: None if name == 'pytorch_grad_cam' else find(name),
+    )
+    status, _, errors = explain(
+        'classify', 'photo.png', '--method', 'grad-cam'
+    )
+    assert status == 2
+    assert 'pip install grad-cam' in errors[-1]
+
+
+@pytest.mark.parametrize(
+    ('model', 'args', 'message'),
+    [
+        ('none', 'photo.png', 'none.pth'),
+        ('classify', 'no.png', 'no.png'),
+        ('classify', 'photo.png text.png', 'text.png'),
+        ('classify', 'photo.png ../photo.png', "'photo'"),
+        ('classify', 'photo.png --layers 0 4', 'got 4'),
+        ('classify', 'photo.png --heads 3', 'heads'),
+        ('classify', 'photo.png --heads mean 1', '--heads'),
+        ('classify', 'photo.png --num-anchors-shown 0', 'num_anchors'),
+        ('classify', 'photo.png --target cat', '--target'),
+        ('classify', 'photo.png --method grad-cam --heads 1', '--heads'),
+        ('classify', 'photo.png --method grad-cam --layers 1', '--layers'),
+        ('classify', 'photo.png --scales 1', '--scales'),
+        ('classify', 'photo.png --method clusters', 'clusters'),
+        ('classify', 'photo.png --method grad-cam --target eihgt', 'eight'),
+        ('classify', 'photo.png --device sofa', "'sofa'"),
+        (
+            'classify',
+            'photo.png --cfg-options model.backbone.num_anchors=7',
+            'classify.pth',
+        ),
+        ('segment', 'photo.png --method grad-cam --target two', 'three'),
+        (
+            'segment',
+            'photo.png --method grad-cam --target-layer neck',
+            'neck gives no map',
+        ),
+        ('detect', 'photo.png --method grad-cam', 'mmdet'),
+        ('clusters', 'photo.png --heads 0', '--heads'),
+        ('clusters', 'photo.png --scales 1 2', 'got 2'),
+        ('clusters', 'photo.png --method anchors', 'anchors'),
+        ('vanilla', 'photo.png', 'neither anchors nor clusters'),
+    ],
+)
+def test_bad_input_ends_in_one_message(model, args, message, explain):
+    status, names, errors = explain(model, *args.split())
+    assert (status, names) == (2, [])
+    (line,) = [line for line in errors if line.startswith('error: ')]
+    assert message in line
+    assert errors[-1] == line
+
+
+def test_a_file_is_no_folder_for_pictures(explain, folder):
+    out = folder / 'grey.png'
+    status, _, errors = explain('classify', 'photo.png', out=out)
+    assert status == 2
+    assert '--out' in errors[-1]
