@@ -70,7 +70,9 @@ def count_row(row: Record, shape: Sequence[int]) -> dict[str, int] | None:
     config = config if '::' in config else ROOT / config
     try:
         cfg = read_config(config, row.get('overrides'))
-        cost = count_complexity(build_from_config(cfg), shape)
+        alone = row.get('part') == 'backbone'
+        model = build_from_config(cfg, backbone_only=alone)
+        cost = count_complexity(model, shape)
     except UsageError as error:
         raise UsageError(f'{row["name"]}: {error}') from error
     counted = dict(params=cost.params, macs=cost.macs)
@@ -145,8 +147,8 @@ def _line(row: Record, table: Record, metric: str) -> list[str]:
     name = row['name']
     if list(row['shape']) != list(table['shape']):
         name += '' if 'px' in name else f', {row["shape"][0]} px'
-    if 'claimed_by' in row:
-        name += f' ({row["claimed_by"]})'
+    for key in ('claimed_by', 'what'):
+        name += f', {row[key]}' if key in row else ''
     if _is_ours(row):
         name = f'**{name}**'
     counted = row['counted']
