@@ -49,26 +49,38 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     )
 
 
-def require_device(device: str) -> None:
-    """Refuse a device that is not there, or is neither CPU nor CUDA."""
+def a_device(text: str) -> str:
+    """Read the name of a device that is there: CPU, or one of CUDA."""
     try:
-        kind = torch.empty(1, device=device).device.type
+        kind = torch.empty(1, device=text).device.type
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f'device {device!r}: {error}') from error
+        raise argparse.ArgumentTypeError(f'{text!r}: {error}') from error
     if kind not in ('cpu', 'cuda'):
-        raise UsageError(f'device must be cpu or cuda, got {device!r}')
+        raise argparse.ArgumentTypeError(f'{text!r} is not cpu or cuda')
+    return text
 
 
-def require_least(least: int, **values: int) -> None:
-    """Refuse numbers below ``least``, by their names."""
-    for name, value in values.items():
-        if value < least:
-            raise UsageError(f'{name} must be >= {least}, got {value}')
+def a_count(text: str) -> int:
+    """Read a number of 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f'must be >= 1, got {value}')
+    return value
+
+
+def a_file(text: str) -> Path:
+    """Read a path that can be a file to write."""
+    if (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f'{path} is a folder')
+    return path
+
+
+def on_cpu(device: str) -> bool:
+    return torch.device(device).type == 'cpu'
 
 
 def machine_line(device: str = 'cpu') -> str:
     """Name the processor and the version of torch."""
-    if torch.device(device).type != 'cpu':
+    if not on_cpu(device):
         name = torch.cuda.get_device_name(device)
     else:
         info = Path('/proc/cpuinfo')
@@ -107,7 +119,7 @@ def peak_memory(start: Start, device: str, threads: int) -> int:
         UsageError: The system does not tell the memory of a process.
         MemoryError: The system ended the process.
     """
-    if torch.device(device).type != 'cpu':
+    if not on_cpu(device):
         run = start()
         run()
         before = torch.cuda.memory_allocated(device)

@@ -24,13 +24,15 @@ import numpy as np
 import torch
 from common import (
     Pass,
+    a_count,
+    a_device,
+    a_file,
     argument_parser,
     machine_line,
     mebibytes,
+    on_cpu,
     peak_memory,
     progress,
-    require_device,
-    require_least,
     versions,
     write_json,
 )
@@ -82,10 +84,6 @@ class Conditions:
     device: str = 'cpu'
     threads: int = 1
     image: str | None = None
-
-    @property
-    def on_cpu(self) -> bool:
-        return torch.device(self.device).type == 'cpu'
 
     @property
     def size(self) -> str:
@@ -276,7 +274,7 @@ def start_onnx(path: Path, conditions: Conditions, arena: bool = True) -> Pass:
     place = torch.device(conditions.device)
     where = place.type, place.index or 0
     provider = ('CPUExecutionProvider', {})
-    if not conditions.on_cpu:
+    if not on_cpu(conditions.device):
         provider = ('CUDAExecutionProvider', dict(device_id=where[1]))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = conditions.threads
@@ -328,14 +326,6 @@ def measure(
 ) -> list[Result]:
     """Measure networks; those under the same conditions take turns.
 
-    Args:
-        candidates: The networks.
-        conditions: How they run; each is measured by itself.
-        runtimes: Of :data:`RUNTIMES`.
-        warm_up: Passes of each before those that count, at least one.
-        runs: Passes that count.
-        folder: Gets the ONNX files.
-
     Raises:
         UsageError: A network does not run so.
     """
@@ -380,7 +370,7 @@ def _first_pass(
             start = partial(start_torch, candidate.build, conditions, runtime)
             frugal = start
         # Where it runs out of memory on a CPU, it is in another process.
-        if conditions.on_cpu or runtime != 'onnx':
+        if on_cpu(conditions.device) or runtime != 'onnx':
             result.memory = peak_memory(
                 frugal, conditions.device, conditions.threads
             )
@@ -437,7 +427,7 @@ def latency_table(results: Sequence[Result]) -> str:
                 result.name,
                 result.runtime,
                 conditions.size,
-                str(conditions.threads) if conditions.on_cpu else '-',
+                str(conditions.threads) if on_cpu(conditions.device) else '-',
                 mebibytes(result.weights),
                 mebibytes(result.memory),
                 _ratio(result.memory, peer.memory),
@@ -498,13 +488,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help='let the ONNX file of a detector end in its NMS',
     )
     add('--checkpoints', nargs='+', help='weights, one file for each config')
-    add('--batch-size', type=int, default=1, help='images of a pass')
-    add('--threads', nargs='+', type=int, default=[1], help='on a CPU')
-    add('--device', default='cpu', help='cpu or one of CUDA')
-    add('--warm-up', type=int, default=3, help='passes before the timed ones')
-    add('--runs', type=int, default=10, help='timed passes')
+    add('--batch-size', type=a_count, default=1, help='images of a pass')
+    add('--threads', nargs='+', type=a_count, default=[1], help='on a CPU')
+    add('--device', type=a_device, default='cpu', help='cpu or one of CUDA')
+    add('--warm-up', type=a_count, default=3, help='passes before the timed')
+    add('--runs', type=a_count, default=10, help='timed passes')
     add('--image', help='picture in place of noise, resized to each size')
-    add('--json', type=Path, help='file for every figure')
+    add('--json', type=a_file, help='file for every figure')
     add(
         '--cfg-options',
         nargs='+',
@@ -516,13 +506,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuse before the work what cannot be measured."""
-    require_device(args.device)
-    require_least(1, warm_up=args.warm_up, runs=args.runs)
-    require_least(1, batch_size=args.batch_size, threads=min(args.threads))
     if args.image is not None:
         require_image(args.image)
-    if args.json is not None and args.json.is_dir():
-        raise UsageError(f'--json must be a file, got the folder {args.json}')
     if args.with_nms and (args.runtimes != ['onnx'] or args.part != 'model'):
         raise UsageError('--with-nms needs --runtimes onnx and --part model')
     if args.part == 'backbone' and 'onnx' in args.runtimes:
@@ -561,11 +546,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_args(args)
     # On a GPU threads have no part in it.
-    on_cpu = torch.device(args.device).type == 'cpu'
     conditions = [
         Conditions(shape, args.batch_size, args.device, count, args.image)
         for shape in args.shapes
-        for count in (args.threads if on_cpu else args.threads[:1])
+        for count in args.threads[: None if on_cpu(args.device) else 1]
     ]
     checkpoints = args.checkpoints or [None] * len(args.configs)
     candidates = [

@@ -40,14 +40,7 @@ def load_decisions() -> dict[str, Any]:
 def public_configs(
     folder: Path, decisions: Mapping[str, Any]
 ) -> dict[Path, Mapping[str, Any]]:
-    """The configs for public data sets, and the collection of each.
-
-    Args:
-        folder: With configs of models, and parts of configs in ``_base_``.
-        decisions: From :func:`load_decisions`.
-
-    Returns:
-        dict: By collection and name.
+    """The configs for public data sets in order, and the collection of each.
 
     Raises:
         UsageError: The name of a config ends in no data set that is known,
@@ -81,9 +74,7 @@ def public_configs(
 
 
 def input_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width of the images that a model is tested on, px.
-
-    Of images that keep their ratio, these are the largest.
+    """Largest height and width of the images that a model is tested on, px.
 
     Raises:
         UsageError: The test pipeline does not say.
@@ -94,10 +85,7 @@ def input_shape(cfg: Config) -> tuple[int, int]:
         if step.type.rsplit('.')[-1] in ('CenterCrop', 'Resize')
     ]
     if not sizes:
-        raise UsageError(
-            f'{cfg.filename} has no Resize and no CenterCrop in its test '
-            'pipeline, which would tell the size of the images'
-        )
+        raise UsageError(f'{cfg.filename} tests without Resize, CenterCrop')
     size = sizes[-1]
     width, height = (size, size) if isinstance(size, int) else size
     return height, width

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from common import (
     Pass,
+    a_count,
+    a_device,
+    a_file,
     argument_parser,
     machine_line,
     peak_memory,
     progress,
-    require_device,
-    require_least,
     write_json,
 )
 from torch import Tensor, nn
@@ -420,10 +421,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__)
     add = parser.add_argument
     sizes = [196, 1024, 4096, 16384, 65536]
-    add('--tokens', nargs='+', type=int, default=sizes, help='numbers of them')
-    add('--embed-dims', type=int, default=384, help='channels')
-    add('--num-heads', type=int, default=6, help='heads')
-    add('--num-anchors', type=int, default=30, help='anchors')
+    add('--tokens', nargs='+', type=a_count, default=sizes, help='numbers')
+    add('--embed-dims', type=a_count, default=384, help='channels')
+    add('--num-heads', type=a_count, default=6, help='heads')
+    add('--num-anchors', type=a_count, default=30, help='anchors')
     add(
         '--kinds',
         nargs='+',
@@ -435,25 +436,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add('--part', choices=[*PARTS, 'both'], default='both', help='what runs')
     add('--backward', action='store_true', help='forward and backward')
-    add('--threads', type=int, default=1, help='threads on a CPU')
-    add('--device', default='cpu', help='cpu or one of CUDA')
+    add('--threads', type=a_count, default=1, help='threads on a CPU')
+    add('--device', type=a_device, default='cpu', help='cpu or one of CUDA')
     add('--dtype', choices=DTYPES, default=DTYPES[0], help='of all numbers')
-    add('--runs', type=int, default=3, help='timed passes of each')
+    add('--runs', type=a_count, default=3, help='timed passes of each')
     budget = 'a pass that is expected to take more is left out'
     add('--max-seconds', type=float, default=60.0, help=budget)
     add('--max-gib', type=float, default=16.0, help=budget)
-    add('--json', type=Path, help='file for every figure, written as it goes')
+    add('--json', type=a_file, help='file for all figures, as it goes')
     add('--resume', action='store_true', help='go on from the file of --json')
-    add('--out-picture', type=Path, help='file for a picture')
+    add('--out-picture', type=a_file, help='file for a picture')
     return parser.parse_args(argv)
 
 
-def check_args(args: argparse.Namespace) -> None:
-    """Refuse before the work what cannot be done."""
-    require_device(args.device)
-    numbers = ('embed_dims', 'num_heads', 'num_anchors', 'threads', 'runs')
-    require_least(1, **{name: getattr(args, name) for name in numbers})
-    require_least(1, tokens=min(args.tokens))
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     if args.embed_dims % args.num_heads:
         raise UsageError(
             f'embed_dims must be divisible by num_heads = {args.num_heads}, '
@@ -464,14 +461,6 @@ def check_args(args: argparse.Namespace) -> None:
             raise UsageError(f'{name} must be > 0, got {getattr(args, name)}')
     if args.resume and args.json is None:
         raise UsageError('--resume needs --json, the file to go on from')
-    for path in (args.json, args.out_picture):
-        if path is not None and path.is_dir():
-            raise UsageError(f'{path} is a folder, must be a file')
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    check_args(args)
     names = 'runs embed_dims num_heads num_anchors backward threads device'
     conditions = dict(
         command=shlex.join(sys.argv if argv is None else argv),

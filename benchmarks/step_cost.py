@@ -10,18 +10,18 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from unittest.mock import patch
 
 import torch
 from common import (
+    a_count,
+    a_device,
+    a_file,
     argument_parser,
     machine_line,
     progress,
-    require_device,
-    require_least,
     write_json,
 )
 from mmengine.config import Config, DictAction
@@ -125,9 +125,8 @@ def build(
     Of its hooks, ``ChannelsLastHook`` is heeded: it changes what a step
     costs. The rate is scaled to the batch if the config says for which it is.
     """
-    for name in ('model', 'optim_wrapper'):
-        if cfg.get(name) is None:
-            raise UsageError(f'{cfg.filename} has no {name}')
+    if cfg.get('optim_wrapper') is None:
+        raise UsageError(f'{cfg.filename} has no optim_wrapper')
     model = build_from_config(cfg)
     if getattr(model, 'bbox_head', None) is None:
         kind = type(model).__name__
@@ -144,42 +143,33 @@ def build(
 
 
 def measure_steps(
-    model: BaseModel,
-    wrapper: OptimWrapper,
-    args: argparse.Namespace,
+    model: BaseModel, wrapper: OptimWrapper, args: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Train, and time the parts of each step, seconds.
-
-    On a GPU each part ends when its work there is done, so that a step takes
-    somewhat longer than it would.
 
     Raises:
         UsageError: The loss is not finite: such steps do not take the time of
             those that learn.
     """
     results: dict[str, list[float]] = {part: [] for part in PARTS}
+    watched = [
+        (getattr(model, name), 'forward', part)
+        for name, part in MODULES.items()
+        if getattr(model, name, None) is not None
+    ]
+    watched += [(wrapper, name, part) for name, part in METHODS.items()]
     model.train()
     for i in range(-args.warm_up, args.steps):
-        batch = random_batch(
-            model.bbox_head.num_classes, args.batch_size, args.size
-        )
+        num_classes = model.bbox_head.num_classes
+        batch = random_batch(num_classes, args.batch_size, args.size)
         stopwatch = Stopwatch(torch.device(args.device))
         with ExitStack() as stack:
-            for name, part in MODULES.items():
-                module = getattr(model, name, None)
-                if module is not None:
-                    stack.enter_context(
-                        stopwatch.watch(module, 'forward', part)
-                    )
-            for name, part in METHODS.items():
-                stack.enter_context(stopwatch.watch(wrapper, name, part))
+            for owner, method, part in watched:
+                stack.enter_context(stopwatch.watch(owner, method, part))
             with stopwatch.part(LOSS):
                 loss = model.train_step(batch, wrapper)['loss'].item()
         if not math.isfinite(loss):
-            raise UsageError(
-                f'the loss is {loss}: lower optim_wrapper.optimizer.lr with '
-                '--cfg-options'
-            )
+            raise UsageError(f'the loss is {loss}: lower the rate')
         progress(f'step {i + 1} of {args.steps}: loss {loss:.3f}')
         for part, seconds in stopwatch.seconds.items() if i >= 0 else ():
             results[part].append(seconds)
@@ -190,19 +180,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
     add = parser.add_argument
     add('config', help='config of a detector')
-    add('--batch-size', type=int, default=16, help='images of a step')
-    add('--size', type=int, default=320, help='side of the images, px')
-    add('--steps', type=int, default=20, help='timed steps')
-    add('--warm-up', type=int, default=5, help='steps before these')
-    add('--threads', type=int, default=2, help='threads on a CPU')
-    add('--device', default='cpu', help='cpu or one of CUDA')
-    add('--json', type=Path, help='file for the figures')
+    add('--batch-size', type=a_count, default=16, help='images of a step')
+    add('--size', type=a_count, default=320, help='side of the images, px')
+    add('--steps', type=a_count, default=20, help='timed steps')
+    add('--warm-up', type=a_count, default=5, help='steps before these')
+    add('--threads', type=a_count, default=2, help='threads on a CPU')
+    add('--device', type=a_device, default='cpu', help='cpu or one of CUDA')
+    add('--json', type=a_file, help='file for the figures')
     add('--cfg-options', nargs='+', action=DictAction, help='overrides')
     args = parser.parse_args(argv)
-    require_device(args.device)
-    for name in ('steps', 'batch_size', 'size', 'threads'):
-        require_least(1, **{name: getattr(args, name)})
-    require_least(0, warm_up=args.warm_up)
     # It tells of every parameter, when it is optimised.
     MMLogger.get_instance('mmengine').setLevel('WARNING')
     torch.manual_seed(0)

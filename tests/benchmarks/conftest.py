@@ -32,3 +32,10 @@ def run_script(capfd, monkeypatch, tmp_path):
 
     yield call
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Memory without the processes, which take seconds to start."""
+    for name in ('latency', 'scaling'):
+        monkeypatch.setattr(f'{name}.peak_memory', lambda *_: 2**20)

@@ -8,7 +8,6 @@ import model_index
 import paper_tables
 import pytest
 import yaml
-from common import replace_blocks
 from modelindex.load_model_index import load
 
 from anchorformer_mm.analysis.config_models import config_path
@@ -47,10 +46,8 @@ def copy(tmp_path):
     ('file', 'old', 'new'),
     [
         ('docs/results.md', '20.676', '18.600'),
-        ('docs/results.json', '20676176', '18600000'),
         ('docs/results.json', '84.69', '84.7'),
         ('docs/results.json', '"name": "DeiT-T"', '"name": "DeiT"'),
-        ('docs/results.json', '"tables"', '"table"'),
         ('docs/results.md', '<!-- begin table3 -->', ''),
         ('README.md', '0.993', '0.994'),
         ('README.md', '<!-- end models-coco -->', ''),
@@ -72,17 +69,18 @@ def test_what_was_changed_by_hand_is_told(run_script, copy, file, old, new):
 
 def test_one_table_is_counted_and_the_rest_stays(run_script, copy):
     path = copy / 'docs' / 'results.json'
-    before = json.loads(path.read_text())
-    stale = path.read_text().replace('1253683200', '1')
-    path.write_text(stale)
+    numbers = json.loads(path.read_text())
+    rows = numbers['tables']['table4']['rows']
+    right, rows[0]['counted'] = rows[0]['counted'], dict(params=1, macs=1)
+    path.write_text(json.dumps(numbers))
     docs = ('--docs', copy / 'docs')
-    status, out, err = run_script('paper_tables', '--tables', 'table4', *docs)
-    assert status == 0, err
+    assert run_script('paper_tables', '--tables', 'table4', *docs)[0] == 0
+    rows[0]['counted'] = right
     after = json.loads(path.read_text())
-    assert after['runs'] == before['runs']
-    for name in ('table4', 'table5'):
-        rows = [table['tables'][name]['rows'] for table in (before, after)]
-        assert rows[0] == rows[1]
+    after['tables']['table4']['versions'] = numbers['tables']['table4'][
+        'versions'
+    ]
+    assert after == numbers
 
 
 # Of each table, and of each kind of index entry, what is quick to count.
@@ -139,29 +137,12 @@ def test_the_printed_rows_are_those_of_the_paper():
                 assert (ROOT / config_path(row['config'])).is_file()
 
 
-def test_what_is_printed_twice_is_the_same():
-    def claims(table, name):
-        (row,) = (r for r in TABLES[table]['rows'] if r['name'] == name)
-        return [row[key] for key in ('params_m', 'flops_g', 'top1')]
-
-    tiny = claims('table1', 'AnchorFormer-T')
-    assert tiny == claims('table4', 'learned anchors')
-    assert tiny == claims('table5', 'DeiT-T, m = 30')
-    small = claims('table1', 'AnchorFormer-S')
-    assert small == claims('table5', 'DeiT-S, m = 30')
-    assert claims('table1', 'DeiT-T') == claims('table4', 'DeiT-T')
-
-
 def test_the_reader_of_model_indices_accepts_it():
     index = load(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
     assert index.check(silent=True) in (None, [])
     assert not index.check_errors
-    models = {model.name: model for model in index.models}
-    assert models.keys() == ENTRIES.keys()
-    model = models['picodet_s_coco']
-    assert model.metadata.parameters == 992_715
-    assert model.metadata.flops == 2 * model.metadata.data['MACs']
+    assert {model.name for model in index.models} == ENTRIES.keys()
 
 
 @pytest.mark.parametrize('name', ['picodet_s_cooc', 'resnet_in1k'])
@@ -171,14 +152,6 @@ def test_a_config_without_a_place_stops_the_listing(tmp_path, name):
     (tmp_path / f'{name}.py').touch()
     with pytest.raises(UsageError, match=name):
         model_index.public_configs(tmp_path, DECISIONS)
-
-
-def test_only_the_content_of_a_generated_part_is_replaced():
-    page = 'a\n<!-- begin one -->\nold\n<!-- end one -->\nz\n'
-    new = replace_blocks(page, {'one': r'a \1 | b'})
-    assert new == page.replace('old', r'a \1 | b')
-    with pytest.raises(UsageError, match='begin two'):
-        replace_blocks(page, {'two': ''})
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

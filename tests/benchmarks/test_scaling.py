@@ -10,12 +10,6 @@ SMALL = ('--embed-dims', '16', '--num-heads', '2', '--num-anchors', '4')
 GIB = 2**30
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Memory without the processes, which take seconds to start."""
-    monkeypatch.setattr(scaling, 'peak_memory', lambda *_: 1000)
-
-
 def power_law(exponent, tokens=(196, 1024, 4096), factor=1e-3):
     return [
         Cell('layer', 'anchor', n, n * 2**14, [factor * n**exponent] * 3)
@@ -43,29 +37,18 @@ def test_backbones_are_measured_and_a_run_goes_on(run_script, quick, tmp_path):
     def run(*tokens):
         return run_script(
             *('scaling', '--part', 'backbone', '--kinds', 'anchor', 'paper'),
-            *('--tokens', *tokens, '--runs', 1, '--json', 'a.json'),
+            *('--runs', 1, '--tokens', *tokens, '--json', 'a.json'),
             *('--resume', *SMALL),
         )
 
     assert run(4)[0] == 0
     first = json.loads((tmp_path / 'a.json').read_text())['cells']
-    status, _, err = run(4, 9)
+    # The budget of a pass is exceeded then.
+    status, out, err = run(4, 9, '--max-gib', 1e-9)
     assert status == 0
     assert ' 4 tokens' not in err
+    assert 'more than 1e-09' in out.split('Left out:')[1]
     assert json.loads((tmp_path / 'a.json').read_text())['cells'][:2] == first
-
-
-def test_what_is_left_out_is_told(run_script, quick):
-    status, out, _ = run_script(
-        *('scaling', '--part', 'layer', '--kinds', 'anchor', *SMALL),
-        *('--tokens', 16, 64, 256, '--runs', 1, '--max-gib', 1e-9),
-    )
-    assert status == 0
-    left_out = out.split('Left out:\n\n')[1].splitlines()
-    assert 'more than 1e-09' in left_out[0]
-    assert (
-        left_out[1] == '- layer, anchor, 256 tokens: 64 tokens were left out.'
-    )
 
 
 @given(st.floats(0.5, 2.5))
@@ -94,13 +77,10 @@ def test_the_budget_goes_on_as_from_the_last_two_sizes():
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['--runs', 0], 'runs'),
-        (['--tokens', 0, 4], 'tokens'),
+        (['--tokens', 0, 4], '--tokens'),
         (['--embed-dims', 10], 'embed_dims'),
         (['--max-gib', 0], 'max_gib'),
-        (['--device', 'sofa'], "'sofa'"),
         (['--resume'], '--resume'),
-        (['--json', '.'], 'folder'),
         (['--json', 'other.json', '--resume'], 'measured with'),
         (['--json', 'junk.json', '--resume'], 'no record'),
     ],
@@ -110,5 +90,4 @@ def test_bad_input_ends_in_one_message(run_script, tmp_path, args, message):
     (tmp_path / 'junk.json').write_text('{')
     status, out, err = run_script('scaling', *args)
     assert (status, out) == (2, '')
-    assert err.startswith('error: ')
-    assert message in err
+    assert message in err.splitlines()[-1]
