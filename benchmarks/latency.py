@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill, shorten
 from time import perf_counter, sleep
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -102,8 +103,7 @@ class Conditions:
         return image.repeat(self.batch_size, 1, 1, 1).to(self.device)
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A network to measure: what makes it and what exports it, or a file."""
 
     name: str
@@ -512,17 +512,11 @@ def check_args(args: argparse.Namespace) -> None:
         raise UsageError('--with-nms needs --runtimes onnx and --part model')
     if args.part == 'backbone' and 'onnx' in args.runtimes:
         raise UsageError('--runtimes onnx needs --part model')
-    files = [c for c in args.configs if Path(c).suffix == '.onnx']
-    if files and (args.runtimes != ['onnx'] or args.checkpoints):
-        raise UsageError(
-            f'{files[0]} needs --runtimes onnx and no --checkpoints'
-        )
     if args.checkpoints and len(args.checkpoints) != len(args.configs):
         raise UsageError('--checkpoints must be one file for each config')
     names = [Path(config).stem for config in args.configs]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f'several configs are named {name}')
+    if len(set(names)) < len(names):
+        raise UsageError(f'configs must have different names, got {names}')
 
 
 def candidate_of(
@@ -531,6 +525,8 @@ def candidate_of(
     """Read a config, or take a file, of a command line."""
     name = Path(config).stem
     if Path(config).suffix == '.onnx':
+        if args.runtimes != ['onnx'] or checkpoint is not None:
+            raise UsageError(f'{config} needs --runtimes onnx, no checkpoint')
         if not Path(config).is_file():
             raise UsageError(f'file not found: {config}')
         return Candidate(name, file=Path(config))

@@ -34,23 +34,12 @@ from anchorformer_mm.utils.tables import markdown_table
 DATA = Path(__file__).with_name('data') / 'paper_tables.yml'
 # Percent; what is further off, and not by rounding, is explained.
 TOLERANCE = 5
-ABOUT = {
-    'source': 'arXiv 2505.16463, tables 1 to 5 and figure 5',
-    'printed': 'params_m in millions, flops_g in 1e9 MACs (with twice_macs: '
-    '2 x MACs), accuracies in percent; none of these accuracies was '
-    'reproduced here',
-    'counted': 'for one image of the given shape (height, width; px): '
-    'parameters with those of the auxiliary head, multiply-accumulates of '
-    'convolutions, linear layers and matrix products, of anchor attention in '
-    'the order of the paper and folded, as it is deployed',
-    'off_percent': 'counted above printed',
-}
 UNITS = dict(params=1e6, macs=1e9)
 Record = Mapping[str, Any]
 
 
 def load_printed() -> dict[str, Any]:
-    """Read what is printed: ``reasons``, ``savings`` and ``tables``."""
+    """Read the rows of the tables as they are printed."""
     return yaml.safe_load(read_text(DATA))
 
 
@@ -202,7 +191,7 @@ def make_files(docs: Path, tables: Mapping[str, Any]) -> dict[Path, str]:
             else table_block(counted['rows'], table, printed['reasons'])
         )
     page = replace_blocks(read_text(docs / 'results.md'), blocks)
-    numbers = load_numbers(docs) | ABOUT | {'tables': tables}
+    numbers = load_numbers(docs) | printed['about'] | {'tables': tables}
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     # What holds neither lists nor objects goes on one line.
     text = re.sub(

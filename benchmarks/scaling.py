@@ -10,7 +10,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
@@ -55,15 +55,8 @@ PATCH = 16
 FIT_FROM = 1024
 # Seconds. A first pass sets things up: a shorter one does not count.
 LONG = 2.0
-# Colours that also those tell apart who see no red or no green; what is drawn
-# later is thinner, so that equal lines show.
-STYLES = dict(
-    anchor=dict(color='#0072b2', marker='o', lw=5, ms=11),
-    query=dict(color='#56b4e9', marker='s', lw=3, ms=7),
-    vanilla=dict(color='#d55e00', marker='^', lw=1.5, ms=5),
-    cluster=dict(color='#009e73', marker='D', lw=1.5, ms=5),
-    paper=dict(color='#cc79a7', marker='v', lw=1.5, ms=5),
-)
+# Colours that also those tell apart who see no red or no green.
+COLOURS = ('#0072b2', '#56b4e9', '#d55e00', '#009e73', '#cc79a7')
 CONVENTION = """\
 Time is the median of {runs} passes that the kinds take in turn, one image at
 a time; memory is the peak of a pass beyond weights and inputs. The exponents
@@ -325,36 +318,37 @@ def fit_exponent(cells: Sequence[Cell], quantity: str) -> float | None:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def _lines(cells: Sequence[Cell], part: str) -> dict[str, list[Cell]]:
-    """The cells of a part by their kinds."""
-    lines: dict[str, list[Cell]] = {}
-    for cell in cells:
-        if cell.part == part:
-            lines.setdefault(cell.kind, []).append(cell)
-    return lines
+def _groups(
+    cells: Sequence[Cell],
+) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
+    """Each part and quantity, with the cells of the part by their kinds."""
+    for part in dict.fromkeys(cell.part for cell in cells):
+        lines: dict[str, list[Cell]] = {}
+        for cell in cells:
+            if cell.part == part:
+                lines.setdefault(cell.kind, []).append(cell)
+        for title in QUANTITIES:
+            yield part, title, lines
 
 
 def scaling_tables(cells: Sequence[Cell]) -> str:
     """Write cells as tables of Markdown: a part and a quantity each."""
     tokens = sorted({cell.tokens for cell in cells})
     tables = []
-    for part in dict.fromkeys(cell.part for cell in cells):
-        for title, quantity in QUANTITIES.items():
-            rows = []
-            for kind, line in _lines(cells, part).items():
-                found = {c.tokens: getattr(c, quantity) for c in line}
-                figures = []
-                for n in tokens:
-                    value = found.get(n)
-                    digits = 1 if value is None or value < 1000 else 0
-                    figures.append(
-                        '-' if value is None else f'{value:,.{digits}f}'
-                    )
-                exponent = fit_exponent(line, quantity)
-                end = '-' if exponent is None else f'{exponent:.2f}'
-                rows.append([kind, *figures, end])
-            header = [f'{part}, {title}', *(f'{n:,}' for n in tokens)]
-            tables.append(markdown_table([*header, 'exponent'], rows))
+    for part, title, lines in _groups(cells):
+        quantity = QUANTITIES[title]
+        rows = []
+        for kind, line in lines.items():
+            found = {c.tokens: getattr(c, quantity) for c in line}
+            figures = [
+                '-' if v is None else f'{v:,.{0 if v >= 1000 else 1}f}'
+                for v in map(found.get, tokens)
+            ]
+            exponent = fit_exponent(line, quantity)
+            end = '-' if exponent is None else f'{exponent:.2f}'
+            rows.append([kind, *figures, end])
+        header = [f'{part}, {title}', *(f'{n:,}' for n in tokens)]
+        tables.append(markdown_table([*header, 'exponent'], rows))
     return '\n\n'.join(tables)
 
 
@@ -362,38 +356,33 @@ def draw_scaling(cells: Sequence[Cell], path: Path) -> None:
     """Draw time (left) and memory (right), both axes logarithmic."""
     from matplotlib.figure import Figure
 
-    parts = list(dict.fromkeys(cell.part for cell in cells))
-    figure = Figure(figsize=(10, 4.2 * len(parts)), layout='constrained')
-    panels = figure.subplots(len(parts), len(QUANTITIES), squeeze=False)
+    groups = list(_groups(cells))
+    rows = len(groups) // len(QUANTITIES)
+    figure = Figure(figsize=(10, 4.2 * rows), layout='constrained')
+    panels = figure.subplots(rows, len(QUANTITIES), squeeze=False)
     ticks = sorted({cell.tokens for cell in cells})
-    for row, part in zip(panels, parts, strict=True):
-        for axes, (title, quantity) in zip(
-            row, QUANTITIES.items(), strict=True
-        ):
-            axes.set(xlabel='tokens n', ylabel=f'{title} of the {part}')
-            axes.set_xscale('log', base=2)
-            axes.set_yscale('log')
-            for kind, line in _lines(cells, part).items():
-                points = [(c.tokens, getattr(c, quantity)) for c in line]
-                points = [point for point in points if point[1]]
-                exponent = fit_exponent(line, quantity)
-                end = '' if exponent is None else f': $n^{{{exponent:.2f}}}$'
-                axes.plot(
-                    [n for n, _ in points],
-                    [value for _, value in points],
-                    label=kind + end,
-                    **STYLES[kind],
-                )
-            axes.set_xticks(ticks, [f'{n:,}' for n in ticks])
-            axes.minorticks_off()
-            axes.grid(alpha=0.3)
-            axes.legend()
+    for axes, (part, title, lines) in zip(panels.flat, groups, strict=True):
+        axes.set(xlabel='tokens n', ylabel=f'{title} of the {part}')
+        axes.set_xscale('log', base=2)
+        axes.set_yscale('log')
+        for i, (kind, line) in enumerate(lines.items()):
+            quantity = QUANTITIES[title]
+            # What is drawn later is thinner, so that equal lines show.
+            style = dict(
+                color=COLOURS[KINDS.index(kind)], marker='os^Dv'[i], lw=5 - i
+            )
+            exponent = fit_exponent(line, quantity)
+            end = '' if exponent is None else f': $n^{{{exponent:.2f}}}$'
+            # What was left out is not drawn.
+            values = [getattr(c, quantity) or np.nan for c in line]
+            tokens = [c.tokens for c in line]
+            axes.plot(tokens, values, label=kind + end, **style)
+        axes.set_xticks(ticks, [f'{n:,}' for n in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
-
-
-def _save(cells: Sequence[Cell], conditions: dict, path: Path) -> None:
-    write_json(dict(conditions, cells=[asdict(c) for c in cells]), path)
 
 
 def load_record(path: Path, conditions: dict) -> list[Cell]:
@@ -451,14 +440,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.embed_dims % args.num_heads:
-        raise UsageError(
-            f'embed_dims must be divisible by num_heads = {args.num_heads}, '
-            f'got {args.embed_dims}'
-        )
-    for name in ('max_seconds', 'max_gib'):
-        if not getattr(args, name) > 0:
-            raise UsageError(f'{name} must be > 0, got {getattr(args, name)}')
     if args.resume and args.json is None:
         raise UsageError('--resume needs --json, the file to go on from')
     names = 'runs embed_dims num_heads num_anchors backward threads device'
@@ -467,11 +448,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         hardware=machine_line(args.device),
         **{name: getattr(args, name) for name in (*names.split(), 'dtype')},
     )
-    done, save = [], lambda cells: None
-    if args.json is not None:
-        if args.resume and args.json.exists():
-            done = load_record(args.json, conditions)
-        save = partial(_save, conditions=conditions, path=args.json)
+    done = []
+    if args.resume and args.json.exists():
+        done = load_record(args.json, conditions)
+
+    def save(cells: list[Cell]) -> None:
+        if args.json is not None:
+            record = dict(conditions, cells=[asdict(c) for c in cells])
+            write_json(record, args.json)
+
     cells = measure_scaling(args, done, save)
     hardware = f'{conditions["hardware"]}; {args.dtype}'
     if args.device == 'cpu':

@@ -127,11 +127,10 @@ def test_onnx_files_are_compared_as_they_are(run, quick):
     [
         ('no.py --shapes 8x8', 'no.py'),
         ('vanilla.py --shapes 512', '--shapes'),
-        ('vanilla.py ./vanilla.py --shapes 8x8', 'named vanilla'),
+        ('vanilla.py ./vanilla.py --shapes 8x8', 'different names'),
         ('vanilla.py --shapes 8x8 --json .', '--json'),
         ('vanilla.py --shapes 8x8 --threads 0', '--threads'),
         ('vanilla.py --shapes 8x8 --device sofa', "'sofa'"),
-        ('vanilla.py --shapes 8x8 --image no.png', 'no.png'),
         ('vanilla.py --shapes 8x8 --with-nms', '--with-nms'),
         ('vanilla.py --shapes 8x8 --checkpoints a b', '--checkpoints'),
         ('no.onnx --shapes 8x8', '--runtimes onnx'),

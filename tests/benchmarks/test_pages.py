@@ -11,7 +11,6 @@ import yaml
 from modelindex.load_model_index import load
 
 from anchorformer_mm.analysis.config_models import config_path
-from anchorformer_mm.utils.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 PRINTED = paper_tables.load_printed()
@@ -143,15 +142,6 @@ def test_the_reader_of_model_indices_accepts_it():
     assert index.check(silent=True) in (None, [])
     assert not index.check_errors
     assert {model.name for model in index.models} == ENTRIES.keys()
-
-
-@pytest.mark.parametrize('name', ['picodet_s_cooc', 'resnet_in1k'])
-def test_a_config_without_a_place_stops_the_listing(tmp_path, name):
-    (tmp_path / 'picodet_s_digits.py').touch()
-    assert model_index.public_configs(tmp_path, DECISIONS) == {}
-    (tmp_path / f'{name}.py').touch()
-    with pytest.raises(UsageError, match=name):
-        model_index.public_configs(tmp_path, DECISIONS)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

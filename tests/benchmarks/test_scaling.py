@@ -78,8 +78,6 @@ def test_the_budget_goes_on_as_from_the_last_two_sizes():
     ('args', 'message'),
     [
         (['--tokens', 0, 4], '--tokens'),
-        (['--embed-dims', 10], 'embed_dims'),
-        (['--max-gib', 0], 'max_gib'),
         (['--resume'], '--resume'),
         (['--json', 'other.json', '--resume'], 'measured with'),
         (['--json', 'junk.json', '--resume'], 'no record'),
