@@ -72,7 +72,7 @@ resizing of images and reading of files are left out{nms}. Ratios are to
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a network runs on.
+    """Conditions that a network runs under.
 
     Args:
         shape: Height and width of the images, px.
@@ -114,7 +114,7 @@ class Candidate(NamedTuple):
 
 @dataclass
 class Result:
-    """What was measured of a network.
+    """Figures of a network.
 
     Attributes:
         task: What the network computes.

@@ -91,7 +91,7 @@ def _printed(row: Record, key: str) -> float | None:
 
 
 def _is_off(row: Record, key: str) -> bool:
-    """Whether a row is off by more than 5 %, and not by rounding."""
+    """Tell if a row is off by more than 5 %, and not by rounding."""
     if abs(row['off_percent'].get(key, 0)) <= TOLERANCE:
         return False
     printed = _printed(row, key)
@@ -156,7 +156,7 @@ def _line(row: Record, table: Record, metric: str) -> list[str]:
 
 
 def pairs_block(rows: Sequence[Record], savings: Record) -> str:
-    """What anchors save of the models that they are put into."""
+    """A table of what anchors save of the models that they are put into."""
     by_name = {row['name']: row for row in rows}
     header = ['model', 'MACs (G)', 'with anchors', 'fewer', 'folded', 'fewer']
     lines = []

@@ -70,7 +70,7 @@ more than {max_seconds:g} s or {max_gib:g} GiB a pass."""
 
 @dataclass
 class Cell:
-    """What was measured of one kind of attention on so many tokens.
+    """Figures of one kind of attention on so many tokens.
 
     Attributes:
         memory: Peak of a pass beyond weights and inputs, bytes.
