@@ -197,10 +197,7 @@ def make_files(docs: Path, tables: Mapping[str, Any]) -> dict[Path, str]:
     text = re.sub(
         r'[\[{][^\[\]{}]*[\]}]', lambda found: ' '.join(found[0].split()), text
     )
-    return {
-        docs / 'results.json': f'{text}\n',
-        docs / 'results.md': page,
-    }
+    return {docs / 'results.json': f'{text}\n', docs / 'results.md': page}
 
 
 def load_numbers(docs: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ ENTRIES = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize('script', ['paper_tables', 'model_index'])
 def test_the_pages_are_up_to_date(run_script, script):
     assert run_script(script, '--check') == (0, '', '')
