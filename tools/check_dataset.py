@@ -55,7 +55,9 @@ def main() -> None:
 
     from anchorformer_mm.datasets.checks import ERROR, check_splits
     from anchorformer_mm.engine.launch import load_config
-    from anchorformer_mm.utils.dataset_paths import require_datasets
+    from anchorformer_mm.utils.files import (
+        require_datasets,
+    )
 
     cfg = load_config(args, [])
     init_default_scope(cfg.get('default_scope') or 'mmengine')

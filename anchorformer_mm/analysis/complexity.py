@@ -35,7 +35,9 @@ from anchorformer_mm.models.fusing import (
     take_paper_order,
 )
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.tables import markdown_table
+from anchorformer_mm.utils.text import (
+    markdown_table,
+)
 
 # Of torch.ops.aten, without the underscore of those that work in place.
 KINDS = {

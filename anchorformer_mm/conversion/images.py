@@ -8,7 +8,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
-from anchorformer_mm.analysis.inference import image_pipeline, prepare_with
+from anchorformer_mm.apis import (
+    image_pipeline,
+    prepare_with,
+)
 from anchorformer_mm.utils.errors import UsageError
 
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from anchorformer_mm.utils.tables import markdown_table
+from anchorformer_mm.utils.text import (
+    markdown_table,
+)
 
 ACTIONS = ('carried', 'renamed', 'left')
 

@@ -17,7 +17,9 @@ from anchorformer_mm.conversion.paddle_names import (
 )
 from anchorformer_mm.conversion.paddle_report import PaddleKey
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.listing import listing
+from anchorformer_mm.utils.text import (
+    listing,
+)
 
 # The distances that a head's distributions are over: 0, 1, ..., reg_max.
 DISTANCES = 'head.distribution_project.project'

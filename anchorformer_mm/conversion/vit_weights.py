@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.listing import listing
+from anchorformer_mm.utils.text import (
+    listing,
+)
 
 TOKENS = ('cls_token', 'dist_token')
 

@@ -35,8 +35,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.listing import listing
-from anchorformer_mm.utils.printable import printable
+from anchorformer_mm.utils.text import (
+    listing,
+)
+from anchorformer_mm.utils.text import (
+    printable,
+)
 
 ERROR, WARNING = 'error', 'warning'
 _COMMAND = 'python -m anchorformer_mm check_dataset CONFIG'

@@ -8,7 +8,7 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
 from anchorformer_mm.models.dense_heads import PicoHeadV2
-from anchorformer_mm.models.dense_heads.base_pico_head import (
+from anchorformer_mm.models.dense_heads.pico_head import (
     BasePicoHead,
     flatten_levels,
 )

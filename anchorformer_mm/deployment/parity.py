@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from anchorformer_mm.analysis.inference import (
+from anchorformer_mm.apis import (
     image_pipeline,
     require_image,
     to_rgb,

@@ -5,7 +5,9 @@ import json
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
-from anchorformer_mm.analysis.inference import dataset_meta
+from anchorformer_mm.apis import (
+    dataset_meta,
+)
 from anchorformer_mm.deployment.networks import deployable
 from anchorformer_mm.deployment.preprocessing import Preprocessing
 from anchorformer_mm.utils.errors import UsageError

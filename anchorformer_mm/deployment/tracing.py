@@ -16,11 +16,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from anchorformer_mm.models.layers import ClusterAttention
-from anchorformer_mm.models.layers.token_clustering import (
+from anchorformer_mm.models.layers.cluster_attention import (
     dpc_knn,
     merge_tokens,
 )
-from anchorformer_mm.models.layers.token_windows import TokenWindows, ceil_div
+from anchorformer_mm.models.layers.cluster_attention import (
+    TokenWindows,
+    ceil_div,
+)
 
 
 def make_traceable(network: nn.Module, *, dynamic: bool) -> nn.Module:

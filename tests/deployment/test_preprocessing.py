@@ -10,7 +10,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from anchorformer_mm.analysis.inference import image_pipeline, prepare_with
+from anchorformer_mm.apis import (
+    image_pipeline,
+    prepare_with,
+)
 from anchorformer_mm.deployment.networks import (
     ContrastStretch,
     PixelNormalisation,

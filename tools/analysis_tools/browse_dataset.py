@@ -145,7 +145,9 @@ def main() -> None:
     args = parse_args()
     # Import what was just checked.
     from anchorformer_mm.engine.launch import load_config
-    from anchorformer_mm.utils.dataset_paths import require_datasets
+    from anchorformer_mm.utils.files import (
+        require_datasets,
+    )
 
     cfg = load_config(args, [])
     if not cfg.get(f'{args.split}_dataloader'):

@@ -100,7 +100,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 def build(cfg: 'Config', checkpoint: str | None) -> 'BaseModel':
     """The model of a config, with random weights without a checkpoint."""
     from anchorformer_mm.analysis.complexity import build_from_config
-    from anchorformer_mm.analysis.inference import load_model
+    from anchorformer_mm.apis import (
+        load_model,
+    )
 
     if checkpoint is None:
         tell('no checkpoint: the weights are random')

@@ -54,7 +54,9 @@ def check_classes(cfg: 'Config', path: str) -> None:
     import predict_onnx
     from mmengine.registry import init_default_scope
 
-    from anchorformer_mm.analysis.inference import dataset_meta
+    from anchorformer_mm.apis import (
+        dataset_meta,
+    )
     from anchorformer_mm.deployment.onnx_model import (
         check_outputs,
         open_session,

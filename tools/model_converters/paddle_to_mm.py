@@ -78,7 +78,9 @@ def class_names(cfg: 'Config', num_classes: int) -> dict:
     Raises:
         UsageError: It names another number of classes than the head has.
     """
-    from anchorformer_mm.analysis.inference import dataset_meta
+    from anchorformer_mm.apis import (
+        dataset_meta,
+    )
 
     info = dataset_meta(cfg)
     if 'classes' not in info:

@@ -20,7 +20,9 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from anchorformer_mm.engine.hooks.cycle_ema_hook import CycleEMAHook
+from anchorformer_mm.engine.picodet_schedule import (
+    CycleEMAHook,
+)
 from anchorformer_mm.engine.resume import (
     INTERRUPTED,
     LAST_CHECKPOINT,

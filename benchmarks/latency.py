@@ -1,0 +1,600 @@
+"""Compare time and memory of models side by side, in one process.
+
+Models are configs of this project or of an OpenMMLab library, run by torch as
+they are, by torch.compile or by ONNX Runtime, or ONNX files. All rows of a
+size and a number of threads take turns, so that a disturbance of the machine
+meets all alike. Weights are random where there are no checkpoints.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import fill, shorten
+from time import perf_counter, sleep
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from common import (
+    Pass,
+    a_count,
+    a_device,
+    a_file,
+    argument_parser,
+    machine_line,
+    mebibytes,
+    on_cpu,
+    peak_memory,
+    progress,
+    versions,
+    write_json,
+)
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from anchorformer_mm.analysis.complexity import build_from_config
+from anchorformer_mm.apis import (
+    read_config,
+)
+from anchorformer_mm.apis import (
+    load_model,
+    require_image,
+)
+from anchorformer_mm.analysis.raw_outputs import raw_outputs
+from anchorformer_mm.deployment.networks import deployable
+from anchorformer_mm.utils.errors import UsageError, run_command_line
+from anchorformer_mm.utils.text import (
+    markdown_table,
+)
+
+RUNTIMES = {
+    'eager': 'torch as it is',
+    'math': 'torch with plain products in place of its fused attention',
+    'compile': 'torch.compile',
+    'onnx': 'ONNX Runtime',
+}
+# Before each pass, seconds: threads that the last one left waiting for more
+# work fall asleep.
+REST = 0.005
+CONVENTION = """\
+Time is that of {runs} passes which all rows of a size and number of threads
+take in turn, after {warm_up} that do not count, on {images}. Memory is the
+peak of a pass beyond weights and images, on a CPU in a process of its own
+(in ONNX Runtime without its arena, which keeps what it took). A model runs
+from pixels to boxes with scores of all priors, logits or probabilities; NMS,
+resizing of images and reading of files are left out{nms}. Ratios are to
+{peer}, the first row of the same size and threads: below 1 it needs less."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions that a network runs under.
+
+    Args:
+        shape: Height and width of the images, px.
+        image: File of the image that all of a pass are, resized to
+            ``shape``; None for noise, the same each time.
+    """
+
+    shape: tuple[int, int]
+    batch_size: int = 1
+    device: str = 'cpu'
+    threads: int = 1
+    image: str | None = None
+
+    @property
+    def size(self) -> str:
+        """Such as ``'224 x 224'``."""
+        return '{} x {}'.format(*self.shape)
+
+    def images(self) -> Tensor:
+        """RGB from 0 to 255, float32, (B, 3, H, W)."""
+        height, width = self.shape
+        if self.image is None:
+            shape = (self.batch_size, 3, height, width)
+            seed = torch.Generator().manual_seed(0)
+            return (255 * torch.rand(shape, generator=seed)).to(self.device)
+        pixels = cv2.resize(cv2.imread(self.image), (width, height))
+        image = torch.from_numpy(pixels).flip(-1).permute(2, 0, 1).float()
+        return image.repeat(self.batch_size, 1, 1, 1).to(self.device)
+
+
+class Candidate(NamedTuple):
+    """A network to measure: what makes it and what exports it, or a file."""
+
+    name: str
+    build: Callable[[], nn.Module] | None = None
+    export: Callable[[Path, Conditions], None] | None = None
+    file: Path | None = None
+
+
+@dataclass
+class Result:
+    """Figures of a network.
+
+    Attributes:
+        task: What the network computes.
+        weights: Parameters and buffers, or the ONNX file that was given,
+            bytes.
+        memory: Peak of a pass beyond weights and images, bytes; None where
+            nothing tells it.
+        first: Time of the first pass, with what is compiled in it, seconds.
+        seconds: Time of each pass that counts.
+    """
+
+    name: str
+    runtime: str
+    conditions: Conditions
+    task: str
+    weights: int
+    memory: int | None = None
+    first: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Median time of a pass, seconds."""
+        return float(np.median(self.seconds))
+
+    @property
+    def p90(self) -> float:
+        """Time that 90 % of the passes keep within, seconds."""
+        return float(np.percentile(self.seconds, 90))
+
+    @property
+    def label(self) -> str:
+        return f'{self.name} at {self.conditions.size} ({self.runtime})'
+
+
+# What runs
+
+
+class RawOutputs(nn.Module):
+    """A network from images (B, 3, H, W), 0 to 255, to its raw outputs."""
+
+    def __init__(self, model: nn.Module, task: str) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+
+    def forward(self, images: Tensor) -> object:
+        return raw_outputs(self.model, images / 255)
+
+
+def build_model(cfg: Config, checkpoint: str | None) -> BaseModel:
+    """Build the model of a config, with weights or the same random ones."""
+    # It tells of every parameter.
+    MMLogger.get_instance('mmengine').setLevel('WARNING')
+    torch.manual_seed(0)
+    if checkpoint is not None:
+        return load_model(cfg, checkpoint)
+    cfg = deepcopy(cfg)
+    if cfg.get('data_preprocessor') is not None and cfg.get('model'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = build_from_config(cfg)
+    # Some of mmpretrain's models return None from it.
+    model.eval()
+    return model
+
+
+def build_network(cfg: Config, part: str, checkpoint: str | None) -> nn.Module:
+    """Build what is measured; its attribute ``task`` says what it computes."""
+    if part == 'backbone':
+        if checkpoint is not None:
+            backbone = build_model(cfg, checkpoint).backbone
+        else:
+            backbone = build_from_config(cfg, backbone_only=True)
+        return RawOutputs(backbone, 'backbone')
+    model = build_model(cfg, checkpoint)
+    try:
+        return deployable(model)
+    except UsageError:
+        return RawOutputs(model, 'raw outputs')
+
+
+def export(
+    cfg: Config,
+    checkpoint: str | None,
+    with_nms: bool,
+    path: Path,
+    conditions: Conditions,
+) -> None:
+    """Write the model of a config as an ONNX file for these conditions."""
+    from anchorformer_mm.deployment.export import export_model
+
+    export_model(
+        build_model(cfg, checkpoint),
+        path,
+        shape=conditions.shape,
+        batch_size=conditions.batch_size,
+        with_nms=with_nms,
+    )
+
+
+def start_torch(
+    build: Callable[[], nn.Module], conditions: Conditions, runtime: str
+) -> Pass:
+    """Make a network ready in torch; compiled, it compiles in its first pass.
+
+    Norms that are synchronised between GPUs become plain ones.
+    """
+    model = revert_sync_batchnorm(build())
+    # Some of mmpretrain's backbones return None from it.
+    model.eval()
+    model.to(conditions.device)
+    if runtime == 'compile':
+        model = torch.compile(model, dynamic=False)
+    images = conditions.images()
+    plain = runtime == 'math'
+
+    @torch.no_grad()
+    def run() -> None:
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            model(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+
+    return run
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Let nothing that was compiled before count, nor run uncompiled.
+
+    Beyond a number of variants of one function torch would go on without
+    compiling; here it is an error, and the number is larger.
+    """
+    torch.compiler.reset()
+    try:
+        with torch._dynamo.config.patch(
+            recompile_limit=64, fail_on_recompile_limit_hit=True
+        ):
+            yield
+    finally:
+        torch.compiler.reset()
+
+
+def start_onnx(path: Path, conditions: Conditions, arena: bool = True) -> Pass:
+    """Make an ONNX file with one input, images, ready in ONNX Runtime.
+
+    Its arena keeps memory that was taken.
+
+    Raises:
+        UsageError: It is for images of another shape, or ONNX Runtime does
+            not run on the device.
+    """
+    import onnxruntime
+
+    from anchorformer_mm.deployment.onnx_file import read_onnx
+
+    place = torch.device(conditions.device)
+    where = place.type, place.index or 0
+    provider = ('CPUExecutionProvider', {})
+    if not on_cpu(conditions.device):
+        provider = ('CUDAExecutionProvider', dict(device_id=where[1]))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = conditions.threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
+    # Its threads would go on after a pass, and disturb that of another.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
+    session = onnxruntime.InferenceSession(
+        read_onnx(path).SerializeToString(), options, [provider]
+    )
+    if session.get_providers()[0] != provider[0]:
+        raise UsageError(f'ONNX Runtime cannot start its {provider[0]}')
+    (port,) = session.get_inputs()
+    array = conditions.images().cpu().numpy()
+    # An open dimension has a name.
+    if any(
+        isinstance(d, int) and d != s
+        for d, s in zip(port.shape, array.shape, strict=True)
+    ):
+        raise UsageError(
+            f'{path} is for images {port.shape}, not {list(array.shape)}'
+        )
+    images = onnxruntime.OrtValue.ortvalue_from_numpy(array, *where)
+    binding = session.io_binding()
+
+    def run() -> None:
+        # The binding shares the memory of the images, but does not hold it.
+        binding.bind_ortvalue_input(port.name, images)
+        for output in session.get_outputs():
+            binding.bind_output(output.name, *where)
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        # As in torch, nobody keeps them; detections also vary in number.
+        binding.clear_binding_outputs()
+
+    return run
+
+
+# Measuring
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    conditions: Sequence[Conditions],
+    runtimes: Sequence[str],
+    warm_up: int,
+    runs: int,
+    folder: Path,
+) -> list[Result]:
+    """Measure networks; those under the same conditions take turns.
+
+    Raises:
+        UsageError: A network does not run so.
+    """
+    results = []
+    for each in conditions:
+        torch.set_num_threads(each.threads)
+        with compiling() if 'compile' in runtimes else nullcontext():
+            entries = [
+                _first_pass(candidate, each, runtime, folder)
+                for candidate in candidates
+                for runtime in runtimes
+            ]
+            _take_turns(entries, each, warm_up - 1, runs)
+        results += [result for result, _ in entries]
+    return results
+
+
+def _first_pass(
+    candidate: Candidate, conditions: Conditions, runtime: str, folder: Path
+) -> tuple[Result, Pass]:
+    """Memory and first pass of a network, and what runs the next ones."""
+    result = Result(candidate.name, runtime, conditions, 'ONNX file', 0)
+    try:
+        if candidate.file is not None:
+            result.weights = candidate.file.stat().st_size
+        else:
+            network = candidate.build()
+            result.task = getattr(network, 'task', 'network')
+            result.weights = sum(
+                t.numel() * t.element_size()
+                for t in (*network.parameters(), *network.buffers())
+            )
+        if runtime == 'onnx':
+            name = f'{candidate.name} {conditions.size}.onnx'
+            path = candidate.file or folder / name
+            if not path.is_file():
+                candidate.export(path, conditions)
+            start = partial(start_onnx, path, conditions)
+            # Memory that is kept for the next pass is not in use.
+            frugal = partial(start, arena=False)
+        else:
+            start = partial(start_torch, candidate.build, conditions, runtime)
+            frugal = start
+        # Where it runs out of memory on a CPU, it is in another process.
+        if on_cpu(conditions.device) or runtime != 'onnx':
+            result.memory = peak_memory(
+                frugal, conditions.device, conditions.threads
+            )
+        run = start()
+        begin = perf_counter()
+        run()
+        result.first = perf_counter() - begin
+    except UsageError:
+        raise
+    except Exception as error:
+        # Whatever an unknown network may raise.
+        reason = shorten(f'{type(error).__name__}: {error}', 400)
+        raise UsageError(f'{result.label} does not run: {reason}') from error
+    progress(
+        f'{result.label}: {mebibytes(result.memory)} MiB, first pass '
+        f'{result.first:.1f} s'
+    )
+    return result, run
+
+
+def _take_turns(
+    entries: Sequence[tuple[Result, Pass]],
+    conditions: Conditions,
+    warm_up: int,
+    runs: int,
+) -> None:
+    for i in range(-warm_up, runs):
+        for result, run in entries:
+            sleep(REST)
+            start = perf_counter()
+            run()
+            seconds = perf_counter() - start
+            if i >= 0:
+                result.seconds.append(seconds)
+        what = f'pass {i + 1} of {runs}' if i >= 0 else 'warm-up'
+        progress(f'{conditions.size}, threads: {conditions.threads}: {what}')
+
+
+# The report
+
+
+def latency_table(results: Sequence[Result]) -> str:
+    """Write results as a table of Markdown."""
+    header = ['config', 'runtime', 'size', 'threads', 'weights (MiB)']
+    header += ['memory (MiB)', 'ratio', 'median (ms)', 'p90 (ms)', 'ratio']
+    peers: dict[tuple, Result] = {}
+    lines = []
+    for result in results:
+        conditions = result.conditions
+        key = conditions.shape, conditions.threads
+        peer = peers.setdefault(key, result)
+        lines.append(
+            [
+                result.name,
+                result.runtime,
+                conditions.size,
+                str(conditions.threads) if on_cpu(conditions.device) else '-',
+                mebibytes(result.weights),
+                mebibytes(result.memory),
+                _ratio(result.memory, peer.memory),
+                f'{1e3 * result.median:.1f}',
+                f'{1e3 * result.p90:.1f}',
+                _ratio(result.median, peer.median),
+            ]
+        )
+    return markdown_table(header, lines)
+
+
+def _ratio(value: float | None, of_peer: float | None) -> str:
+    return f'{value / of_peer:.3f}' if value is not None and of_peer else '-'
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """Read a height and a width, such as ``'512x2048'``."""
+    height, width = map(int, text.lower().split('x'))
+    if min(height, width) < 1:
+        raise ValueError
+    return height, width
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argument_parser(__doc__)
+    add = parser.add_argument
+    add(
+        'configs',
+        nargs='+',
+        help="config files, or a library's own as "
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py; or ONNX files',
+    )
+    add(
+        '--shapes',
+        required=True,
+        nargs='+',
+        type=parse_shape,
+        metavar='HxW',
+        help='heights and widths of the images, px, such as 512x2048',
+    )
+    add(
+        '--part',
+        choices=['model', 'backbone'],
+        default='model',
+        help='the model as it is deployed (of models that cannot be, up to '
+        'the raw outputs), or its backbone alone',
+    )
+    add(
+        '--runtimes',
+        nargs='+',
+        choices=RUNTIMES,
+        default=['eager'],
+        help='; '.join(f'{k}: {v}' for k, v in RUNTIMES.items()),
+    )
+    add(
+        '--with-nms',
+        action='store_true',
+        help='let the ONNX file of a detector end in its NMS',
+    )
+    add('--checkpoints', nargs='+', help='weights, one file for each config')
+    add('--batch-size', type=a_count, default=1, help='images of a pass')
+    add('--threads', nargs='+', type=a_count, default=[1], help='on a CPU')
+    add('--device', type=a_device, default='cpu', help='cpu or one of CUDA')
+    add('--warm-up', type=a_count, default=3, help='passes before the timed')
+    add('--runs', type=a_count, default=10, help='timed passes')
+    add('--image', help='picture in place of noise, resized to each size')
+    add('--json', type=a_file, help='file for every figure')
+    add(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='overrides of every config, as key=value pairs',
+    )
+    return parser.parse_args(argv)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse before the work what cannot be measured."""
+    if args.image is not None:
+        require_image(args.image)
+    if args.with_nms and (args.runtimes != ['onnx'] or args.part != 'model'):
+        raise UsageError('--with-nms needs --runtimes onnx and --part model')
+    if args.part == 'backbone' and 'onnx' in args.runtimes:
+        raise UsageError('--runtimes onnx needs --part model')
+    if args.checkpoints and len(args.checkpoints) != len(args.configs):
+        raise UsageError('--checkpoints must be one file for each config')
+    names = [Path(config).stem for config in args.configs]
+    if len(set(names)) < len(names):
+        raise UsageError(f'configs must have different names, got {names}')
+
+
+def candidate_of(
+    config: str, checkpoint: str | None, args: argparse.Namespace
+) -> Candidate:
+    """Read a config, or take a file, of a command line."""
+    name = Path(config).stem
+    if Path(config).suffix == '.onnx':
+        if args.runtimes != ['onnx'] or checkpoint is not None:
+            raise UsageError(f'{config} needs --runtimes onnx, no checkpoint')
+        if not Path(config).is_file():
+            raise UsageError(f'file not found: {config}')
+        return Candidate(name, file=Path(config))
+    cfg = read_config(config, args.cfg_options)
+    return Candidate(
+        name,
+        partial(build_network, cfg, args.part, checkpoint),
+        partial(export, cfg, checkpoint, args.with_nms),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_args(args)
+    # On a GPU threads have no part in it.
+    conditions = [
+        Conditions(shape, args.batch_size, args.device, count, args.image)
+        for shape in args.shapes
+        for count in args.threads[: None if on_cpu(args.device) else 1]
+    ]
+    checkpoints = args.checkpoints or [None] * len(args.configs)
+    candidates = [
+        candidate_of(config, checkpoint, args)
+        for config, checkpoint in zip(args.configs, checkpoints, strict=True)
+    ]
+    with TemporaryDirectory() as folder:
+        results = measure(
+            candidates,
+            conditions,
+            args.runtimes,
+            args.warm_up,
+            args.runs,
+            Path(folder),
+        )
+    hardware = (
+        f'{machine_line(args.device)}; float32, images at a time: '
+        f'{args.batch_size}'
+    )
+    tasks = {r.name: r.task for r in results}
+    convention = CONVENTION.format(
+        runs=args.runs,
+        warm_up=args.warm_up,
+        images='noise' if args.image is None else Path(args.image).name,
+        nms=' but for NMS' if args.with_nms else '',
+        peer=f'{results[0].name} ({results[0].runtime})',
+    )
+    outputs = 'Networks: ' + '; '.join(f'{n}: {t}' for n, t in tasks.items())
+    parts = [latency_table(results), hardware, outputs, fill(convention, 79)]
+    print('\n\n'.join(parts))
+    if args.json is not None:
+        figures = dict(
+            command=shlex.join(sys.argv if argv is None else argv),
+            hardware=hardware,
+            versions=versions(),
+            warm_up=args.warm_up,
+            results=[
+                asdict(r) | dict(median=r.median, p90=r.p90) for r in results
+            ],
+        )
+        write_json(figures, args.json)
+
+
+if __name__ == '__main__':
+    run_command_line(main)

@@ -1,0 +1,161 @@
+"""Generated pages beside their figures, the printed rows, and the models."""
+
+import json
+import shutil
+from pathlib import Path
+
+import model_index
+import paper_tables
+import pytest
+import yaml
+from modelindex.load_model_index import load
+
+from anchorformer_mm.apis import (
+    config_path,
+)
+
+ROOT = Path(__file__).parents[2]
+PRINTED = paper_tables.load_printed()
+TABLES = PRINTED['tables']
+DECISIONS = model_index.load_decisions()
+COUNTED = json.loads((ROOT / 'docs/results.json').read_text())['tables']
+ENTRIES = {
+    entry['Name']: entry
+    for entry in yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())[
+        'Models'
+    ]
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('script', ['paper_tables', 'model_index'])
+def test_the_pages_are_up_to_date(run_script, script):
+    assert run_script(script, '--check') == (0, '', '')
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of everything that is made."""
+    (tmp_path / 'docs').mkdir()
+    for name in ('results.md', 'results.json'):
+        shutil.copy(ROOT / 'docs' / name, tmp_path / 'docs')
+    shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    shutil.copy(ROOT / 'README.md', tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ('file', 'old', 'new'),
+    [
+        ('docs/results.md', '20.676', '18.600'),
+        ('docs/results.json', '84.69', '84.7'),
+        ('docs/results.json', '"name": "DeiT-T"', '"name": "DeiT"'),
+        ('docs/results.md', '<!-- begin table3 -->', ''),
+        ('README.md', '0.993', '0.994'),
+        ('README.md', '<!-- end models-coco -->', ''),
+        ('configs/metafile.yml', '# Made by', '# By'),
+        ('configs/metafile.yml', 'Name: picodet_s_coco', 'Name: mine'),
+    ],
+)
+def test_what_was_changed_by_hand_is_told(run_script, copy, file, old, new):
+    text = (copy / file).read_text()
+    assert old in text
+    (copy / file).write_text(text.replace(old, new))
+    of_index = file.startswith(('README', 'configs'))
+    where = ('--root', copy) if of_index else ('--docs', copy / 'docs')
+    script = 'model_index' if of_index else 'paper_tables'
+    status, out, err = run_script(script, '--check', *where)
+    assert (status, out) == (2, '')
+    assert err.startswith('error: ')
+
+
+def test_one_table_is_counted_and_the_rest_stays(run_script, copy):
+    path = copy / 'docs' / 'results.json'
+    numbers = json.loads(path.read_text())
+    rows = numbers['tables']['table4']['rows']
+    right, rows[0]['counted'] = rows[0]['counted'], dict(params=1, macs=1)
+    path.write_text(json.dumps(numbers))
+    docs = ('--docs', copy / 'docs')
+    assert run_script('paper_tables', '--tables', 'table4', *docs)[0] == 0
+    rows[0]['counted'] = right
+    after = json.loads(path.read_text())
+    after['tables']['table4']['versions'] = numbers['tables']['table4'][
+        'versions'
+    ]
+    assert after == numbers
+
+
+# Of each table, and of each kind of index entry, what is quick to count.
+@pytest.mark.parametrize(
+    ('table', 'name'),
+    [
+        ('table1', 'DeiT-T'),
+        ('table1', 'PVTv2-V2'),
+        ('table1', 'AnchorFormer-T'),
+        ('table2', 'AnchorFormer-T'),
+        ('table3', 'Semantic-FPN, Swin'),
+        ('figure5', 'LeViT-128s'),
+        ('figure5', 'AnchorLeViT-128s'),
+    ],
+)
+def test_stored_rows_are_those_of_the_models(table, name):
+    (row,) = (r for r in COUNTED[table]['rows'] if r['name'] == name)
+    assert paper_tables.count_row(row, row['shape']) == row['counted']
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'picodet_s_320_coco',
+        'mask-rcnn_clustr_s_coco',
+        'semfpn_anchorformer_t_ade20k',
+        'anchorlevit_128s_in1k',
+    ],
+)
+def test_stored_entries_are_those_of_the_models(name):
+    configs = model_index.public_configs(ROOT / 'configs', DECISIONS)
+    path = ROOT / 'configs' / f'{name}.py'
+    entry = model_index.model_entry(path, configs[path], DECISIONS)
+    assert entry == ENTRIES[name]
+
+
+def test_the_printed_rows_are_those_of_the_paper():
+    of_paper = {
+        name: sum(
+            'flops_g' in row and 'claimed_by' not in row
+            for row in table['rows']
+        )
+        for name, table in TABLES.items()
+    }
+    assert of_paper == dict(
+        table1=40, table2=18, table3=10, table4=4, table5=8, figure5=0
+    )
+    for table in TABLES.values():
+        names = [row['name'] for row in table['rows']]
+        assert len(set(names)) == len(names)
+        for row in table['rows']:
+            assert row.get('beside', names[0]) in names
+            if 'config' in row:
+                assert (ROOT / config_path(row['config'])).is_file()
+
+
+def test_the_reader_of_model_indices_accepts_it():
+    index = load(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    assert index.check(silent=True) in (None, [])
+    assert not index.check_errors
+    assert {model.name for model in index.models} == ENTRIES.keys()
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip('mkdocs', reason='the site needs mkdocs')
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    config = load_config(
+        str(ROOT / 'mkdocs.yml'), site_dir=str(tmp_path), strict=True
+    )
+    build(config)
+    for page in (ROOT / 'docs').glob('*.md'):
+        folder = tmp_path if page.stem == 'index' else tmp_path / page.stem
+        assert (folder / 'index.html').is_file()
