@@ -26,7 +26,11 @@ def parse_args() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'config',
+        help='config file, or one of a library, such as '
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    )
     parser.add_argument(
         'checkpoint',
         nargs='?',
@@ -72,7 +76,6 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='overrides of the config, as key=value pairs',
     )
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
 
 
@@ -141,17 +144,17 @@ def main() -> None:
     # Imports what was just checked.
     from sklearn.datasets import load_sample_images
 
-    from anchorformer_mm.deployment.export import export_model
-    from anchorformer_mm.deployment.parity import (
+    from anchorformer_mm.analysis.config_models import read_config
+    from anchorformer_mm.analysis.inference import prepare_image
+    from anchorformer_mm.deployment.export import (
         batch_of,
         check_file,
-        pixels_of,
+        export_model,
+        properties_of,
     )
     from anchorformer_mm.deployment.preprocessing import preprocessing_of
-    from anchorformer_mm.deployment.properties import properties_of
-    from anchorformer_mm.engine.launch import load_config
 
-    cfg = load_config(args, [])
+    cfg = read_config(args.config, args.cfg_options)
     model = build(cfg, args.checkpoint)
     steps = preprocessing_of(cfg, model.data_preprocessor)
     shape = tuple(args.shape) if args.shape else steps.shape
@@ -173,7 +176,8 @@ def main() -> None:
     options = dict(
         with_nms=args.with_nms, stretch_contrast=steps.stretch_contrast
     )
-    images = pixels_of(cfg, args.images or load_sample_images().filenames)
+    paths = args.images or load_sample_images().filenames
+    images = [prepare_image(cfg, model, path).pixels for path in paths]
     conditions = [(shape, args.batch_size)]
     if args.dynamic:
         height, width = shape or (256, 320)
