@@ -410,11 +410,9 @@ def draw(image: np.ndarray, result: dict, font, name_of) -> Image.Image:
         [*rows, *result.get('segments', []), *result.get('top', [])]
     ):
         fill, at = colour(part['label']), (4, top + row * step)
-        number = (
-            f'{part["share"]:.1%}'
-            if 'share' in part
-            else f'{part["score"]:.3f}'
-        )
+        number = f'{part.get("score", 0):.2f}'
+        if 'share' in part:
+            number = f'{part["share"]:.1%}'
         if 'box' in part:
             x1, y1, x2, y2 = part['box']
             box = (x1, y1, max(x1, x2), max(y1, y2))
