@@ -399,10 +399,9 @@ def draw(image: np.ndarray, result: dict, font, name_of) -> Image.Image:
     if 'top' in result:
         top = picture.height + 4
         names = [name_of(part['label']) for part in result['top']]
-        width = max(int(font.getlength(name)) for name in names) + 6 * step
-        picture = picture.crop(
-            (0, 0, max(picture.width, width), top + step * len(names))
-        )
+        widths = [int(font.getlength(name)) + 6 * step for name in names]
+        height = top + step * len(names)
+        picture = picture.crop((0, 0, max([picture.width, *widths]), height))
     pen = ImageDraw.Draw(picture)
     line = max(1, round(max(picture.size) / 400))
     rows = reversed(result.get('detections', []))  # the surest lie on top
@@ -410,15 +409,13 @@ def draw(image: np.ndarray, result: dict, font, name_of) -> Image.Image:
         [*rows, *result.get('segments', []), *result.get('top', [])]
     ):
         fill, at = colour(part['label']), (4, top + row * step)
-        number = f'{part.get("score", 0):.2f}'
-        if 'share' in part:
-            number = f'{part["share"]:.1%}'
+        number = part.get('score', part.get('share'))
         if 'box' in part:
             x1, y1, x2, y2 = part['box']
             box = (x1, y1, max(x1, x2), max(y1, y2))
             pen.rectangle(box, None, fill, line)
             at = (x1, max(0, y1 - font.size - 3))
-        text = f'{name_of(part["label"])} {number}'
+        text = f'{name_of(part["label"])} {number:.2f}'
         box = pen.textbbox(at, text, font=font, anchor='lt')
         pen.rectangle((*at, box[2] + 3, box[3] + 3), fill=fill)
         pen.text((at[0] + 2, at[1] + 2), text, 'white', font, anchor='lt')
@@ -447,12 +444,11 @@ def predict(model: Model, path: Path, target: Path, args) -> dict:
         outputs = model.run(batch)
         end = time.perf_counter()
         result = HANDLERS[model.task](model, outputs, image, prepared, args)
+        font = open_font(args.font, max(10, min(image.shape[:2]) // 28))
+        picture = draw(image, result, font, args.shown.name_of)
     # Those of ONNX Runtime and of outputs that are none have no common class.
     except Exception as error:
         raise InputError(f'{path}: {reason_of(error)}') from error
-    size = max(10, min(image.shape[:2]) // 28)
-    font = open_font(args.font, size)
-    picture = draw(image, result, font, args.shown.name_of)
     file = args.out / target
     file.parent.mkdir(parents=True, exist_ok=True)
     picture.save(file, quality=95)
