@@ -1,23 +1,34 @@
-"""Models as ONNX files."""
+"""Models as ONNX files, checked against what they were made of."""
 
 import inspect
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
+import onnxruntime
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
-from anchorformer_mm.deployment.networks import ContrastStretch, deployable
-from anchorformer_mm.deployment.tracing import SizesFollowed, make_traceable
+from anchorformer_mm.analysis.inference import dataset_meta
+from anchorformer_mm.deployment.networks import (
+    SizesFollowed,
+    deployable,
+    make_traceable,
+)
+from anchorformer_mm.deployment.preprocessing import Preprocessing
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
 
 OPSET = 17
 STANDARD_DOMAINS = ('', 'ai.onnx')
+TOLERANCE = 1e-4
 # Multiples of 32 that are no one's: a trace at the size of a position
 # embedding would hold for that size only.
 _TRACED_SHAPE = (288, 352)
@@ -31,25 +42,23 @@ def export_model(
     shape: tuple[int, int],
     batch_size: int = 1,
     dynamic: bool = False,
-    with_nms: bool = False,
-    stretch_contrast: bool = False,
     metadata: Mapping[str, str] | None = None,
+    **network,
 ) -> None:
     """Write a model as one ONNX file of standard operators.
 
-    Input and outputs are those of :func:`deployable`; the input is named
-    ``images``. With NMS they are those of :class:`SuppressedDetections`.
+    Input and outputs are those of :func:`.deployable`; the input is named
+    ``images``.
 
     Args:
-        model: As for :func:`deployable`. It stays as it is.
+        model: As for :func:`.deployable`. It stays as it is.
         path: File to make or replace.
         shape: Height and width of the images, px.
         batch_size: Images of a batch.
         dynamic: Leave batch, height and width open; ``shape`` and
             ``batch_size`` then mean nothing.
-        with_nms: Let the file of a detector end in its NMS.
-        stretch_contrast: Let it start with :class:`ContrastStretch`.
         metadata: Properties of the file, by name.
+        **network: Options of :func:`.deployable`, such as ``with_nms``.
 
     Raises:
         UsageError: A size is below 1, or the model cannot be exported.
@@ -57,53 +66,18 @@ def export_model(
     for name, sizes in (('shape', shape), ('batch_size', (batch_size,))):
         if any(type(size) is not int or size < 1 for size in sizes):
             raise UsageError(f'{name} must be integers >= 1, got {sizes}')
-    network = network_of(
-        model, with_nms=with_nms, stretch_contrast=stretch_contrast
-    )
-    make_traceable(network, dynamic=dynamic)
+    traced = deployable(model, **network)
+    make_traceable(traced, dynamic=dynamic)
     if dynamic:
         shape, batch_size = _TRACED_SHAPE, _TRACED_BATCH
-    device = next(network.parameters()).device
+    device = next(traced.parameters()).device
     # Noise: an image without contrast has no detections to trace.
     images = 255 * torch.rand(
         batch_size, 3, *shape, generator=torch.Generator().manual_seed(0)
     )
     with replacing(path) as temporary:
-        _trace(network, images.to(device), temporary, dynamic)
+        _trace(traced, images.to(device), temporary, dynamic)
         _finish(temporary, metadata or {})
-
-
-def network_of(
-    model: BaseModel,
-    *,
-    with_nms: bool = False,
-    stretch_contrast: bool = False,
-) -> nn.Module:
-    """The network that a file computes, with weights of its own.
-
-    Args:
-        model: As for :func:`deployable`.
-        with_nms: Whether it ends in its NMS.
-        stretch_contrast: Whether it starts with :class:`ContrastStretch`.
-
-    Raises:
-        UsageError: The model cannot be exported.
-    """
-    network = deployable(model)
-    if stretch_contrast:
-        network.normalisation = nn.Sequential(
-            ContrastStretch(), network.normalisation
-        )
-    if not with_nms:
-        return network
-    if network.task != 'detection':
-        raise UsageError(
-            f'with_nms is for detectors only, got a model for {network.task}'
-        )
-    # Imports mmdet, which other tasks do without.
-    from anchorformer_mm.deployment.nms import SuppressedDetections
-
-    return SuppressedDetections(network).eval()
 
 
 def _trace(
@@ -134,7 +108,7 @@ def _trace(
 
 
 def _open_axes(network: nn.Module, dynamic: bool) -> dict:
-    """Names of the axes whose length is left open."""
+    """Name the axes whose length is left open."""
     names = network.output_names
     if 'image_ids' in names:
         axes = {name: {0: 'detections'} for name in names}
@@ -155,17 +129,177 @@ def _open_axes(network: nn.Module, dynamic: bool) -> dict:
 def _finish(path: Path, metadata: Mapping[str, str]) -> None:
     """Check a file, and add its properties."""
     model = onnx.load(path)
-    foreign = sorted(
-        {
-            f'{node.domain}::{node.op_type}'
-            for node in model.graph.node
-            if node.domain not in STANDARD_DOMAINS
-        }
-    )
+    nodes = model.graph.node
+    foreign = {n.op_type for n in nodes if n.domain not in STANDARD_DOMAINS}
     if foreign:
         raise UsageError(
-            f'the model needs operators that are not standard: {foreign}'
+            'the model needs operators that are not standard: '
+            f'{", ".join(sorted(foreign))}'
         )
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+# -------------------------------------------------------------- properties
+
+
+def properties_of(
+    cfg: Config, model: BaseModel, preprocessing: Preprocessing
+) -> dict[str, str]:
+    """Collect what an ONNX file says of itself.
+
+    Args:
+        cfg: Config of the model.
+        model: With ``dataset_meta`` where a checkpoint had it.
+        preprocessing: Of the images.
+
+    Returns:
+        ``task`` (detection, segmentation or classification), ``classes`` (a
+        JSON list of names: of the checkpoint, else of the data set, else
+        numbers) and ``preprocess`` (a JSON list of steps).
+
+    Raises:
+        UsageError: There are names, but not one for each class.
+    """
+    task = deployable(model).task
+    if task == 'segmentation':
+        count = model.out_channels
+    else:
+        head = model.bbox_head if task == 'detection' else model.head
+        count = head.num_classes
+    meta = getattr(model, 'dataset_meta', None) or {}
+    names = meta.get('classes') or dataset_meta(cfg).get('classes')
+    if names is None:
+        names = map(str, range(count))
+    names = [names] if isinstance(names, str) else list(names)
+    if len(names) != count:
+        raise UsageError(
+            f'the model has {count} classes, but the data set of the config '
+            f'or the checkpoint names {len(names)}: {names[:3]} ...'
+        )
+    return dict(
+        task=task,
+        classes=json.dumps(names),
+        preprocess=json.dumps(preprocessing.steps),
+    )
+
+
+# ------------------------------------------------------------------ parity
+
+
+def batch_of(
+    images: Sequence[np.ndarray], shape: tuple[int, int], size: int
+) -> Tensor:
+    """Take images (h, w, 3), RGB, uint8, in turn, and resize them.
+
+    ``shape`` is (H, W) and ``size`` is N; the batch (N, 3, H, W) has float32
+    from 0 to 255.
+    """
+    resized = [
+        cv2.resize(images[i % len(images)], shape[::-1]) for i in range(size)
+    ]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float()
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Divide the largest absolute difference by the largest absolute value.
+
+    Shapes that differ, and values that are not finite, are a UsageError.
+    """
+    if found.shape != expected.shape:
+        raise UsageError(
+            f'the file gives the shape {found.shape}, the model '
+            f'{expected.shape}'
+        )
+    if not np.isfinite(expected).all() or not np.isfinite(found).all():
+        raise UsageError('the model or the file gives values not finite')
+    if not expected.size:
+        return 0.0
+    difference = np.abs(found.astype(float) - expected).max()
+    return float(difference / max(np.abs(expected).max(), 1e-12))
+
+
+@torch.no_grad()
+def check_file(
+    model: BaseModel, path: str | Path, batches: Sequence[Tensor], **network
+) -> float:
+    """Run a file and its model on the same images.
+
+    Without NMS the outputs are compared. With NMS, whose choice between boxes
+    of nearly equal scores hangs on the last digit, the boxes and scores of
+    all priors are compared, and the best scores; and the detections with
+    what mmcv's NMS leaves of the file's own candidates.
+
+    Args:
+        model: What the file was made of.
+        path: The file.
+        batches: Images, each (N, 3, H, W), float32 from 0 to 255.
+        **network: The options that the file was exported with.
+
+    Returns:
+        float: The largest :func:`relative_difference` of all.
+
+    Raises:
+        UsageError: It is above 1e-4.
+    """
+    eager = deployable(model, **network)
+    with_nms = 'image_ids' in eager.output_names
+    compare = _nms_differences if with_nms else _differences
+    worst = max(compare(eager, path, batches))
+    if not worst <= TOLERANCE:
+        raise UsageError(
+            f'the file computes something else than the model: relative '
+            f'difference {worst:.1e}, allowed {TOLERANCE:.0e}'
+        )
+    return worst
+
+
+def _session(model: str | bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Errors are raised; the log would repeat them.
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(
+        model, options, providers=['CPUExecutionProvider']
+    )
+
+
+def _differences(
+    eager: nn.Module, path: str | Path, batches: Sequence[Tensor]
+) -> Iterator[float]:
+    session = _session(str(path))
+    for images in batches:
+        feed = dict(images=images.numpy())
+        found = session.run(list(eager.output_names), feed)
+        for array, expected in zip(found, eager(images), strict=True):
+            yield relative_difference(array, expected.numpy())
+
+
+def _nms_differences(
+    eager: nn.Module, path: str | Path, batches: Sequence[Tensor]
+) -> Iterator[float]:
+    graph = onnx.load(path)
+    producers = {name: n for n in graph.graph.node for name in n.output}
+    (node,) = (n for n in graph.graph.node if n.op_type == 'NonMaxSuppression')
+    inner = list(node.input[:2])
+    for name in node.input[:2]:
+        while producers[name].op_type != 'GatherElements':
+            name = producers[name].input[0]
+        inner.append(producers[name].input[0])
+    graph.graph.output.extend(onnx.ValueInfoProto(name=n) for n in inner)
+    session = _session(graph.SerializeToString())
+    for images in batches:
+        *found, boxes, scores, all_boxes, all_scores = session.run(
+            [*eager.output_names, *inner], dict(images=images.numpy())
+        )
+        every = eager.possible(*eager.network(images))
+        best = eager.candidates(*every)[1].amax(dim=2)
+        boxes, scores = torch.from_numpy(boxes), torch.from_numpy(scores)
+        own = eager.suppress(boxes, scores.transpose(1, 2))
+        for array, expected in zip(
+            (all_boxes, all_scores, scores.amax(dim=1).numpy(), *found),
+            (*every, best, *own),
+            strict=True,
+        ):
+            yield relative_difference(array, expected.numpy())

@@ -1,24 +1,43 @@
-"""Networks as they are deployed: pixels in, readable predictions out."""
+"""Networks as they are deployed: pixels in, readable predictions out.
+
+The second half holds layers that a trace follows to other sizes. The
+trace-based exporter keeps the results of Python's own functions on sizes,
+such as ``math.ceil`` and ``min``, as constants; these layers compute the same
+with tensors.
+"""
+
+import sys
+from collections.abc import Sequence
 
 import torch
+from mmcv.cnn.bricks.transformer import AdaptivePadding
 from mmengine.model import (
     BaseDataPreprocessor,
     BaseModel,
     revert_sync_batchnorm,
 )
-from mmengine.utils import get_object_from_string
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from anchorformer_mm.models.fusing import fuse
+from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 
 
-def deployable(model: BaseModel) -> nn.Module:
+def deployable(
+    model: BaseModel,
+    *,
+    with_nms: bool = False,
+    stretch_contrast: bool = False,
+) -> nn.Module:
     """Make a network with pixels as its input of a model of OpenMMLab.
 
     Args:
         model: A single-stage detector of mmdet, an encoder-decoder of mmseg
             or an image classifier of mmpretrain. It stays as it is.
+        with_nms: Let a detector end in its NMS.
+        stretch_contrast: Let the network start with :class:`ContrastStretch`.
 
     Returns:
         nn.Module: In evaluation mode, with weights of its own, fused
@@ -27,65 +46,74 @@ def deployable(model: BaseModel) -> nn.Module:
         of tensors, named by its attribute ``output_names``:
 
         - detection: ``boxes`` (N, A, 4), xyxy in px of the input, and
-          ``scores`` (N, A, C), from 0 to 1, of all A priors;
+          ``scores`` (N, A, C), from 0 to 1, of all A priors; with NMS, see
+          :class:`~anchorformer_mm.deployment.detection.SuppressedDetections`;
         - segmentation: ``logits`` (N, C, H, W), of the whole image at once;
         - classification: ``scores`` (N, C), which sum to 1.
 
         The attribute ``task`` is one of these three words.
 
     Raises:
-        UsageError: It is another kind of model, or has a head that predicts
-            in another way.
+        UsageError: It is another kind of model, has a head that predicts in
+            another way, or is no detector where NMS is wanted.
     """
-    kinds = {
-        'mmdet': ('models.detectors.SingleStageDetector', DetectionNetwork),
-        'mmseg': ('models.segmentors.EncoderDecoder', SegmentationNetwork),
-        'mmpretrain': ('models.ImageClassifier', ClassificationNetwork),
-    }
     libraries = {cls.__module__.split('.')[0] for cls in type(model).__mro__}
-    for library, (name, network_type) in kinds.items():
-        if library not in libraries:
-            continue
-        if not isinstance(model, get_object_from_string(f'{library}.{name}')):
-            raise UsageError(
-                f'{type(model).__name__} is no {name.split(".")[-1]}; of the '
-                f'models of {library} only these can be exported'
-            )
-        # Norms that are synchronised between GPUs become plain ones.
-        network = revert_sync_batchnorm(network_type(fuse(model)))
-        # The forks' version of some backbones returns None from `eval`.
-        network.eval()
-        return network.requires_grad_(False)
-    raise UsageError(
-        'model must be a detector of mmdet, a segmentor of mmseg or a '
-        f'classifier of mmpretrain, got {type(model).__name__}'
-    )
+    # Each branch imports a library that the others do without.
+    if 'mmdet' in libraries:
+        from mmdet.models.detectors import SingleStageDetector as base
+
+        from anchorformer_mm.deployment.detection import (
+            DetectionNetwork as network_type,
+        )
+    elif 'mmseg' in libraries:
+        from mmseg.models.segmentors import EncoderDecoder as base
+
+        network_type = SegmentationNetwork
+    elif 'mmpretrain' in libraries:
+        from mmpretrain.models import ImageClassifier as base
+
+        network_type = ClassificationNetwork
+    else:
+        raise UsageError(
+            'model must be a detector of mmdet, a segmentor of mmseg or a '
+            f'classifier of mmpretrain, got {type(model).__name__}'
+        )
+    if not isinstance(model, base):
+        raise UsageError(
+            f'{type(model).__name__} is no {base.__name__}; of the models of '
+            f'{base.__module__.split(".")[0]} only these can be exported'
+        )
+    # Norms that are synchronised between GPUs become plain ones.
+    network = revert_sync_batchnorm(network_type(fuse(model)))
+    if stretch_contrast:
+        network.normalisation = nn.Sequential(
+            ContrastStretch(), network.normalisation
+        )
+    if with_nms and network.task != 'detection':
+        raise UsageError(
+            f'with_nms is for detectors only, got a model for {network.task}'
+        )
+    if with_nms:
+        from anchorformer_mm.deployment.detection import SuppressedDetections
+
+        network = SuppressedDetections(network)
+    # The forks' version of some backbones returns None from `eval`.
+    network.eval()
+    return network.requires_grad_(False)
 
 
 class PixelNormalisation(nn.Module):
     """From RGB pixels to what the network of a model was trained on.
 
-    Args:
-        preprocessor: The model's. Images are expected to be read as blue,
-            green and red, as mmcv does.
-
-    Raises:
-        UsageError: Its normalisation is not known.
-
-    Shape:
-        - Input and output: (N, 3, H, W).
+    Of (N, 3, H, W). The model's ``preprocessor`` expects images in blue,
+    green and red, as mmcv reads them.
     """
 
     def __init__(self, preprocessor: BaseDataPreprocessor) -> None:
         super().__init__()
-        if not hasattr(preprocessor, '_enable_normalize'):
-            raise UsageError(
-                f'data_preprocessor {type(preprocessor).__name__} is not '
-                'known to be exported; allowed are those of images of mmdet, '
-                'mmseg and mmpretrain'
-            )
         self.reverse = not takes_rgb(preprocessor)
-        self.normalise = preprocessor._enable_normalize
+        # Without a mean, all of these libraries leave the pixels as they are.
+        self.normalise = hasattr(preprocessor, 'mean')
         for name in ('mean', 'std') if self.normalise else ():
             value = getattr(preprocessor, name).detach().clone()
             self.register_buffer(name, value.float())
@@ -98,14 +126,27 @@ class PixelNormalisation(nn.Module):
         return images
 
 
+def takes_rgb(preprocessor: BaseDataPreprocessor) -> bool:
+    """Tell whether a preprocessor reverses mmcv's blue, green and red.
+
+    Raises:
+        UsageError: It is of another kind than those of the three libraries.
+    """
+    # As mmpretrain, mmseg and mmengine, and so mmdet, name it.
+    for name in ('to_rgb', 'channel_conversion', '_channel_conversion'):
+        if hasattr(preprocessor, name):
+            return getattr(preprocessor, name)
+    raise UsageError(
+        f'data_preprocessor {type(preprocessor).__name__} is not known to be '
+        'exported; allowed are those of images of mmdet, mmseg and mmpretrain'
+    )
+
+
 class ContrastStretch(nn.Module):
     """mmpretrain's ``AutoContrast``: every channel from 0 to 255.
 
     A channel of one value stays as it is. Of an image that was stretched
-    before, nothing changes.
-
-    Shape:
-        - Input and output: (N, 3, H, W), whole numbers from 0 to 255.
+    before, nothing changes. Of (N, 3, H, W), whole numbers from 0 to 255.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,78 +157,11 @@ class ContrastStretch(nn.Module):
         return torch.where(span > 0, stretched, images)
 
 
-def takes_rgb(preprocessor: BaseDataPreprocessor) -> bool:
-    """Whether a preprocessor reverses the blue, green and red of mmcv."""
-    # As mmpretrain, the original mmseg, and all others name it.
-    for name in ('to_rgb', 'channel_conversion'):
-        if hasattr(preprocessor, name):
-            return getattr(preprocessor, name)
-    return preprocessor._channel_conversion
-
-
-class DetectionNetwork(nn.Module):
-    """A single-stage detector up to the boxes and scores of all priors.
-
-    Boxes are clipped to the input where the head clips them to the image.
-
-    Args:
-        model: The detector, which becomes a part of this.
-
-    Raises:
-        UsageError: Its head predicts in a way that is not known.
-
-    Shape:
-        - Input: (N, 3, H, W); outputs: (N, A, 4) and (N, A, C).
-    """
-
-    task = 'detection'
-    output_names = ('boxes', 'scores')
-
-    def __init__(self, model: BaseModel) -> None:
-        super().__init__()
-        # Imports mmdet, which other tasks do without.
-        from anchorformer_mm.deployment.box_decoding import (
-            clips_boxes,
-            decoder_of,
-        )
-
-        self.decode = decoder_of(model.bbox_head)
-        self.clip = clips_boxes(model.bbox_head)
-        self.normalisation = PixelNormalisation(model.data_preprocessor)
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        head = self.model.bbox_head
-        feats = self.model.extract_feat(self.normalisation(images))
-        boxes, scores = self.decode(head, head(feats))
-        if self.clip:
-            boxes = _clip(boxes, images)
-        return boxes, scores
-
-
-def _clip(boxes: Tensor, images: Tensor) -> Tensor:
-    """Boxes (..., 4) within images (N, 3, H, W)."""
-    x, y = boxes[..., 0::2], boxes[..., 1::2]
-    # Tensors, since bounds that are numbers would be fixed in a file.
-    height, width = (
-        torch.as_tensor(side).to(boxes) for side in images.shape[2:]
-    )
-    x = torch.minimum(x.clamp(min=0), width)
-    y = torch.minimum(y.clamp(min=0), height)
-    return torch.stack((x, y), dim=-1).flatten(-2)
-
-
 class SegmentationNetwork(nn.Module):
     """An encoder-decoder up to the logits at the size of the input.
 
-    Args:
-        model: The segmentor, which becomes a part of this.
-
-    Raises:
-        UsageError: It has one output for two classes.
-
-    Shape:
-        - Input: (N, 3, H, W); output: (N, C, H, W).
+    From (N, 3, H, W) to (N, C, H, W). One output for two classes is a
+    UsageError.
     """
 
     task = 'segmentation'
@@ -212,14 +186,8 @@ class SegmentationNetwork(nn.Module):
 class ClassificationNetwork(nn.Module):
     """An image classifier up to the probabilities of the classes.
 
-    Args:
-        model: The classifier, which becomes a part of this.
-
-    Raises:
-        UsageError: Its head does not end in a softmax.
-
-    Shape:
-        - Input: (N, 3, H, W); output: (N, C).
+    From (N, 3, H, W) to (N, C). A head that does not end in a softmax is a
+    UsageError.
     """
 
     task = 'classification'
@@ -243,3 +211,166 @@ class ClassificationNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor]:
         feats = self.model.extract_feat(self.normalisation(images))
         return (self.model.head(feats).softmax(dim=1),)
+
+
+# ------------------------------------------------------ layers for a trace
+
+
+def make_traceable(network: nn.Module, *, dynamic: bool) -> None:
+    """Replace, in place, layers that a trace fixes or cannot follow.
+
+    The network computes the same as before.
+
+    Args:
+        network: In evaluation mode.
+        dynamic: Whether the trace is to hold for other sizes and batches.
+
+    Raises:
+        UsageError: A layer can be traced for one size only.
+    """
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            setattr(parent, name, _traceable(child, dynamic))
+
+
+def _traceable(layer: nn.Module, dynamic: bool) -> nn.Module:
+    """Give the layer, or what replaces it."""
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        size = layer.output_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        if None not in size and max(size) > 1:
+            return BinnedAveragePool(size)
+    if isinstance(layer, nn.ChannelShuffle):
+        return TransposedShuffle(layer.groups)
+    # A library that was not imported has no layers here.
+    heads = sys.modules.get('mmdet.models.dense_heads.gfl_head')
+    if heads and isinstance(layer, heads.Integral):
+        return SummedIntegral(layer.project)
+    if not dynamic:
+        return layer
+    if isinstance(layer, ClusterAttention):
+        raise UsageError(
+            'ClusterAttention, as of ClusTR, can be exported for one size '
+            'only, not with dynamic sizes'
+        )
+    if isinstance(layer, AdaptivePadding):
+        return TracedPadding(layer)
+    wrappers = sys.modules.get('mmseg.models.utils.wrappers')
+    if wrappers and isinstance(layer, wrappers.Upsample) and not layer.size:
+        return nn.Upsample(
+            scale_factor=layer.scale_factor,
+            mode=layer.mode,
+            align_corners=layer.align_corners,
+        )
+    return layer
+
+
+class SizesFollowed(TorchFunctionMode):
+    """Context in which ``unflatten`` is traced as a reshaping.
+
+    Of its own form the exporter keeps the sizes of the trace.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not Tensor.unflatten:
+            return func(*args, **(kwargs or {}))
+        return _unflatten(*args, **(kwargs or {}))
+
+
+def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    dim = dim % x.ndim
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+
+
+def smaller(a: int | Tensor, b: int | Tensor) -> int | Tensor:
+    """Take the smaller of two sizes, also in a trace."""
+    if not torch.jit.is_tracing():
+        return min(a, b)
+    return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
+
+
+class BinnedAveragePool(nn.Module):
+    """Adaptive average pooling as two products with matrices.
+
+    ONNX has no adaptive pooling; bins of different sizes overlap. From
+    (N, C, H, W) to (N, C, *size).
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (
+            _bins(bins, length, x)
+            for bins, length in zip(self.size, x.shape[2:], strict=True)
+        )
+        return rows @ x @ columns.transpose(0, 1)
+
+
+def _bins(bins: int, length: int | Tensor, like: Tensor) -> Tensor:
+    """Weigh each position's contribution to each bin, (bins, length)."""
+    index = torch.arange(bins, device=like.device)
+    start = index * length // bins
+    end = ((index + 1) * length + bins - 1) // bins
+    position = torch.arange(length, device=like.device)
+    inside = (position >= start[:, None]) & (position < end[:, None])
+    return inside.to(like) / (end - start).to(like)[:, None]
+
+
+class TransposedShuffle(nn.Module):
+    """``ChannelShuffle`` by the operators that ONNX has, (N, C, H, W)."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        x = x.reshape(batch, self.groups, -1, height, width)
+        return x.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class SummedIntegral(nn.Module):
+    """Expected distances by a sum, in place of mmdet's product with a vector.
+
+    That product has tens of thousands of rows of 8 and one column, on which
+    ONNX Runtime is slow: 2.3 of PicoDet's 43 ms.
+
+    From logits (..., 4 * bins) to (n, 4), n of all the others; ``project``
+    (bins,) is the distance of each bin.
+    """
+
+    def __init__(self, project: Tensor) -> None:
+        super().__init__()
+        self.register_buffer('project', project.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        bins = len(self.project)
+        shares = x.reshape(-1, bins).softmax(dim=1)
+        return (shares * self.project).sum(dim=1).reshape(-1, 4)
+
+
+class TracedPadding(nn.Module):
+    """mmcv's ``AdaptivePadding``: zeros up to whole patches."""
+
+    def __init__(self, layer: AdaptivePadding) -> None:
+        super().__init__()
+        self.same = layer.padding == 'same'
+        self.stride = layer.stride
+        self.span = [
+            (kernel - 1) * dilation + 1
+            for kernel, dilation in zip(
+                layer.kernel_size, layer.dilation, strict=True
+            )
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = []
+        for i in (1, 0):
+            length = torch.as_tensor(x.shape[2 + i])
+            steps = (length - 1) // self.stride[i]
+            pad = (steps * self.stride[i] + self.span[i] - length).clamp(min=0)
+            before = pad // 2 if self.same else torch.zeros_like(pad)
+            pads += [before, pad - before]
+        return F.pad(x, pads)

@@ -1,10 +1,12 @@
 """An ONNX file in the place of the model of a config, to be evaluated."""
 
 import json
+import os
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from mmengine.model import BaseModel
@@ -14,17 +16,69 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anchorformer_mm.deployment.networks import takes_rgb
-from anchorformer_mm.deployment.onnx_file import read_onnx
 from anchorformer_mm.registry import MODELS
 from anchorformer_mm.utils.errors import UsageError
 
-# What each task of the metadata gives for an image.
+# By task, what a file gives for an image.
 OUTPUTS = dict(
     detection=('boxes', 'scores', 'labels', 'image_ids'),
     segmentation=('logits',),
     classification=('scores',),
 )
 DTYPES = {'tensor(float)': torch.float32, 'tensor(uint8)': torch.uint8}
+# Before 1.24 ONNX Runtime opens any file that a model names.
+_VERSION = tuple(map(int, onnxruntime.__version__.split('.')[:2]))
+
+
+def open_session(
+    path: str | Path, threads: int = 0
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX file that has all its data inside, on the CPU.
+
+    Args:
+        path: The file.
+        threads: 0 means one for each core.
+
+    Raises:
+        UsageError: It is not there, has data in other files, or ONNX Runtime
+            refuses it.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f'ONNX file not found: {path}')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Its errors are raised as well.
+    options.log_severity_level = 4
+    # It would take some files for those of a format of its own, and look for
+    # tensors in other files, which no file has in this folder.
+    for key, value in (
+        ('session.load_model_format', 'ONNX'),
+        ('session.model_external_initializers_file_folder_path', os.devnull),
+    ):
+        options.add_session_config_entry(key, value)
+    try:
+        content = Path(path).read_bytes()
+        if _VERSION < (1, 24) and b'location' in content:
+            raise ValueError('it may have data in other files')
+        session = onnxruntime.InferenceSession(
+            content, options, providers=['CPUExecutionProvider']
+        )
+        # Decodes them, which fails where they are no text.
+        _ = session.get_modelmeta().custom_metadata_map
+        return session
+    except Exception as error:  # its errors have no common class
+        reason = str(error).splitlines()[0]
+        raise UsageError(f'{path} is no usable ONNX file: {reason}') from error
+
+
+def read_onnx(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file that :func:`open_session` accepts.
+
+    Raises:
+        UsageError: As :func:`open_session`.
+    """
+    open_session(path)
+    return onnx.load_model_from_string(Path(path).read_bytes())
 
 
 @MODELS.register_module()
@@ -62,36 +116,33 @@ class OnnxModel(BaseModel):
         super().__init__(origin.data_preprocessor)
         self.path = path
         self.session = open_session(path, threads)
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        self.task = check_outputs(path, self.session)
-        self.classes = json.loads(metadata['classes'])
-        self.pad_value = pad_value_of(json.loads(metadata['preprocess']))
+        self.task, steps = _check_ports(path, self.session)
+        pads = [step['value'] for step in steps if step['op'] == 'pad']
+        self.pad_value = pads[-1] if pads else None
         self._predict = getattr(self, f'_predict_{self.task}')
         if self.task == 'segmentation':
-            _require_whole_images(origin)
+            mode = origin.test_cfg.get('mode', 'whole')
+            if mode != 'whole':
+                raise UsageError(
+                    'an ONNX file predicts whole images, but test_cfg.mode '
+                    f'of the config is {mode!r}: --cfg-options '
+                    'model.test_cfg.mode=whole'
+                )
             # Bound, so that the weights do not become a part of this.
             self._label_pixels = origin.postprocess_result
         elif self.task == 'detection':
-            from anchorformer_mm.deployment.box_decoding import clips_boxes
+            from anchorformer_mm.deployment.detection import clips_boxes
 
             self._clips = clips_boxes(origin.bbox_head)
 
     def forward(
         self, inputs: Tensor, data_samples: list, mode: str = 'predict'
     ) -> list:
-        """Predict for a batch.
+        """Predict for a batch (N, 3, H, W) of the data preprocessor.
 
-        Args:
-            inputs: (N, 3, H, W), as the data preprocessor makes them.
-            data_samples: N of them.
-            mode: ``'predict'``, all that there is.
-
-        Returns:
-            list: The data samples with the predictions, in the size of the
-            original images.
-
-        Raises:
-            UsageError: The file takes images of another size.
+        Returns the N data samples with predictions in the size of the
+        original images. A file that takes images of another size is a
+        UsageError; ``mode`` can be ``'predict'`` only.
         """
         if mode != 'predict':
             raise ValueError(f"mode must be 'predict', got {mode!r}")
@@ -100,12 +151,12 @@ class OnnxModel(BaseModel):
     def pixels(self, inputs: Tensor) -> Tensor:
         """Undo the normalisation: RGB from 0 to 255, same shape."""
         preprocessor = self.data_preprocessor
-        if preprocessor._enable_normalize:
+        if hasattr(preprocessor, 'mean'):
             inputs = inputs * preprocessor.std + preprocessor.mean
         return inputs if takes_rgb(preprocessor) else inputs[:, [2, 1, 0]]
 
     def _run(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """Outputs by name for each of the images (N, 3, H, W)."""
+        """Give the outputs by name for each of the images (N, 3, H, W)."""
         port = self.session.get_inputs()[0]
         size = images.shape[2:]
         images = self._fill_up(images, port.shape[2:])
@@ -123,7 +174,7 @@ class OnnxModel(BaseModel):
             outputs = self.session.run(None, {port.name: full.numpy()})
             names = (output.name for output in self.session.get_outputs())
             named = dict(zip(names, outputs, strict=True))
-            results += split_images(named, len(batch))
+            results += _split_images(named, len(batch))
         if self.task == 'segmentation':
             for result in results:
                 result['logits'] = result['logits'][..., : size[0], : size[1]]
@@ -174,66 +225,21 @@ class OnnxModel(BaseModel):
         return samples
 
 
-def open_session(
-    path: str | Path, threads: int = 0
-) -> onnxruntime.InferenceSession:
-    """Open an ONNX file that has all its data inside, on the CPU.
-
-    Args:
-        path: The file.
-        threads: 0 means one for each core.
-
-    Raises:
-        UsageError: It is not there, has data in other files, or ONNX Runtime
-            refuses it.
-    """
-    content = read_onnx(path).SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Its errors are raised as well.
-    options.log_severity_level = 4
-    # It would take some files for those of a format of its own.
-    options.add_session_config_entry('session.load_model_format', 'ONNX')
-    try:
-        session = onnxruntime.InferenceSession(
-            content, options, providers=['CPUExecutionProvider']
-        )
-        # Decodes them, which fails where they are no text.
-        _ = session.get_modelmeta().custom_metadata_map
-        return session
-    except Exception as error:  # its errors have no common class
-        reason = str(error).splitlines()[0]
-        raise UsageError(f'{path} is no usable ONNX file: {reason}') from error
-
-
-def check_outputs(
+def _check_ports(
     path: str | Path, session: onnxruntime.InferenceSession
-) -> str:
-    """Check what a file says of itself against what it has.
-
-    Returns:
-        str: Its task.
-
-    Raises:
-        UsageError: It has no metadata, or not the ports of its task.
-    """
+) -> tuple[str, list[dict]]:
+    """Give the task and the steps that a file names, if it fits them."""
     metadata = session.get_modelmeta().custom_metadata_map
-    missing = {'task', 'classes', 'preprocess'} - set(metadata)
-    if missing:
+    task = metadata.get('task')
+    kinds = [port.type for port in session.get_inputs()]
+    if (
+        task not in OUTPUTS
+        or 'preprocess' not in metadata
+        or [kind in DTYPES for kind in kinds] != [True]
+    ):
         raise UsageError(
-            f'{path} has no {", ".join(sorted(missing))} in its metadata: '
+            f'{path} has no task, preprocess or single input that is known: '
             'export it with tools/deployment/export_onnx.py'
-        )
-    task = metadata['task']
-    if task not in OUTPUTS:
-        raise UsageError(
-            f'{path}: task must be one of {sorted(OUTPUTS)}, got {task!r}'
-        )
-    ports = session.get_inputs()
-    if [port.type in DTYPES for port in ports] != [True]:
-        kinds = [port.type for port in ports]
-        raise UsageError(
-            f'{path} must have one input of {sorted(DTYPES)}, got {kinds}'
         )
     names = [output.name for output in session.get_outputs()]
     if not set(OUTPUTS[task]) <= set(names):
@@ -242,36 +248,17 @@ def check_outputs(
             f'{path} must have the outputs {", ".join(OUTPUTS[task])}, got '
             f'{", ".join(names)}{advice}'
         )
-    return task
+    return task, json.loads(metadata['preprocess'])
 
 
-def pad_value_of(steps: list[dict]) -> list[float] | None:
-    """The colour that the steps pad with, None if they do not pad."""
-    values = [step['value'] for step in steps if step['op'] == 'pad']
-    return values[-1] if values else None
-
-
-def split_images(
+def _split_images(
     outputs: dict[str, np.ndarray], count: int
 ) -> list[dict[str, Tensor]]:
-    """Part the outputs of a batch into those of its first ``count`` images.
-
-    Args:
-        outputs: Of a batch; boxes of all images follow one another, and
-            ``image_ids`` (K,) tells whose they are.
-        count: How many images.
-    """
+    """Part the outputs of a batch into those of its first images."""
+    # Boxes of all images follow one another; their image_ids (K,) are whose.
     tensors = {name: torch.from_numpy(o) for name, o in outputs.items()}
     ids = tensors.pop('image_ids', None)
-    if ids is None:
-        return [{k: t[i] for k, t in tensors.items()} for i in range(count)]
-    return [{k: t[ids == i] for k, t in tensors.items()} for i in range(count)]
-
-
-def _require_whole_images(model: BaseModel) -> None:
-    mode = model.test_cfg.get('mode', 'whole')
-    if mode != 'whole':
-        raise UsageError(
-            'an ONNX file predicts whole images, but test_cfg.mode of the '
-            f'config is {mode!r}: --cfg-options model.test_cfg.mode=whole'
-        )
+    return [
+        {k: t[i if ids is None else ids == i] for k, t in tensors.items()}
+        for i in range(count)
+    ]

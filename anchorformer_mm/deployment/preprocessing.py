@@ -1,4 +1,4 @@
-"""What happens to an image before the network, as a list of plain steps."""
+"""Preprocessing of images, as a list of plain steps that a file can hold."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -12,13 +12,7 @@ from anchorformer_mm.utils.errors import UsageError
 
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'area')
 # They change no pixel.
-_PASSIVE = (
-    'LoadAnnotations',
-    'PackDetInputs',
-    'PackSegInputs',
-    'PackInputs',
-)
-_Size = tuple[int, int]
+_PASSIVE = ('LoadAnnotations', 'PackDetInputs', 'PackSegInputs', 'PackInputs')
 
 
 @dataclass
@@ -39,8 +33,8 @@ class Preprocessing:
     pad_value: Sequence[float] = (0.0, 0.0, 0.0)
 
     @property
-    def shape(self) -> _Size | None:
-        """Height and width of every image after the steps, or None."""
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of each image after the steps; None if open."""
         shape = None
         for step in self.steps:
             if step['op'] == 'grey':
@@ -54,12 +48,8 @@ class Preprocessing:
                 shape = tuple(-(-n // divisor) * divisor for n in shape)
         return shape
 
-    def fixed_to(self, shape: _Size) -> 'Preprocessing':
-        """The same steps, changed so that all images get one shape.
-
-        Args:
-            shape: Height and width, px.
-        """
+    def fixed_to(self, shape: tuple[int, int]) -> 'Preprocessing':
+        """Change the steps so that all images get one height and width."""
         if shape == self.shape:
             return self
         fixed = deepcopy(self)
@@ -72,18 +62,18 @@ class Preprocessing:
                 ratio = min(shape) / min(crop['size'])
                 resize['size'] = round(resize['size'] * ratio)
             crop['size'] = size
-        elif 'resize' in ops:
-            resize = fixed.steps[ops.index('resize')]
+            return fixed
+        pads = [step for step in fixed.steps if step['op'] == 'pad']
+        fixed.steps = [step for step in fixed.steps if step['op'] != 'pad']
+        if 'resize' in ops:
+            resize = next(s for s in fixed.steps if s['op'] == 'resize')
             resize['size'] = size
-            fixed.steps = [s for s in fixed.steps if s['op'] != 'pad']
             if resize['keep_ratio']:
-                value = list(self.pad_value)
-                for step in self.steps:
-                    value = step['value'] if step['op'] == 'pad' else value
+                value = pads[-1]['value'] if pads else self.pad_value
                 fixed.steps.append(_pad(value, size=size))
         else:
-            fixed.steps = [s for s in fixed.steps if s['op'] != 'pad']
-            fixed.steps.insert(0, _resize(size, False, 'bilinear'))
+            resize = dict(op='resize', size=size, keep_ratio=False)
+            fixed.steps.insert(0, resize | dict(interpolation='bilinear'))
             fixed.remarks.append(
                 'the config does not resize images: the file asks for a '
                 f'resizing to {shape[0]} x {shape[1]} px'
@@ -110,11 +100,11 @@ def preprocessing_of(
         raise UsageError('the config has no test_dataloader.dataset.pipeline')
     result = Preprocessing(pad_value=_pad_value(preprocessor))
     for transform in dataset['pipeline']:
-        name = _name_of(transform)
+        kind = transform['type']
+        name = getattr(kind, '__name__', str(kind)).split('.')[-1]
         if name in _PASSIVE:
             continue
-        if name not in _READERS:
-            raise _inexpressible(transform)
+        _require(name in _READERS, transform)
         before = len(result.steps)
         _READERS[name](transform, result)
         if result.stretch_contrast and len(result.steps) > before:
@@ -126,25 +116,12 @@ def preprocessing_of(
     return result
 
 
-def _name_of(transform: dict) -> str:
-    kind = transform['type']
-    return getattr(kind, '__name__', str(kind)).split('.')[-1]
-
-
-def _inexpressible(transform: dict) -> UsageError:
-    return UsageError(
-        f'the test pipeline has {dict(transform)}, which cannot be expressed '
-        f'in the file; allowed are {", ".join(sorted(_READERS))}'
-    )
-
-
-def _resize(size: list[int], keep_ratio: bool, interpolation: str) -> dict:
-    return dict(
-        op='resize',
-        size=size,
-        keep_ratio=keep_ratio,
-        interpolation=interpolation,
-    )
+def _require(fits: bool, transform: dict) -> None:
+    if not fits:
+        raise UsageError(
+            f'the test pipeline has {dict(transform)}, which cannot be '
+            f'expressed in the file; allowed are {", ".join(sorted(_READERS))}'
+        )
 
 
 def _pad(
@@ -155,68 +132,53 @@ def _pad(
     return dict(op='pad', size=size, divisor=divisor, value=list(value))
 
 
-def _interpolation(transform: dict) -> str:
-    kind = transform.get('interpolation', 'bilinear')
-    if kind not in INTERPOLATIONS:
-        raise _inexpressible(transform)
-    return kind
-
-
 def _pair(value: int | Sequence[int]) -> list[int]:
-    """Width and height, or a number for both, as height and width."""
+    """Turn width and height, or a number for both, into height and width."""
     return [value, value] if isinstance(value, int) else list(value)[::-1]
 
 
 def _read_load(transform: dict, result: Preprocessing) -> None:
-    if transform.get('color_type', 'color') != 'color':
-        raise _inexpressible(transform)
+    _require(transform.get('color_type', 'color') == 'color', transform)
 
 
 def _read_resize(transform: dict, result: Preprocessing) -> None:
-    if transform.get('scale') is None:
-        raise _inexpressible(transform)
-    if transform.get('backend', 'cv2') != 'cv2':
-        _remark_on_pillow(result)
-    result.steps.append(
-        _resize(
-            _pair(transform['scale']),
-            bool(transform.get('keep_ratio', False)),
-            _interpolation(transform),
-        )
+    _require(transform.get('scale') is not None, transform)
+    step = dict(
+        op='resize',
+        size=_pair(transform['scale']),
+        keep_ratio=bool(transform.get('keep_ratio', False)),
     )
+    _add_resize(step, transform, result)
 
 
 def _read_resize_edge(transform: dict, result: Preprocessing) -> None:
-    if transform.get('edge', 'short') != 'short':
-        raise _inexpressible(transform)
+    _require(transform.get('edge', 'short') == 'short', transform)
+    step = dict(op='resize_short_edge', size=transform['scale'])
+    _add_resize(step, transform, result)
+
+
+def _add_resize(step: dict, transform: dict, result: Preprocessing) -> None:
+    kind = transform.get('interpolation', 'bilinear')
+    _require(kind in INTERPOLATIONS, transform)
+    result.steps.append(step | dict(interpolation=kind))
     if transform.get('backend', 'cv2') != 'cv2':
-        _remark_on_pillow(result)
-    result.steps.append(
-        dict(
-            op='resize_short_edge',
-            size=transform['scale'],
-            interpolation=_interpolation(transform),
+        result.remarks.append(
+            'the config resizes by Pillow, which smooths where it shrinks; '
+            "the file's preprocessing is OpenCV's, so that scores differ a "
+            'little'
         )
-    )
-
-
-def _remark_on_pillow(result: Preprocessing) -> None:
-    result.remarks.append(
-        'the config resizes by Pillow, which smooths where it shrinks; the '
-        "file's preprocessing is OpenCV's, so that scores differ a little"
-    )
 
 
 def _read_crop(transform: dict, result: Preprocessing) -> None:
-    if transform.get('auto_pad'):
-        raise _inexpressible(transform)
+    _require(not transform.get('auto_pad'), transform)
     size = _pair(transform['crop_size'])
     result.steps.append(dict(op='center_crop', size=size))
 
 
 def _read_pad(transform: dict, result: Preprocessing) -> None:
-    if transform.get('padding_mode', 'constant') != 'constant':
-        raise _inexpressible(transform)
+    _require(
+        transform.get('padding_mode', 'constant') == 'constant', transform
+    )
     value = transform.get('pad_val', 0)
     if isinstance(value, dict):
         value = value.get('img', 0)
@@ -226,11 +188,9 @@ def _read_pad(transform: dict, result: Preprocessing) -> None:
     size = None if size is None else _pair(size)
     if transform.get('pad_to_square'):
         last = result.steps[-1] if result.steps else {}
-        square = last.get('size')
-        if last.get('op') != 'resize' or square[0] != square[1]:
-            # The size would depend on the image.
-            raise _inexpressible(transform)
-        size = square
+        size = last.get('size')
+        # Else it would depend on the image.
+        _require(last.get('op') == 'resize' and size[0] == size[1], transform)
     result.steps.append(
         _pad(map(float, value), size, transform.get('size_divisor'))
     )
@@ -240,14 +200,12 @@ def _read_grey(transform: dict, result: Preprocessing) -> None:
     weights = transform.get('channel_weights', (1.0, 1.0, 1.0))
     always = transform.get('prob', 0.1) >= 1
     keeps = transform.get('keep_channels', False)
-    if not (always and keeps and len(set(weights)) == 1):
-        raise _inexpressible(transform)
+    _require(always and keeps and len(set(weights)) == 1, transform)
     result.steps.append(dict(op='grey'))
 
 
 def _read_contrast(transform: dict, result: Preprocessing) -> None:
-    if transform.get('prob', 0.5) < 1:
-        raise _inexpressible(transform)
+    _require(transform.get('prob', 0.5) >= 1, transform)
     result.stretch_contrast = True
 
 
@@ -263,9 +221,9 @@ _READERS: dict[str, Callable[[dict, Preprocessing], None]] = {
 
 
 def _pad_value(preprocessor: BaseDataPreprocessor) -> list[float]:
-    """What a preprocessor pads with, as RGB before the normalisation."""
+    """Find what a preprocessor pads with, as RGB before normalisation."""
     value = getattr(preprocessor, 'pad_value', 0)
-    if not preprocessor._enable_normalize:
+    if not hasattr(preprocessor, 'mean'):
         return 3 * [float(value)]
     mean, std = preprocessor.mean.flatten(), preprocessor.std.flatten()
     rgb = (mean + value * std).expand(3)

@@ -1,10 +1,7 @@
 """ONNX files in eight bits."""
 
-import io
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from anchorformer_mm.deployment.onnx_file import read_onnx
+from anchorformer_mm.deployment.onnx_model import read_onnx
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
 
@@ -75,19 +72,28 @@ def quantize(
     if not batches:
         raise UsageError('there is no image to calibrate with')
     model = read_onnx(source)
+    properties = {p.key: p.value for p in model.metadata_props}
     with (
         tempfile.TemporaryDirectory() as folder,
         replacing(target) as temporary,
-        _quiet(),
     ):
         original = Path(folder) / 'original.onnx'
         prepared = Path(folder) / 'prepared.onnx'
         onnx.save(model, original)
         quant_pre_process(original, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
-        names = quantizable_nodes(graph, task_of(model))
-        chosen = [n for n in names if not _fits(n, exclude)]
-        _require_uses(exclude, names)
+        names = quantizable_nodes(graph, properties.get('task'))
+        for pattern in exclude:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(
+                    f'exclude: {pattern!r} fits no node that would be '
+                    f'quantised; these are {", ".join(names)}'
+                )
+        chosen = [
+            name
+            for name in names
+            if not any(fnmatchcase(name, pattern) for pattern in exclude)
+        ]
         if not chosen:
             raise UsageError(f'{source} has no node left to quantise')
         quantize_static(
@@ -105,7 +111,10 @@ def quantize(
             # into the memory, and may differ in size.
             extra_options=dict(CalibStridedMinMax=1),
         )
-        _copy_metadata(model, temporary)
+        quantised = onnx.load(temporary)
+        onnx.helper.set_model_props(quantised, properties)
+        onnx.checker.check_model(quantised)
+        onnx.save(quantised, temporary)
     return chosen
 
 
@@ -129,13 +138,8 @@ class _Calibration(CalibrationDataReader):
         return None if make is None else {self.name: make()}
 
 
-def task_of(model: onnx.ModelProto) -> str | None:
-    """The task that an ONNX file names in its metadata, if any."""
-    return {p.key: p.value for p in model.metadata_props}.get('task')
-
-
 def quantizable_nodes(graph: onnx.GraphProto, task: str | None) -> list[str]:
-    """Names of the nodes that are quantised, unless they are excluded.
+    """Name the nodes that are quantised, unless they are excluded.
 
     These are convolutions, products with weights, and hard swish and gates of
     a hard sigmoid. Other activations, norms, and in an attention the products
@@ -170,7 +174,7 @@ def quantizable_nodes(graph: onnx.GraphProto, task: str | None) -> list[str]:
 
 
 def _leading_to_convolutions(graph: onnx.GraphProto) -> set[str]:
-    """Names of the convolutions, and of all nodes that one depends on."""
+    """Name the convolutions, and all nodes that one depends on."""
     wanted: set[str] = set()
     names = set()
     for node in reversed(graph.node):
@@ -178,37 +182,3 @@ def _leading_to_convolutions(graph: onnx.GraphProto) -> set[str]:
             names.add(node.name)
             wanted.update(node.input)
     return names
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _require_uses(patterns: Sequence[str], names: Sequence[str]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(
-                f'exclude: {pattern!r} fits no node that would be quantised; '
-                f'these are {", ".join(names)}'
-            )
-
-
-def _copy_metadata(source: onnx.ModelProto, target: Path) -> None:
-    model = onnx.load(target)
-    properties = {p.key: p.value for p in source.metadata_props}
-    onnx.helper.set_model_props(model, properties)
-    onnx.checker.check_model(model)
-    onnx.save(model, target)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress off the screen, and advice that was followed."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,18 +1,9 @@
 """Small models of each task, whose predictions are not all alike."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
-from onnx import helper
-from PIL import Image
-
-TOOL = Path(__file__).parents[2] / 'tools' / 'deployment' / 'predict_onnx.py'
 
 NMS = dict(type='nms', iou_threshold=0.5)
 TEST_CFG = dict(
@@ -223,67 +214,3 @@ def photos():
     """RGB images of noise in blocks, (2, 3, 64, 96), whole numbers."""
     blocks = torch.randint(0, 256, (2, 3, 8, 12)).float()
     return torch.nn.functional.interpolate(blocks, scale_factor=8)
-
-
-@pytest.fixture(scope='session')
-def predict_onnx():
-    """The tool, which is no package."""
-    spec = spec_from_file_location('predict_onnx', TOOL)
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-@pytest.fixture
-def small_onnx():
-    """Gives an ONNX file of nodes and tensors; by default a classifier."""
-
-    def make(nodes=(), tensors=(), *, task='classification', **metadata):
-        names = dict(
-            classification=['scores'],
-            segmentation=['logits'],
-            detection=['boxes', 'scores', 'labels'],
-        )
-        kinds = dict.fromkeys(names[task], np.float32) | dict(labels=np.int64)
-        images, *outputs = (
-            helper.make_tensor_value_info(
-                name,
-                helper.np_dtype_to_tensor_dtype(np.dtype(kind)),
-                (1, 3, 'h', 'w') if name == 'images' else None,
-            )
-            for name, kind in (dict(images=np.float32) | kinds).items()
-            if name in ('images', *names[task])
-        )
-        mean = helper.make_node('GlobalAveragePool', ['images'], ['mean'])
-        flat = helper.make_node('Flatten', ['mean'], ['scores'])
-        graph = helper.make_graph(
-            nodes or [mean, flat], 'graph', [images], outputs, list(tensors)
-        )
-        opsets = [helper.make_opsetid('', 17)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-        default = dict(task=task, classes='["a", "b", "c"]', preprocess='[]')
-        helper.set_model_props(model, default | metadata)
-        return model
-
-    return make
-
-
-@pytest.fixture
-def refusal(predict_onnx, tmp_path, monkeypatch, capfd):
-    """Gives the one line in which a model is refused, without output."""
-
-    def call(content):
-        path, out = tmp_path / 'm.onnx', tmp_path / 'out'
-        path.write_bytes(content)
-        Image.new('RGB', (8, 6), 'red').save(tmp_path / 'a.png')
-        args = ['predict_onnx.py', path, tmp_path / 'a.png', '--out', out]
-        monkeypatch.setattr(sys, 'argv', [*map(str, args)])
-        with pytest.raises(SystemExit) as leaving:
-            predict_onnx.main()
-        error = capfd.readouterr().err
-        assert leaving.value.code == 1
-        assert len(error.splitlines()) == 1 and str(path) in error
-        assert not out.exists()
-        return error
-
-    return call

@@ -4,69 +4,26 @@ import copy
 
 import pytest
 import torch
-from mmdet.structures import DetDataSample
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.cnn.bricks.transformer import AdaptivePadding
 from mmengine.registry import MODELS
+from torch import nn
 
-from anchorformer_mm.deployment.networks import ContrastStretch, deployable
-from anchorformer_mm.deployment.nms import SuppressedDetections
+from anchorformer_mm.deployment.networks import (
+    ContrastStretch,
+    deployable,
+    make_traceable,
+)
+from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 
-HEADS = ['pico', 'pico_v2', 'rtmdet', 'yolox', 'retina', 'atss', 'gfl']
+SIDES = st.integers(1, 24)
 
 
 def as_read(photos):
     """A batch as mmcv reads images: blue, green, red, uint8."""
     return [image.flip(0).byte() for image in photos]
-
-
-def detections_of(model, photos):
-    """What mmdet's own test step finds."""
-    shape = tuple(photos.shape[2:])
-    meta = dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
-    samples = [DetDataSample(metainfo=meta) for _ in photos]
-    results = model.test_step(
-        dict(inputs=as_read(photos), data_samples=samples)
-    )
-    return [result.pred_instances for result in results]
-
-
-@pytest.mark.parametrize('head', HEADS)
-@pytest.mark.parametrize('rgb', [True, False])
-def test_detections_are_those_of_the_model(head, rgb, detector, photos):
-    # Without a threshold: with a centre-ness the model has it before the
-    # product.
-    model = detector(head, dict(bgr_to_rgb=rgb), dict(score_thr=0.0))
-    network = SuppressedDetections(deployable(model))
-    boxes, scores, labels, image_ids = network(photos)
-    for i, expected in enumerate(detections_of(model, photos)):
-        mine = image_ids == i
-        # YOLOX's test step knows no limit.
-        assert mine.sum() == len(expected[:20]) > 2
-        torch.testing.assert_close(scores[mine], expected.scores[:20])
-        torch.testing.assert_close(
-            boxes[mine], expected.bboxes[:20], rtol=1e-4, atol=1e-3
-        )
-        torch.testing.assert_close(labels[mine], expected.labels[:20])
-
-
-def test_thresholds_are_those_of_the_model(detector, photos):
-    model = detector('pico', test_cfg=dict(score_thr=0.3, max_per_img=10))
-    found = SuppressedDetections(deployable(model))(photos)
-    expected = detections_of(model, photos)
-    assert len(found[0]) == sum(len(each) for each in expected)
-    assert found[1].min() > 0.3
-
-
-def test_boxes_and_scores_have_one_row_a_prior(detector, photos):
-    network = deployable(detector('retina'))
-    boxes, scores = network(photos)
-    assert network.output_names == ('boxes', 'scores')
-    # Two anchors in each cell of four levels.
-    count = 2 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
-    assert boxes.shape == (2, count, 4)
-    assert scores.shape == (2, count, 3)
-    assert boxes.amin() >= 0
-    assert (boxes <= torch.tensor([96.0, 64, 96, 64])).all()
 
 
 def test_logits_are_those_of_the_model(segmentor, photos):
@@ -167,15 +124,58 @@ def test_other_models_are_refused(detector, classifier, segmentor):
         deployable(model)
 
 
-@pytest.mark.parametrize(
-    'nms',
-    [
-        None,
-        dict(type='soft_nms', iou_threshold=0.5),
-        dict(type='nms', iou_threshold=0.5, class_agnostic=True),
-    ],
+def traceable(layer, dynamic=False):
+    network = nn.Sequential(layer)
+    make_traceable(network, dynamic=dynamic)
+    return network[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIDES, SIDES, st.integers(1, 7), st.integers(2, 7))
+def test_average_pool(height, width, rows, columns):
+    x = torch.rand(2, 3, height, width)
+    layer = nn.AdaptiveAvgPool2d((rows, columns))
+    torch.testing.assert_close(traceable(layer)(x), layer(x))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    SIDES,
+    SIDES,
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 2),
+    st.sampled_from(['same', 'corner']),
 )
-def test_another_nms_is_refused(nms, detector):
-    network = deployable(detector(test_cfg=dict(nms=nms)))
-    with pytest.raises(UsageError, match=r'test_cfg\.nms must be a plain one'):
-        SuppressedDetections(network)
+def test_padding(height, width, kernel, stride, dilation, mode):
+    x = torch.rand(1, 2, height, width)
+    layer = AdaptivePadding(kernel, stride, dilation, mode)
+    assert traceable(layer, dynamic=True)(x).equal(layer(x))
+
+
+@pytest.mark.parametrize('reg_max', [1, 7, 16])
+def test_integral(reg_max):
+    heads = pytest.importorskip('mmdet.models.dense_heads.gfl_head')
+    layer = heads.Integral(reg_max)
+    x = torch.randn(5, 3, 4 * (reg_max + 1))
+    torch.testing.assert_close(traceable(layer)(x), layer(x))
+
+
+def test_channel_shuffle():
+    x = torch.rand(2, 6, 3, 4)
+    layer = nn.ChannelShuffle(2)
+    assert traceable(layer)(x).equal(layer(x))
+
+
+@pytest.mark.parametrize(
+    'layer', [nn.AdaptiveAvgPool2d(1), AdaptivePadding(4, 4)]
+)
+def test_what_may_stay_fixed_does(layer):
+    assert traceable(layer) is layer
+
+
+def test_clusters_are_of_one_size():
+    layer = ClusterAttention(8, 2)
+    assert traceable(layer) is layer
+    with pytest.raises(UsageError, match='ClusterAttention'):
+        traceable(layer, dynamic=True)

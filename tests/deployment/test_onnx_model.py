@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, load, numpy_helper, save
 
-from anchorformer_mm.deployment.onnx_model import OnnxModel
+from anchorformer_mm.deployment.onnx_model import (
+    OnnxModel,
+    open_session,
+    read_onnx,
+)
+from anchorformer_mm.deployment.quantization import quantize
 from anchorformer_mm.utils.errors import UsageError
 
 NORMALISATION = dict(mean=[120.0, 110.0, 100.0], std=[50.0, 60.0, 70.0])
@@ -216,10 +221,46 @@ def test_sliding_windows_are_refused(tmp_path):
         build(path, SEGMENTOR | dict(test_cfg=test_cfg))
 
 
-def test_other_files_are_refused(tmp_path):
-    with pytest.raises(UsageError, match='ONNX file not found: no.onnx'):
-        build('no.onnx', CLASSIFIER)
-    junk = tmp_path / 'junk.onnx'
-    junk.write_bytes(b'junk')
-    with pytest.raises(UsageError, match='is no usable ONNX file'):
-        build(str(junk), CLASSIFIER)
+READERS = dict(
+    evaluate=open_session,
+    read=read_onnx,
+    quantize=lambda path: quantize(path, path.with_name('q.onnx'), [None]),
+)
+
+
+@pytest.mark.parametrize('reader', READERS)
+@pytest.mark.parametrize('place', ['beside', 'above', 'absolute'])
+def test_no_other_file_is_read(tmp_path, reader, place, monkeypatch):
+    (tmp_path / 'x').mkdir()
+    monkeypatch.chdir(tmp_path / 'x')
+    folder = dict(beside='', above='../', absolute=f'{tmp_path}/')[place]
+    for file in (tmp_path / 'secret', tmp_path / 'x' / 'secret'):
+        file.write_bytes(bytes(12))
+    path = tmp_path / 'x' / 'm.onnx'
+    outputs = dict(scores=np.zeros((1, 3), np.float32))
+    model = load(write_model(path, 'classification', outputs=outputs))
+    (tensor,) = model.graph.initializer
+    tensor.ClearField('raw_data')
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key='location', value=f'{folder}secret')
+    path.write_bytes(model.SerializeToString())
+    before = sorted(path.parent.iterdir())
+    with pytest.raises(UsageError, match=r'm\.onnx is no usable ONNX file'):
+        READERS[reader](path)
+    assert sorted(path.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_other_files_are_refused(tmp_path, reader):
+    path = tmp_path / 'm.onnx'
+    with pytest.raises(UsageError, match='ONNX file not found: '):
+        READERS[reader](path)
+    for content in (b'junk', b'\x18\0\0\0ORTM' + b'\0' * 99):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match='is no usable ONNX file'):
+            READERS[reader](path)
+
+
+def test_a_file_with_all_its_data_is_read_as_it_is(tmp_path):
+    path = write_model(tmp_path / 'm.onnx', 'classification')
+    assert read_onnx(path) == load(path)

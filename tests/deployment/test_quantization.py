@@ -52,7 +52,7 @@ def write_model(path, task='detection', size=('h', 'w')):
     return path
 
 
-def images(sizes=((16, 16),) * 6):
+def images(sizes=((16, 16), (8, 24), (30, 10)) * 2):
     rng = np.random.default_rng(1)
     arrays = [255 * rng.random((1, 3, *s)).astype(np.float32) for s in sizes]
     return [lambda array=array: array for array in arrays]
@@ -107,18 +107,6 @@ def test_the_decoding_of_a_detector_stays_in_float(tmp_path):
     ]
 
 
-def test_scales_of_channels_keep_small_channels(tmp_path):
-    source = write_model(tmp_path / 'float.onnx')
-    batch = images()[0]()
-    want = run(source, batch)[0]
-    errors = []
-    for per_channel in (True, False):
-        target = tmp_path / f'{per_channel}.onnx'
-        quantize(source, target, images(), per_channel=per_channel)
-        errors.append(np.abs(run(target, batch)[0] - want).mean())
-    assert errors[0] < errors[1]
-
-
 def test_excluded_nodes_stay_in_float(tmp_path):
     source = write_model(tmp_path / 'float.onnx', task='segmentation')
     target = tmp_path / 'int8.onnx'
@@ -128,15 +116,6 @@ def test_excluded_nodes_stay_in_float(tmp_path):
         quantize(source, target, images(), exclude=['head*'])
     with pytest.raises(UsageError, match='has no node left to quantise'):
         quantize(source, target, images(), exclude=['*'])
-
-
-@pytest.mark.parametrize('method', sorted(METHODS))
-def test_images_may_differ_in_size(tmp_path, method):
-    source = write_model(tmp_path / 'float.onnx')
-    target = tmp_path / 'int8.onnx'
-    sizes = ((16, 16), (8, 24), (30, 10))
-    quantize(source, target, images(sizes), method=method)
-    assert error(source, target) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from anchorformer_mm.deployment import parity
+from anchorformer_mm.deployment import export as exporting
 
 TOOL = Path(__file__).parents[2] / 'tools/deployment/export_onnx.py'
 CONFIG = """
@@ -90,7 +90,7 @@ def test_names_of_a_checkpoint_come_first(export, tmp_path):
 
 
 def test_nothing_stays_of_a_file_that_is_wrong(export, monkeypatch, tmp_path):
-    monkeypatch.setattr(parity, 'TOLERANCE', -1.0)
+    monkeypatch.setattr(exporting, 'TOLERANCE', -1.0)
     status, out, err = export('--out', 'x.onnx')
     assert status == 2
     assert 'computes something else than the model' in err
@@ -102,7 +102,7 @@ def test_nothing_stays_of_a_file_that_is_wrong(export, monkeypatch, tmp_path):
     ('args', 'message'),
     [
         (['--out', 'x.pt'], '--out must be a file *.onnx, got x.pt'),
-        (['--out', 'x.onnx', '--shape', '0', '8'], '--shape must be two'),
+        (['--out', 'x.onnx', '--shape', '0', '8'], '--shape must be'),
         (['--out', 'x.onnx', '--batch-size', '0'], '--batch-size must be'),
         (
             ['--out', 'x.onnx', '--dynamic', '--batch-size', '2'],

@@ -1,7 +1,6 @@
 """A network that tells colours, in float and in eight bits."""
 
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +48,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, *args):
-    return subprocess.run(
-        [sys.executable, TOOL, *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run(folder, run_tool, monkeypatch):
+    """Run the tool in the folder; gives status, output, lines of errors."""
+    monkeypatch.chdir(folder)
+    # As for any script, its own folder.
+    monkeypatch.syspath_prepend(TOOL.parent)
+    return partial(run_tool, TOOL)
 
 
 def scores(path, colour):
@@ -66,13 +65,12 @@ def scores(path, colour):
     return session.run(None, {'images': batch})[0][0]
 
 
-def test_a_model_is_calibrated_with_the_images_of_a_folder(folder):
+def test_a_model_is_calibrated_with_the_images_of_a_folder(folder, run):
     args = ('float.onnx', '--images', 'images', '--out', 'int8.onnx')
-    done = run(folder, *args, '--count', '3')
-    assert done.returncode == 0, done.stderr
-    assert 'calibrating with 3 images' in done.stderr
-    (line,) = done.stdout.splitlines()
-    assert line.startswith('int8.onnx: 1 nodes in INT8, ')
+    status, out, errors = run(*args, '--count', '3')
+    assert status == 0, errors
+    assert 'calibrating with 3 images' in errors
+    assert 'int8.onnx: 1 nodes in INT8, ' in out
     wanted = np.array([200.0, 100, 30]) / 255
     got = scores(folder / 'int8.onnx', wanted * 255)
     assert 0 < np.abs(got - wanted).max() < 0.01
@@ -109,10 +107,10 @@ def test_a_model_is_calibrated_with_the_images_of_a_folder(folder):
         ),
     ],
 )
-def test_bad_command_lines_end_in_one_message(folder, args, message):
+def test_bad_command_lines_end_in_one_message(folder, run, args, message):
     before = (folder / 'float.onnx').read_bytes()
-    done = run(folder, *args)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == f'error: {message}'
+    status, _, errors = run(*args)
+    assert status == 2, errors
+    assert errors[-1] == f'error: {message}'
     assert not (folder / 'a.onnx').exists()
     assert (folder / 'float.onnx').read_bytes() == before

@@ -5,7 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 from mmengine.config import Config
@@ -101,27 +100,11 @@ def test_metrics_equal_those_of_the_checkpoint(folder, monkeypatch):
     assert 0 < theirs['accuracy/top3'] < 100
 
 
-def test_metadata_that_cannot_be_is_one_message(folder, monkeypatch, capsys):
-    model = onnx.load(folder / 'model.onnx')
-    onnx.helper.set_model_props(
-        model,
-        dict(task='classification', classes='["a"]')
-        | dict(preprocess='[{"op": "pad", "value": [1]}]'),
-    )
-    onnx.save(model, folder / 'lying.onnx')
-    with pytest.raises(SystemExit) as leaving:
-        run(monkeypatch, folder, 'deployment/test_onnx.py', 'lying.onnx')
-    assert leaving.value.code == 2
-    assert capsys.readouterr().err.endswith(
-        'error: metadata of lying.onnx: preprocess[0] (pad): value must be '
-        '[red, green, blue], numbers, got [1]\n'
-    )
-
-
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (('no.onnx',), 'ONNX file not found: no.onnx'),
+        (('no.onnx',), 'model not found: no.onnx'),
+        (('config.py',), 'config.py is no usable ONNX file'),
         (
             (
                 'model.onnx',

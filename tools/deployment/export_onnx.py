@@ -8,15 +8,10 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 from anchorformer_mm.utils.files import replacing
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
-    from mmengine.model import BaseModel
 
 tell = partial(print, file=sys.stderr, flush=True)
 
@@ -26,16 +21,16 @@ def parse_args() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        'checkpoint',
-        nargs='?',
-        help='trained weights; without them the weights are random',
+    add = parser.add_argument
+    add(
+        'config',
+        help='config file, or one of a library, such as '
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     )
-    parser.add_argument(
-        '--out', required=True, type=Path, help='ONNX file to write'
-    )
-    parser.add_argument(
+    weights = 'trained weights; without them the weights are random'
+    add('checkpoint', nargs='?', help=weights)
+    add('--out', required=True, type=Path, help='ONNX file to write')
+    add(
         '--shape',
         nargs=2,
         type=int,
@@ -43,77 +38,41 @@ def parse_args() -> argparse.Namespace:
         help='height and width of the images, px (default: what the test '
         'pipeline makes)',
     )
-    parser.add_argument(
-        '--batch-size',
-        type=int,
-        default=1,
-        help='images of a batch (default: 1)',
-    )
-    parser.add_argument(
-        '--dynamic',
-        action='store_true',
-        help='leave batch, height and width open',
-    )
-    parser.add_argument(
-        '--with-nms',
-        action='store_true',
-        help="let a detector's file end in its NMS",
-    )
-    parser.add_argument(
+    batch = 'images of a batch (default: 1)'
+    add('--batch-size', type=int, default=1, help=batch)
+    dynamic = 'leave batch, height and width open'
+    add('--dynamic', action='store_true', help=dynamic)
+    with_nms = "let a detector's file end in its NMS"
+    add('--with-nms', action='store_true', help=with_nms)
+    add(
         '--images',
         nargs='+',
         metavar='FILE',
         help='images to check the file with (default: two photographs that '
         'scikit-learn has)',
     )
-    parser.add_argument(
+    add(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         help='overrides of the config, as key=value pairs',
     )
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
-    return parser.parse_args()
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot be, before anything is built.
-
-    Raises:
-        UsageError: An argument is out of its range.
-    """
+    args = parser.parse_args()
     if args.out.suffix != '.onnx' or args.out.is_dir():
         raise UsageError(f'--out must be a file *.onnx, got {args.out}')
-    if args.shape is not None and min(args.shape) < 1:
-        raise UsageError(
-            f'--shape must be two numbers >= 1, got {args.shape[0]} '
-            f'{args.shape[1]}'
-        )
-    if args.batch_size < 1:
-        raise UsageError(f'--batch-size must be >= 1, got {args.batch_size}')
+    for flag, sizes in (
+        ('--shape', args.shape or [1]),
+        ('--batch-size', [args.batch_size]),
+    ):
+        if min(sizes) < 1:
+            raise UsageError(f'{flag} must be >= 1, got {min(sizes)}')
     if args.dynamic and args.batch_size != 1:
-        raise UsageError(
-            f'--batch-size {args.batch_size} has no meaning with --dynamic'
-        )
-
-
-def build(cfg: 'Config', checkpoint: str | None) -> 'BaseModel':
-    """The model of a config, with random weights without a checkpoint."""
-    from anchorformer_mm.analysis.complexity import build_from_config
-    from anchorformer_mm.apis import (
-        load_model,
-    )
-
-    if checkpoint is None:
-        tell('no checkpoint: the weights are random')
-        return build_from_config(cfg)
-    if not Path(checkpoint).is_file():
-        raise UsageError(f'checkpoint not found: {checkpoint}')
-    return load_model(cfg, checkpoint)
+        raise UsageError('--batch-size has no meaning with --dynamic')
+    return args
 
 
 def describe(path: Path, name: Path) -> str:
-    """What a file holds, in lines."""
+    """List what a file holds, in lines."""
     from collections import Counter
 
     import onnx
@@ -139,22 +98,26 @@ def describe(path: Path, name: Path) -> str:
 def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv', 'onnx', 'onnxruntime'])
     args = parse_args()
-    check_arguments(args)
-    # Imports what was just checked.
+    # Import what was just checked.
     from sklearn.datasets import load_sample_images
 
-    from anchorformer_mm.deployment.export import export_model
-    from anchorformer_mm.deployment.parity import (
+    from anchorformer_mm.analysis.complexity import build_from_config
+    from anchorformer_mm.analysis.config_models import read_config
+    from anchorformer_mm.analysis.inference import load_model, prepare_image
+    from anchorformer_mm.deployment.export import (
         batch_of,
         check_file,
-        pixels_of,
+        export_model,
+        properties_of,
     )
     from anchorformer_mm.deployment.preprocessing import preprocessing_of
-    from anchorformer_mm.deployment.properties import properties_of
-    from anchorformer_mm.engine.launch import load_config
 
-    cfg = load_config(args, [])
-    model = build(cfg, args.checkpoint)
+    cfg = read_config(args.config, args.cfg_options)
+    if args.checkpoint is None:
+        tell('no checkpoint: the weights are random')
+        model = build_from_config(cfg)
+    else:
+        model = load_model(cfg, args.checkpoint)
     steps = preprocessing_of(cfg, model.data_preprocessor)
     shape = tuple(args.shape) if args.shape else steps.shape
     if shape is None and not args.dynamic:
@@ -175,7 +138,8 @@ def main() -> None:
     options = dict(
         with_nms=args.with_nms, stretch_contrast=steps.stretch_contrast
     )
-    images = pixels_of(cfg, args.images or load_sample_images().filenames)
+    paths = args.images or load_sample_images().filenames
+    images = [prepare_image(cfg, model, path).pixels for path in paths]
     conditions = [(shape, args.batch_size)]
     if args.dynamic:
         height, width = shape or (256, 320)

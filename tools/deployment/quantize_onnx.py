@@ -13,39 +13,25 @@ from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('model', type=Path, help='ONNX file of export_onnx.py')
-    parser.add_argument(
+    add = parser.add_argument
+    add('model', type=Path, help='ONNX file of export_onnx.py')
+    add(
         '--images',
         nargs='+',
         type=Path,
         required=True,
-        help='images to calibrate with, or folders of them, with the folders '
-        'in these: some like '
-        'those that the model will see, such as of its training data',
+        help='images to calibrate with, or folders of them: some like those '
+        'that the model will see, such as of its training data',
     )
-    parser.add_argument(
-        '--out', type=Path, required=True, help='ONNX file to make'
-    )
-    parser.add_argument(
-        '--count',
-        type=int,
-        default=100,
-        help='how many of the images to use, evenly spread (100)',
-    )
-    parser.add_argument(
-        '--method',
-        choices=['minmax', 'percentile', 'entropy'],
-        default='minmax',
-        help='how ranges follow from the images (minmax)',
-    )
-    parser.add_argument(
-        '--exclude',
-        nargs='+',
-        default=[],
-        metavar='NAME',
-        help='nodes that stay in float; * stands for anything',
-    )
-    parser.add_argument(
+    add('--out', type=Path, required=True, help='ONNX file to make')
+    count = 'how many of the images to use, evenly spread (100)'
+    add('--count', type=int, default=100, help=count)
+    methods = ['minmax', 'percentile', 'entropy']
+    method = 'how ranges follow from the images (minmax)'
+    add('--method', choices=methods, default='minmax', help=method)
+    exclude = 'nodes that stay in float; * stands for anything'
+    add('--exclude', nargs='+', default=[], metavar='NAME', help=exclude)
+    add(
         '--per-channel',
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -59,14 +45,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def choose(images: list[Path], count: int) -> list[Path]:
-    """At most ``count`` of the images, evenly spread over them."""
-    if len(images) <= count:
-        return images
-    at = np.linspace(0, len(images) - 1, count).round().astype(int)
-    return [images[i] for i in at]
-
-
 def main() -> None:
     check_environment(['onnx', 'onnxruntime'])
     args = parse_args()
@@ -77,8 +55,10 @@ def main() -> None:
 
     try:
         model = predict_onnx.load_model(args.model)
-        images = predict_onnx.find_images(args.images, deep=True)
-        images = choose(images, args.count)
+        images = predict_onnx.find_images(args.images)
+        count = min(args.count, len(images))
+        at = np.linspace(0, len(images) - 1, count).round().astype(int)
+        images = [images[i] for i in at]
         print(f'calibrating with {len(images)} images', file=sys.stderr)
         names = quantize(
             args.model,

@@ -1,6 +1,7 @@
 """Evaluate an ONNX file with the test data and the metrics of a config."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anchorformer_mm.utils.environment import check_environment
@@ -15,28 +16,16 @@ def parse_args() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        'model', help='ONNX file; of a detector, with NMS inside'
-    )
-    parser.add_argument('--work-dir', help='folder for logs')
-    parser.add_argument(
-        '--threads',
-        type=int,
-        default=0,
-        help='of ONNX Runtime (default: one for each core)',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='overrides of the config, as key=value pairs',
-    )
-    parser.add_argument(
-        '--skip-data-check',
-        action='store_true',
-        help='do not read the label maps of a segmentor before it starts',
-    )
+    add = parser.add_argument
+    add('config', help='config file')
+    add('model', help='ONNX file; of a detector, with NMS inside')
+    add('--work-dir', help='folder for logs')
+    threads = 'of ONNX Runtime (default: one for each core)'
+    add('--threads', type=int, default=0, help=threads)
+    options = 'overrides of the config, as key=value pairs'
+    add('--cfg-options', nargs='+', action=DictAction, help=options)
+    check = 'do not check the data before it starts'
+    add('--skip-data-check', action='store_true', help=check)
     parser.set_defaults(launcher='none', local_rank=0)
     args = parser.parse_args()
     if args.threads < 0:
@@ -48,31 +37,20 @@ def check_classes(cfg: 'Config', path: str) -> None:
     """Refuse a file that was trained for other classes than the data has.
 
     Raises:
-        UsageError: Their numbers differ, or its metadata cannot be.
+        UsageError: Their numbers differ, or the file cannot be used.
     """
-    # Import what was checked before; the first is beside this file.
+    # Beside this file, and what was checked before.
     import predict_onnx
     from mmengine.registry import init_default_scope
 
-    from anchorformer_mm.apis import (
-        dataset_meta,
-    )
-    from anchorformer_mm.deployment.onnx_model import (
-        check_outputs,
-        open_session,
-    )
+    from anchorformer_mm.analysis.inference import dataset_meta
 
-    session = open_session(path)
-    check_outputs(path, session)
-    metadata = session.get_modelmeta().custom_metadata_map
+    try:
+        have = predict_onnx.load_model(Path(path)).classes
+    except predict_onnx.InputError as error:
+        raise UsageError(str(error)) from None
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     wanted = dataset_meta(cfg).get('classes')
-    try:
-        have = predict_onnx.read_list(metadata, 'classes')
-        steps = predict_onnx.read_list(metadata, 'preprocess')
-        predict_onnx.check_steps(steps)
-    except ValueError as error:
-        raise UsageError(f'metadata of {path}: {error}') from None
     if wanted is not None and len(wanted) != len(have):
         raise UsageError(
             f'{path} tells {len(have)} classes apart, but the data set of '
@@ -83,7 +61,8 @@ def check_classes(cfg: 'Config', path: str) -> None:
 def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv', 'onnx', 'onnxruntime'])
     args = parse_args()
-    # Imports what was just checked.
+    # Import what was just checked; the second registers the model.
+    from anchorformer_mm.deployment import onnx_model  # noqa: F401
     from anchorformer_mm.engine import launch
 
     cfg = launch.load_config(args, splits=('test',))
