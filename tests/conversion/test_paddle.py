@@ -2,9 +2,9 @@
 
 import os
 import pickle
+import re
 import runpy
 import struct
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,35 +139,22 @@ def ran():
     raise AssertionError('code from the file ran')
 
 
-SYSTEM = os.system.__module__  # posix or nt
-BUILTINS = '(builtins|__builtin__)'  # the latter under protocol 2
 HOSTILE = [
-    (Calls(os.system, 'touch ran'), rf'asks for {SYSTEM}\.system, which is'),
-    (Calls(eval, '__import__("os").getcwd()'), rf'asks for {BUILTINS}\.eval,'),
-    # What Paddle itself writes for a tensor of a static graph.
-    (
-        Calls(eval, 'data', {'data': np.ones(2)}),
-        rf'asks for {BUILTINS}\.eval,',
-    ),
-    (Calls(getattr, 'a', 'upper'), rf'asks for {BUILTINS}\.getattr,'),
-    (Calls(bytearray, 4), rf'asks for {BUILTINS}\.bytearray,'),
-    (torch.ones(2), r'asks for torch\._utils\._rebuild_tensor_v2,'),
+    (Calls(os.system, 'touch ran'), 'system'),
+    # Paddle itself writes such a call for a tensor of a static graph.
+    (Calls(eval, 'data', {'data': np.ones(2)}), 'eval'),
+    (Calls(getattr, 'a', 'upper'), 'getattr'),
+    (torch.ones(2), 'torch._utils._rebuild_tensor_v2'),
     # Protocol 2 looks a nested class up in the one around it.
-    (Nested.Inner(), rf'asks for (.*Nested\.Inner|{BUILTINS}\.getattr),'),
-    (Calls(ran), r'asks for .*\.ran,'),
-    (Calls(np.load, 'a.npy', None, True), r'asks for numpy\.load,'),
-    (Calls(np.fromfile, '/etc/hostname'), r'asks for numpy\S*\.fromfile,'),
-    (
-        Calls(np.testing.assert_equal, 1, 2),
-        r'asks for numpy\.testing\S*\.assert_equal,',
-    ),
-    (np.ma.masked_array([1.0]), r'asks for numpy\.ma'),
-    (np.random.default_rng(0), r'asks for numpy\.random'),
-    (np.array([{}, 'a'], object), r"array of dtype 'O8'"),
-    (np.array(['text']), r"array of dtype 'U4'"),
-    (np.array([1j]), r"array of dtype 'c16'"),
-    (np.zeros(2, [('a', 'O'), ('b', 'f4')]), r"array of dtype 'V12'"),
-    (np.datetime64(0, 's'), r"array of dtype 'M8'"),
+    (Nested.Inner(), '(Inner|getattr)'),
+    (Calls(ran), 'ran'),
+    (Calls(np.load, 'a.npy', None, True), 'numpy.load'),
+    (Calls(np.fromfile, '/etc/hostname'), 'fromfile'),
+    (np.ma.masked_array([1.0]), 'numpy.ma'),
+    (np.array([{}, 'a'], object), "'O8'"),
+    (np.array(['text']), "'U4'"),
+    (np.array([1j]), "'c16'"),
+    (np.zeros(2, [('a', 'O'), ('b', 'f4')]), "'V12'"),
 ]
 
 
@@ -180,16 +167,15 @@ def test_what_asks_for_more_is_refused_by_name(
     monkeypatch.chdir(path.parent)
     content = dict(a=np.ones(2), b=[{'c': value}], d=np.ones(2))
     write(path, content, protocol)
-    with pytest.raises(UsageError, match=message) as error:
+    with pytest.raises(UsageError, match=rf'^.*a\.pdparams .*{message}'):
         read_paddle(path)
-    assert str(path) in str(error.value) and '\n' not in str(error.value)
     assert [p.name for p in path.parent.iterdir()] == ['a.pdparams']
 
 
 def test_persistent_ids_are_refused(path):
     with path.open('wb') as file:
         Persistent(file, 2).dump(dict(a=bytearray(2)))
-    with pytest.raises(UsageError, match="outside the file, 'storage', which"):
+    with pytest.raises(UsageError, match="'storage'"):
         read_paddle(path)
 
 
@@ -287,17 +273,17 @@ def test_noise_is_refused(path, data):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ([np.ones(2)], 'holds a list, not a dictionary of arrays'),
-        (np.ones(2), 'holds a ndarray, not a dictionary of arrays'),
-        (None, 'holds a NoneType, not'),
-        ({}, 'holds no array'),
-        ({NAME_TABLE: {}}, 'holds no array'),
-        ({'a': 1.5}, "holds a float by the key 'a'; only arrays"),
-        ({'a': {'b': np.ones(2)}}, "holds a dict by the key 'a'"),
-        ({'a': ('b', 'c')}, "holds a str by the key 'a'"),
-        ({1: np.ones(2)}, 'holds a .* by the key 1; only arrays'),
-        ({'a': np.ones(2), SLICES: {'b': {}}}, "KeyError: 'slices'"),
-        ({'a': np.ones(2), SLICES: 3}, 'cannot be read as a .pdparams file'),
+        ([np.ones(2)], 'a list'),
+        (np.ones(2), 'a ndarray'),
+        (None, 'a NoneType'),
+        ({}, 'no array'),
+        ({NAME_TABLE: {}}, 'no array'),
+        ({'a': 1.5}, "a float by the key 'a'"),
+        ({'a': {'b': np.ones(2)}}, "a dict by the key 'a'"),
+        ({'a': ('b', 'c')}, "a str by the key 'a'"),
+        ({1: np.ones(2)}, 'by the key 1'),
+        ({'a': np.ones(2), SLICES: {'b': {}}}, 'slices'),
+        ({'a': np.ones(2), SLICES: 3}, 'pdparams'),
     ],
 )
 def test_other_contents_are_refused(path, content, message):
@@ -307,20 +293,13 @@ def test_other_contents_are_refused(path, content, message):
 
 def test_other_files_are_refused(path):
     torch.save(dict(a=torch.ones(2)), path)
-    with pytest.raises(UsageError, match=r"is no pickle .* begins with b'PK"):
+    with pytest.raises(UsageError, match="b'PK"):
         read_paddle(path)
-    with pytest.raises(UsageError, match=r'file not found: .*no\.pdparams'):
+    with pytest.raises(UsageError, match=r'no\.pdparams'):
         read_paddle(path.with_name('no.pdparams'))
 
 
-def test_nothing_is_imported(path):
-    path.write_bytes(b'\x80\x02cantigravity\nfly\n.')
-    with pytest.raises(UsageError, match=r'asks for antigravity\.fly, which'):
-        read_paddle(path)
-    assert 'antigravity' not in sys.modules
-
-
-# PICODET.Weights.
+# Weights.
 
 
 def build(classes=80, bins=8, version=1, backbone='ESNet'):
@@ -426,21 +405,32 @@ def test_a_backbone_computes_the_same(version, prefix):
 def test_every_key_is_reported_once(v1):
     _, keys = convert_paddle(v1, build())
     assert [key.key for key in keys] == [*v1]
+    left = [key.key for key in keys if key.action == 'left']
+    assert left == [f'head.p{level}_feat.scale_reg' for level in range(3, 7)]
     by_key = {key.key: key for key in keys}
-    left = [key for key in keys if key.action == 'left']
-    assert [key.key for key in left] == [
-        f'head.p{level}_feat.scale_reg' for level in range(3, 7)
-    ]
-    assert {key.note for key in left} == {'not used by the original'}
     key = by_key['backbone.3_2._se.conv2.bias']
     assert (key.action, key.part, key.shape) == ('renamed', 'backbone', (120,))
     assert key.targets == ('backbone.stages.1.1.se.3.bias',)
-    assert str(by_key['head.head_cls2.bias']) == (
-        'renamed head.head_cls2.bias (112,) -> bbox_head.conv_cls.2.bias, '
-        'bbox_head.conv_reg.2.bias (split along the first axis)'
+    assert by_key['head.head_cls2.bias'].targets == (
+        'bbox_head.conv_cls.2.bias',
+        'bbox_head.conv_reg.2.bias',
     )
     targets = [name for key in keys for name in key.targets]
     assert len(set(targets)) == len(targets)
+
+
+def test_published_sizes(v1):
+    """As the original prints them, without running statistics."""
+    unlearned = ('_mean', '_variance', 'project', '_reg')
+    sizes = [
+        sum(
+            array.size
+            for name, array in v1.items()
+            if name.startswith(part) and not name.endswith(unlearned)
+        )
+        for part in ('backbone.', 'neck.', 'head.')
+    ]
+    assert sizes == [603_659, 249_600, 139_456]
 
 
 def test_counters_are_zero_and_the_model_is_not_changed(v1):
@@ -457,149 +447,103 @@ def test_counters_are_zero_and_the_model_is_not_changed(v1):
         assert torch.equal(value, before[name]), name
 
 
-def test_the_last_stage_of_an_anchor_esnet_stays_as_drawn(v1):
+def test_the_last_stage_of_an_anchor_esnet_is_left(v1):
     model = build(backbone='AnchorESNet')
     state, keys = convert_paddle(v1, model, backbone_only=True)
     names = [n for n in model.state_dict() if n.startswith('backbone.')]
     drawn = [n for n in names if n.startswith('backbone.stages.2.1.')]
     assert drawn and [*state] == [n for n in names if n not in drawn]
-    left = [k for k in keys if k.note == 'other layers in our model']
-    assert {k.key.split('.')[1] for k in left} == {'4_2', '4_3'}
-    with pytest.raises(
-        UsageError, match=r'nothing for backbone\.stages\.2\.1'
-    ):
+    left = [k.key for k in keys if k.part == 'backbone' and not k.targets]
+    assert {key.split('.')[1] for key in left} == {'4_2', '4_3'}
+    with pytest.raises(UsageError, match=r'backbone\.stages\.2\.1'):
         convert_paddle(v1, model)
 
 
 def test_what_a_file_holds_twice_must_agree(v2):
     twice = {
-        f'head.head_{kind}_list.{level}.{name}': v2[
-            f'head.head_{kind}{level}.{name}'
-        ].copy()
-        for level in range(4)
-        for kind in ('cls', 'reg')
-        for name in ('weight', 'bias')
+        re.sub(r'head_(cls|reg)', r'head_\1_list.', key): array.copy()
+        for key, array in v2.items()
+        if key.startswith('head.head_')
     }
     model = build(version=2, backbone='LCNet')
     _, keys = convert_paddle({**twice, **v2}, model)
-    left = {k.key: k.note for k in keys if k.note.startswith('same')}
+    left = {k.key: k.note for k in keys if 'list' in k.note}
     assert len(left) == 16
-    assert left['head.head_reg3.bias'] == 'same as head.head_reg_list.3.bias'
+    assert 'head.head_reg_list.3.bias' in left['head.head_reg3.bias']
     twice['head.head_cls_list.1.bias'][2] += 1
-    with pytest.raises(
-        UsageError,
-        match=r'head_cls1\.bias and head\.head_cls_list\.1\.bias are both '
-        r'bbox_head\.conv_cls\.1\.bias, but differ',
-    ):
+    names = r'head_cls1\.bias .*head_cls_list\.1\.bias .*conv_cls\.1\.bias'
+    with pytest.raises(UsageError, match=names):
         convert_paddle({**twice, **v2}, model)
 
 
-NO_VALUE = np.float32(0)
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+PROJECT = 'head.distribution_project.project'
 
 
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
         (
-            '_conv1._conv.weight',
-            np.zeros((24, 3, 5, 5), np.float32),
-            r'backbone\._conv1\._conv\.weight has shape \(24, 3, 5, 5\), but '
-            r'backbone\.stem\.0\.conv\.weight of the config has '
-            r'\(24, 3, 3, 3\)$',
+            'backbone._conv1._conv.weight',
+            zeros(24, 3, 5, 5),
+            r'\(24, 3, 5, 5\).*backbone\.stem\.0\.conv.*\(24, 3, 3, 3\)$',
         ),
-        ('2_1._conv_pw_2._conv.weight', None, r'nothing for .*branch2\.0\.'),
-        ('2_9._conv_pw._conv.weight', NO_VALUE, r'no place for backbone\.2_9'),
-        ('_conv1._conv.weight', None, 'the file has no backbone of a PicoDet'),
-        ('2_1._se.conv1.bias', np.zeros(11, int), 'is of int64; weights are'),
-    ],
-)
-def test_a_backbone_that_does_not_fit_is_refused(v1, key, value, message):
-    changed = {**v1, f'backbone.{key}': value}
-    if value is None:
-        del changed[f'backbone.{key}']
-    for backbone_only in (False, True):
-        with pytest.raises(UsageError, match=message):
-            convert_paddle(changed, build(), backbone_only)
-
-
-@pytest.mark.parametrize(
-    ('key', 'value', 'message'),
-    [
-        ('head.head_cls3.bias', None, r'for bbox_head\.conv_cls\.3\.bias, bb'),
-        ('neck.blocks.weight', NO_VALUE, r'no place for neck\.blocks\.weight'),
-        ('teacher.weight', NO_VALUE, r'no place for teacher\.weight'),
-        ('neck.top_down_blocks.0.main_conv.conv.weight', None, 'nothing for'),
-        (
-            'head.conv_feat.reg_conv_dw0.0.conv.weight',
-            NO_VALUE,
-            r'no place for head\.conv_feat\.reg_conv_dw0',
-        ),
-        (
-            'head.distribution_project.project',
-            None,
-            r'has no head\.distribution_project\.project, which tells reg_max',
-        ),
-        (
-            'head.distribution_project.project',
-            np.zeros(8, np.float32),
-            'must be near 0, 1, 2',
-        ),
-        (
-            'head.distribution_project.project',
-            np.arange(17, dtype=np.float32),
-            r'project has shape \(17,\), but bbox_head\.integral\.project of '
-            r'the config has \(8,\); 16 more do not fit',
-        ),
+        ('backbone.2_1._conv_pw_2._conv.weight', None, r'branch2\.0\.'),
+        ('backbone.2_9._conv_pw._conv.weight', zeros(), r'backbone\.2_9'),
+        ('backbone._conv1._conv.weight', None, 'no backbone of a PicoDet'),
+        ('backbone.2_1._se.conv1.bias', np.zeros(11, int), 'int64'),
+        ('head.head_cls3.bias', None, r'bbox_head\.conv_cls\.3\.bias'),
+        ('neck.blocks.weight', zeros(), r'neck\.blocks\.weight'),
+        ('teacher.weight', zeros(), r'teacher\.weight'),
+        ('neck.top_down_blocks.0.main_conv.conv.weight', None, 'top_down'),
+        ('head.conv_feat.reg_conv_dw0.0.conv.weight', zeros(), 'reg_conv_dw0'),
+        (PROJECT, None, 'reg_max'),
+        (PROJECT, zeros(8), 'must be near 0, 1, 2'),
+        (PROJECT, zeros(17), r'\(17,\).*\(8,\); 16 more'),
     ],
 )
 def test_a_detector_that_does_not_fit_is_refused(v1, key, value, message):
-    changed = {**v1, key: value}
-    if value is None:
-        del changed[key]
+    changed = {k: v for k, v in {**v1, key: value}.items() if v is not None}
     with pytest.raises(UsageError, match=message):
         convert_paddle(changed, build())
+    if key.startswith('backbone.'):
+        with pytest.raises(UsageError, match=message):
+            convert_paddle(changed, build(), backbone_only=True)
 
 
 def test_other_classes_name_both_keys_and_shapes(v1, v2):
-    with pytest.raises(
-        UsageError,
-        match=r'head_cls0\.weight has shape \(112, 96, 1, 1\), '
-        r'\(80, 96, 1, 1\) of it for bbox_head\.conv_cls\.0\.weight, but '
-        r'bbox_head\.conv_cls\.0\.weight of the config has \(20, 96, 1, 1\); '
-        r'7 more do not fit',
-    ):
+    message = (
+        r'head_cls0\.weight.*\(80, 96, 1, 1\).*bbox_head\.conv_cls\.0\.weight '
+        r'.*\(20, 96, 1, 1\); 7 more'
+    )
+    with pytest.raises(UsageError, match=message):
         convert_paddle(v1, build(classes=20))
-    with pytest.raises(
-        UsageError,
-        match=r'head_cls0\.weight has shape \(80, 96, 1, 1\), but '
-        r'bbox_head\.conv_cls\.0\.weight of the config has \(20, 96, 1, 1\)',
-    ):
+    with pytest.raises(UsageError, match=message):
         convert_paddle(v2, build(20, version=2, backbone='LCNet'))
 
 
 def test_another_kind_is_named(v1, v2):
     for arrays, model, message in (
         (v1, build(version=2, backbone='LCNet'), 'backbone .*ESNet, not LCN'),
-        (v2, build(), 'backbone than the config: LCNet, not ESNet'),
-        (v1, build(version=2), 'neck than the config: CSPPAN, not LCPAN'),
+        (v2, build(), 'backbone .*LCNet, not ESNet'),
+        (v1, build(version=2), 'neck .*CSPPAN, not LCPAN'),
         (
             {k: v for k, v in v1.items() if not k.startswith('head.')},
             build(),
-            'the file has no head of a PicoDet',
+            'no head of a PicoDet',
         ),
+        ({'fc.bias': zeros()}, build(), r'--backbone-only.*fc\.bias$'),
     ):
         with pytest.raises(UsageError, match=message):
             convert_paddle(arrays, model)
-    classifier = {'conv1.conv.weight': NO_VALUE, 'fc.bias': NO_VALUE}
-    with pytest.raises(
-        UsageError, match=r'--backbone-only.*conv1\.conv\.weight, fc\.bias$'
-    ):
-        convert_paddle(classifier, build())
-    with pytest.raises(UsageError, match='no backbone of a PicoDet'):
-        convert_paddle(classifier, build(), backbone_only=True)
-    paddleclas = {'blocks.0.dw_1.conv.weight': NO_VALUE}
-    with pytest.raises(UsageError, match='ESNet of PaddleClas, not ESNet'):
-        convert_paddle(paddleclas, build(), backbone_only=True)
     other = nn.ModuleDict(dict(backbone=nn.Conv2d(3, 8, 1)))
-    with pytest.raises(UsageError, match='config is Conv2d; only of ESNet'):
-        convert_paddle(v1, other, backbone_only=True)
+    for arrays, model, message in (
+        ({'fc.bias': zeros()}, build(), 'no backbone of a PicoDet'),
+        ({'blocks.0.dw_1.conv.weight': zeros()}, build(), 'of PaddleClas'),
+        (v1, other, 'Conv2d'),
+    ):
+        with pytest.raises(UsageError, match=message):
+            convert_paddle(arrays, model, backbone_only=True)

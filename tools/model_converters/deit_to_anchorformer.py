@@ -109,24 +109,24 @@ def make_centroids(
     """Anchors of each layer and head, from images run through the source."""
     from mmengine.utils import track_iter_progress
 
-    from anchorformer_mm.conversion import vit
+    from anchorformer_mm.conversion import anchors, vit
 
     if args.images is None:
         raise UsageError(
             '--images is needed to make anchors: a folder of images of the '
             'kind that the model will see; or --anchors random'
         )
-    paths = vit.find_images(args.images, args.num_images, args.seed)
-    images = vit.image_batches(cfg, paths)
+    paths = anchors.find_images(args.images, args.num_images, args.seed)
+    images = anchors.image_batches(cfg, paths)
     model = vit.vanilla_model(source, cfg.model.backbone)
     print(f'running {len(paths)} images through the test pipeline')
     per_image = max(1, MAX_QUERIES // len(paths))
     batches = track_iter_progress((images, len(paths)))
-    queries = vit.collect_queries(model, batches, per_image, args.seed)
+    queries = anchors.collect_queries(model, batches, per_image, args.seed)
     print(f'\nclustering {queries[0].shape[1]} queries a head')
     layers = list(zip(backbone.layers, queries, strict=True))
     return [
-        vit.cluster_queries(q, layer.attn.num_anchors, args.seed)
+        anchors.cluster_queries(q, layer.attn.num_anchors, args.seed)
         for layer, q in track_iter_progress(layers)
     ]
 
