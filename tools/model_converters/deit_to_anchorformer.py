@@ -9,19 +9,13 @@ from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from anchorformer_mm.conversion import Target, ViTWeights
+    from anchorformer_mm.conversion.vit import ViTWeights
+    from anchorformer_mm.models.backbones import AnchorFormer
 
 # Queries of one head that are clustered; they bound memory and time.
 MAX_QUERIES = 16384
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, got {value}')
-    return value
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--num-images',
-        type=_positive,
+        type=int,
         default=64,
         help='how many of them are used (default: 64)',
     )
@@ -61,7 +55,10 @@ def parse_args() -> argparse.Namespace:
     parser.set_defaults(
         cfg_options=None, work_dir=None, launcher='none', local_rank=0
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.num_images < 1:
+        parser.error(f'--num-images must be >= 1, got {args.num_images}')
+    return args
 
 
 def check_paths(args: argparse.Namespace) -> None:
@@ -76,57 +73,62 @@ def check_paths(args: argparse.Namespace) -> None:
         raise UsageError(f'--images must be a folder, got {args.images}')
 
 
+def build_target(cfg: 'Config') -> tuple['AnchorFormer', 'nn.Module | None']:
+    """Build the backbone and the classification head of a config.
+
+    The rest, such as a teacher or a detection head, is not needed. Nothing is
+    initialised, hence no other checkpoint is read.
+    """
+    from mmengine.registry import MODELS, init_default_scope
+
+    from anchorformer_mm.models.backbones import AnchorFormer
+
+    model = cfg.get('model') or {}
+    if not model.get('backbone'):
+        raise UsageError(f'{cfg.filename} has no model.backbone')
+    init_default_scope(cfg.get('default_scope') or 'anchorformer_mm')
+    try:
+        backbone = MODELS.build(model.backbone)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f'model.backbone of the config: {error}') from None
+    if not isinstance(backbone, AnchorFormer):
+        raise UsageError(
+            'model.backbone of the config must be anchorformer_mm.'
+            f'AnchorFormer, got {model.backbone["type"]!r}'
+        )
+    head = model.get('head')
+    return backbone, MODELS.build(head) if head else None
+
+
 def make_centroids(
     args: argparse.Namespace,
     cfg: 'Config',
     source: 'ViTWeights',
-    target: 'Target',
+    backbone: 'AnchorFormer',
 ) -> list['Tensor']:
     """Anchors of each layer and head, from images run through the source."""
-    from mmengine.utils import ProgressBar
+    from mmengine.utils import track_iter_progress
 
-    from anchorformer_mm.conversion import (
-        cluster_queries,
-        collect_queries,
-        find_images,
-        image_batches,
-        vanilla_model,
-    )
+    from anchorformer_mm.conversion import anchors, vit
 
     if args.images is None:
         raise UsageError(
             '--images is needed to make anchors: a folder of images of the '
             'kind that the model will see; or --anchors random'
         )
-    paths = find_images(args.images, args.num_images, args.seed)
-    images = image_batches(cfg, paths)
-    model = vanilla_model(source, target.backbone_cfg)
-    channels = model.patch_embed.projection.in_channels
+    paths = anchors.find_images(args.images, args.num_images, args.seed)
+    images = anchors.image_batches(cfg, paths)
+    model = vit.vanilla_model(source, cfg.model.backbone)
     print(f'running {len(paths)} images through the test pipeline')
-    bar = ProgressBar(len(paths))
-
-    def batches():
-        for batch in images:
-            if batch.shape[1] != channels:
-                raise UsageError(
-                    'the test pipeline of the config gives images of '
-                    f'{batch.shape[1]} channels, but its backbone has '
-                    f'in_channels={channels}'
-                )
-            yield batch
-            bar.update(len(batch))
-
     per_image = max(1, MAX_QUERIES // len(paths))
-    queries = collect_queries(model, batches(), per_image, args.seed)
-    layers = target.backbone.layers
+    batches = track_iter_progress((images, len(paths)))
+    queries = anchors.collect_queries(model, batches, per_image, args.seed)
     print(f'\nclustering {queries[0].shape[1]} queries a head')
-    bar = ProgressBar(len(layers))
-    centroids = []
-    for layer, q in zip(layers, queries, strict=True):
-        centroids.append(cluster_queries(q, layer.attn.num_anchors, args.seed))
-        bar.update()
-    print()
-    return centroids
+    layers = list(zip(backbone.layers, queries, strict=True))
+    return [
+        anchors.cluster_queries(q, layer.attn.num_anchors, args.seed)
+        for layer, q in track_iter_progress(layers)
+    ]
 
 
 def main() -> None:
@@ -136,40 +138,35 @@ def main() -> None:
     # Import what was just checked.
     import torch
 
-    from anchorformer_mm.conversion import (
-        build_target,
-        read_checkpoint,
-        sizes_of,
-        vit_weights,
-        warm_start,
-    )
+    from anchorformer_mm.conversion import vit
     from anchorformer_mm.engine import launch
     from anchorformer_mm.models.layers import AnchorAttention
     from anchorformer_mm.utils.files import replacing
 
     cfg = launch.load_config(args, splits=())
-    source = vit_weights(read_checkpoint(args.checkpoint))
+    source = vit.vit_weights(vit.read_checkpoint(args.checkpoint))
     torch.manual_seed(args.seed)
-    target = build_target(cfg)
-    attn = target.backbone.layers[0].attn
-    sizes = ', '.join(f'{k} {v}' for k, v in sizes_of(source.backbone).items())
-    print(f'{args.checkpoint}: {sizes}')
+    backbone, head = build_target(cfg)
+    attn = backbone.layers[0].attn
+    sizes = vit.sizes_of(source.backbone).items()
+    print(f'{args.checkpoint}: {", ".join(f"{k} {v}" for k, v in sizes)}')
     print(f'num_heads {attn.num_heads}, from the config: weights do not tell')
-    made = isinstance(attn, AnchorAttention) and args.anchors == 'kmeans'
-    centroids = make_centroids(args, cfg, source, target) if made else None
-    start = warm_start(source, target.backbone, target.head, centroids)
-    print(start.inventory)
+    centroids = None
+    if isinstance(attn, AnchorAttention) and args.anchors == 'kmeans':
+        centroids = make_centroids(args, cfg, source, backbone)
+    state, inventory = vit.warm_start(source, backbone, head, centroids)
+    print(inventory)
     meta = dict(
         warm_start=dict(
             checkpoint=Path(args.checkpoint).name,
             config=Path(args.config).name,
             anchors=args.anchors,
             seed=args.seed,
-            inventory=start.inventory.rows(),
+            inventory=inventory.rows(),
         )
     )
     with replacing(args.out) as temporary:
-        torch.save(dict(state_dict=start.state_dict, meta=meta), temporary)
+        torch.save(dict(state_dict=state, meta=meta), temporary)
     print(f'{args.out}: written')
 
 

@@ -1,6 +1,7 @@
 """Turn PaddleDetection's weights of a PicoDet or its backbone into ours."""
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,6 @@ from anchorformer_mm.utils.errors import UsageError, run_command_line
 if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
-
-    from anchorformer_mm.conversion.paddle_weights import PaddleConversion
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,9 +82,7 @@ def class_names(cfg: 'Config', num_classes: int) -> dict:
     )
 
     info = dataset_meta(cfg)
-    if 'classes' not in info:
-        return {}
-    if len(info['classes']) != num_classes:
+    if len(info.get('classes', ())) not in (0, num_classes):
         raise UsageError(
             f'the head of the config has num_classes={num_classes}, but '
             f'test_dataloader.dataset has {len(info["classes"])} classes; '
@@ -94,26 +91,10 @@ def class_names(cfg: 'Config', num_classes: int) -> dict:
     # A palette of the data set's own classes does not fit others.
     names = ('classes', 'palette')
     return {
-        name: tuple(info[name])
-        for name in names
-        if len(info.get(name, ())) == num_classes
+        n: tuple(v)
+        for n, v in info.items()
+        if n in names and len(v) == num_classes
     }
-
-
-def print_report(conversion: 'PaddleConversion', every_key: bool) -> None:
-    """What became of the keys of the file, and what it had nothing for."""
-    from anchorformer_mm.conversion.paddle_report import key_table
-
-    for key in conversion.keys:
-        if every_key or not key.targets:
-            print(key)
-    print(key_table(conversion.keys))
-    print(f'{len(conversion.counters)} counters of batch norms: zero')
-    if conversion.as_drawn:
-        print(
-            f'{len(conversion.as_drawn)} weights, for which the file has '
-            f'nothing, are not written: {", ".join(conversion.as_drawn)}'
-        )
 
 
 def main() -> None:
@@ -128,35 +109,45 @@ def main() -> None:
     # Import what was just checked.
     import torch
 
-    from anchorformer_mm.conversion.paddle_file import read_paddle
-    from anchorformer_mm.conversion.paddle_names import PARTS
-    from anchorformer_mm.conversion.paddle_report import key_counts
-    from anchorformer_mm.conversion.paddle_weights import convert_paddle
+    from anchorformer_mm.conversion import paddle
     from anchorformer_mm.engine import launch
     from anchorformer_mm.utils.files import replacing
 
-    source = read_paddle(args.weights)
+    arrays = paddle.read_paddle(args.weights)
     cfg = launch.load_config(args, splits=())
-    names = ['backbone'] if args.backbone_only else [*PARTS.values()]
+    names = ['backbone'] if args.backbone_only else [*paddle.PARTS.values()]
     model = build_parts(cfg, names)
-    conversion = convert_paddle(source.arrays, model, args.backbone_only)
+    state, keys = paddle.convert_paddle(arrays, model, args.backbone_only)
+    counts = paddle.key_counts(keys)
     meta = dict(
         paddle=dict(
             file=args.weights.name,
-            sha256=source.sha256,
+            sha256=hashlib.sha256(args.weights.read_bytes()).hexdigest(),
             config=Path(args.config).name,
-            keys=key_counts(conversion.keys),
+            keys=counts,
         )
     )
     if not args.backbone_only:
         classes = class_names(cfg, model['bbox_head'].num_classes)
         if classes:
             meta['dataset_meta'] = classes
-    print_report(conversion, args.keys)
-    with replacing(args.out) as temporary:
-        torch.save(
-            dict(state_dict=conversion.state_dict, meta=meta), temporary
+    for key in keys:
+        if args.keys or not key.targets:
+            print(key)
+    columns = ('part', *paddle.ACTIONS, 'values')
+    print(''.join(f'{name:>11}' for name in columns))
+    for row in counts:
+        print(''.join(f'{row[name]:>11}' for name in columns))
+    counters = sum(name.endswith('.num_batches_tracked') for name in state)
+    print(f'{counters} counters of batch norms: zero')
+    absent = [name for name in model.state_dict() if name not in state]
+    if absent:
+        print(
+            f'{len(absent)} weights, for which the file has '
+            f'nothing, are not written: {", ".join(absent)}'
         )
+    with replacing(args.out) as temporary:
+        torch.save(dict(state_dict=state, meta=meta), temporary)
     print(f'{args.out}: written')
 
 
