@@ -1,4 +1,4 @@
-"""The door: child registries of mmengine's with scope ``anchorformer_mm``.
+"""Registries with scope ``anchorformer_mm``: children of mmengine's.
 
 A type such as ``anchorformer_mm.AnchorESNet`` builds from the registries of
 mmdet, mmseg and mmpretrain without ``custom_imports``: mmengine imports
@@ -16,8 +16,6 @@ from mmengine.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
 )
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
-from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
-from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -72,74 +70,64 @@ class PluginRegistry(Registry):
         return super().get(key)
 
 
+HEAD = ('mmdet', f'{SCOPE}.models.dense_heads.pico_head')
+ASSIGNERS = ('mmdet', f'{SCOPE}.models.task_modules.pico_assigners')
+DISTILLATION = ('mmpretrain', f'{SCOPE}.models.distillation')
+TRANSFORMS_FILE = ('mmdet', f'{SCOPE}.datasets.transforms')
+SCHEDULE = f'{SCOPE}.engine.picodet_schedule'
+
 MODELS = PluginRegistry(
     'model',
     parent=MMENGINE_MODELS,
-    locations=[f'{SCOPE}.models', f'{SCOPE}.engine.averaging'],
+    locations=[f'{SCOPE}.models', SCHEDULE],
     optional=dict(
-        PicoHead=('mmdet', f'{SCOPE}.models.dense_heads'),
-        PicoHeadV2=('mmdet', f'{SCOPE}.models.dense_heads'),
-        PicoDet=('mmdet', f'{SCOPE}.models.detectors'),
-        ActivatedVarifocalLoss=('mmdet', f'{SCOPE}.models.losses'),
+        PicoHead=HEAD,
+        PicoHeadV2=HEAD,
+        ActivatedVarifocalLoss=HEAD,
+        PicoDet=('mmdet', f'{SCOPE}.models.detectors.picodet'),
         AnchorLeViT=('mmpretrain', f'{SCOPE}.models.backbones.anchor_levit'),
-        DistilledImageClassifier=(
-            'mmpretrain',
-            f'{SCOPE}.models.classifiers',
-        ),
-        DistilledDeiTClsHead=('mmpretrain', f'{SCOPE}.models.heads'),
-        DistilledLeViTClsHead=('mmpretrain', f'{SCOPE}.models.heads'),
-        TokenPyramid=('mmseg', f'{SCOPE}.models.necks.feature_pyramid'),
+        DistilledImageClassifier=DISTILLATION,
+        DistilledDeiTClsHead=DISTILLATION,
+        DistilledLeViTClsHead=DISTILLATION,
+        TokenPyramid=('mmseg', f'{SCOPE}.models.necks.token_pyramid'),
     ),
 )
 TASK_UTILS = PluginRegistry(
     'task util',
     parent=MMENGINE_TASK_UTILS,
     optional=dict(
-        PicoSimOTAAssigner=('mmdet', f'{SCOPE}.models.task_modules'),
-        PicoATSSAssigner=('mmdet', f'{SCOPE}.models.task_modules'),
-        PicoTaskAlignedAssigner=('mmdet', f'{SCOPE}.models.task_modules'),
+        PicoSimOTAAssigner=ASSIGNERS,
+        PicoATSSAssigner=ASSIGNERS,
+        PicoTaskAlignedAssigner=ASSIGNERS,
     ),
 )
 TRANSFORMS = PluginRegistry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     optional=dict(
-        MaxIoURandomCrop=('mmdet', f'{SCOPE}.datasets.transforms'),
-        MultiplicativeColorDistortion=(
-            'mmdet',
-            f'{SCOPE}.datasets.transforms',
-        ),
+        MaxIoURandomCrop=TRANSFORMS_FILE,
+        MultiplicativeColorDistortion=TRANSFORMS_FILE,
     ),
 )
 FUNCTIONS = PluginRegistry(
     'function',
     parent=MMENGINE_FUNCTIONS,
-    optional=dict(
-        random_square_collate=('mmdet', f'{SCOPE}.datasets.transforms'),
-    ),
+    optional=dict(random_square_collate=TRANSFORMS_FILE),
 )
 PARAM_SCHEDULERS = PluginRegistry(
     'parameter scheduler',
     parent=MMENGINE_PARAM_SCHEDULERS,
-    locations=[f'{SCOPE}.engine.schedulers'],
+    locations=[SCHEDULE],
 )
 HOOKS = PluginRegistry(
-    'hook', parent=MMENGINE_HOOKS, locations=[f'{SCOPE}.engine.hooks']
+    'hook',
+    parent=MMENGINE_HOOKS,
+    locations=[f'{SCOPE}.engine.hooks', SCHEDULE],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = PluginRegistry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    locations=[f'{SCOPE}.engine.optimizers'],
-)
-RUNNERS = PluginRegistry(
-    'runner',
-    parent=MMENGINE_RUNNERS,
-    locations=[f'{SCOPE}.engine.strategies'],
-)
-STRATEGIES = PluginRegistry(
-    'strategy',
-    parent=MMENGINE_STRATEGIES,
-    locations=[f'{SCOPE}.engine.strategies'],
+    locations=[f'{SCOPE}.engine.layer_decay'],
 )
 
 admit_mmengine_checkpoints()

@@ -44,14 +44,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anchorformer_mm.analysis.complexity import build_from_config
-from anchorformer_mm.apis import (
-    read_config,
-)
+from anchorformer_mm.analysis.raw_outputs import raw_outputs
 from anchorformer_mm.apis import (
     load_model,
+    read_config,
     require_image,
 )
-from anchorformer_mm.analysis.raw_outputs import raw_outputs
 from anchorformer_mm.deployment.networks import deployable
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 from anchorformer_mm.utils.text import (
@@ -276,7 +274,9 @@ def start_onnx(path: Path, conditions: Conditions, arena: bool = True) -> Pass:
     """
     import onnxruntime
 
-    from anchorformer_mm.deployment.onnx_file import read_onnx
+    from anchorformer_mm.deployment.onnx_model import (
+        read_onnx,
+    )
 
     place = torch.device(conditions.device)
     where = place.type, place.index or 0

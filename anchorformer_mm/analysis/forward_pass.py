@@ -9,10 +9,10 @@ import torch
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
+from anchorformer_mm.analysis.raw_outputs import raw_outputs
 from anchorformer_mm.apis import (
     require_image,
 )
-from anchorformer_mm.analysis.raw_outputs import raw_outputs
 from anchorformer_mm.utils.errors import UsageError
 
 Build = Callable[[], nn.Module]

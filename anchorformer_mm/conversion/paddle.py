@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.listing import listing
+from anchorformer_mm.utils.text import (
+    listing,
+)
 
 # Paddle's own entries: parameter names by keys, and arrays cut into slices.
 NAME_TABLE = 'StructuredToParameterName@@'

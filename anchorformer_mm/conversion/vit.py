@@ -26,7 +26,9 @@ from anchorformer_mm.models.layers import (
 )
 from anchorformer_mm.utils import checkpoint
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.listing import listing
+from anchorformer_mm.utils.text import (
+    listing,
+)
 
 _TOKENS = dict(
     cls_token='class token and its position',

@@ -37,8 +37,6 @@ from torch.utils.data import DataLoader, Dataset
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.text import (
     listing,
-)
-from anchorformer_mm.utils.text import (
     printable,
 )
 

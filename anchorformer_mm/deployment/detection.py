@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anchorformer_mm.deployment.networks import PixelNormalisation, smaller
 from anchorformer_mm.models.dense_heads import PicoHeadV2
-from anchorformer_mm.models.dense_heads.base_pico_head import (
+from anchorformer_mm.models.dense_heads.pico_head import (
     BasePicoHead,
     flatten_levels,
 )

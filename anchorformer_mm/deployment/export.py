@@ -16,7 +16,9 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
-from anchorformer_mm.analysis.inference import dataset_meta
+from anchorformer_mm.apis import (
+    dataset_meta,
+)
 from anchorformer_mm.deployment.networks import (
     SizesFollowed,
     deployable,

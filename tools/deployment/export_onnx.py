@@ -102,8 +102,11 @@ def main() -> None:
     from sklearn.datasets import load_sample_images
 
     from anchorformer_mm.analysis.complexity import build_from_config
-    from anchorformer_mm.analysis.config_models import read_config
-    from anchorformer_mm.analysis.inference import load_model, prepare_image
+    from anchorformer_mm.apis import (
+        load_model,
+        prepare_image,
+        read_config,
+    )
     from anchorformer_mm.deployment.export import (
         batch_of,
         check_file,

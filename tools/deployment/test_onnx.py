@@ -43,7 +43,9 @@ def check_classes(cfg: 'Config', path: str) -> None:
     import predict_onnx
     from mmengine.registry import init_default_scope
 
-    from anchorformer_mm.analysis.inference import dataset_meta
+    from anchorformer_mm.apis import (
+        dataset_meta,
+    )
 
     try:
         have = predict_onnx.load_model(Path(path)).classes

@@ -1,3 +1,0 @@
-"""SHIM"""
-
-from anchorformer_mm.apis import config_path, read_config  # noqa: F401

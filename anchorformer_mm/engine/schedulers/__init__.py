@@ -1,5 +1,0 @@
-"""SHIM"""
-
-from anchorformer_mm.engine.picodet_schedule import (  # noqa: F401
-    CosineAfterWarmupLR,
-)

@@ -1,5 +1,0 @@
-"""SHIM"""
-
-from anchorformer_mm.models.dense_heads import (  # noqa: F401
-    ActivatedVarifocalLoss,
-)

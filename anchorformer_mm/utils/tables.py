@@ -1,3 +1,0 @@
-"""SHIM"""
-
-from anchorformer_mm.utils.text import markdown_table  # noqa: F401
