@@ -43,9 +43,9 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from anchorformer_mm.analysis.complexity import build_from_config
-from anchorformer_mm.analysis.raw_outputs import raw_outputs
+from anchorformer_mm.analysis.complexity import raw_outputs
 from anchorformer_mm.apis import (
+    build_model,
     load_model,
     read_config,
     require_image,
@@ -180,7 +180,7 @@ def build_model(cfg: Config, checkpoint: str | None) -> BaseModel:
     cfg = deepcopy(cfg)
     if cfg.get('data_preprocessor') is not None and cfg.get('model'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = build_from_config(cfg)
+    model = build_model(cfg)
     # Some of mmpretrain's models return None from it.
     model.eval()
     return model
@@ -192,7 +192,7 @@ def build_network(cfg: Config, part: str, checkpoint: str | None) -> nn.Module:
         if checkpoint is not None:
             backbone = build_model(cfg, checkpoint).backbone
         else:
-            backbone = build_from_config(cfg, backbone_only=True)
+            backbone = build_model(cfg, backbone_only=True)
         return RawOutputs(backbone, 'backbone')
     model = build_model(cfg, checkpoint)
     try:

@@ -17,9 +17,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from anchorformer_mm.analysis.complexity import (
-    build_from_config,
     count_complexity,
 )
+from anchorformer_mm.apis import build_model
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 from anchorformer_mm.utils.text import (
     markdown_table,
@@ -103,7 +103,7 @@ def model_entry(
     """
     cfg = Config.fromfile(path)
     shape = collection.get('shape') or input_shape(cfg)
-    model = build_from_config(cfg)
+    model = build_model(cfg)
     figures = dict(Parameters=sum(p.numel() for p in model.parameters()))
     # The work of a second stage depends on the proposals of the first.
     if hasattr(model, 'roi_head'):

@@ -24,10 +24,10 @@ from common import (
 from mmengine.logging import MMLogger
 
 from anchorformer_mm.analysis.complexity import (
-    build_from_config,
     count_complexity,
 )
 from anchorformer_mm.apis import (
+    build_model,
     read_config,
 )
 from anchorformer_mm.utils.errors import UsageError, run_command_line
@@ -64,7 +64,7 @@ def count_row(row: Record, shape: Sequence[int]) -> dict[str, int] | None:
     try:
         cfg = read_config(config, row.get('overrides'))
         alone = row.get('part') == 'backbone'
-        model = build_from_config(cfg, backbone_only=alone)
+        model = build_model(cfg, backbone_only=alone)
         cost = count_complexity(model, shape)
     except UsageError as error:
         raise UsageError(f'{row["name"]}: {error}') from error

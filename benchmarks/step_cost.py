@@ -30,8 +30,8 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.structures import InstanceData
 
-from anchorformer_mm.analysis.complexity import build_from_config
 from anchorformer_mm.apis import (
+    build_model,
     read_config,
 )
 from anchorformer_mm.utils.errors import UsageError, run_command_line
@@ -131,7 +131,7 @@ def build(
     """
     if cfg.get('optim_wrapper') is None:
         raise UsageError(f'{cfg.filename} has no optim_wrapper')
-    model = build_from_config(cfg)
+    model = build_model(cfg)
     if getattr(model, 'bbox_head', None) is None:
         kind = type(model).__name__
         raise UsageError(f'model must be a one-stage detector, got {kind}')

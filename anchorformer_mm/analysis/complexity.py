@@ -28,7 +28,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 # For modules that still look for it here.
-from anchorformer_mm.apis import build_model as build_from_config  # noqa: F401
 from anchorformer_mm.models.fusing import (
     fuse,
     has_foldable,

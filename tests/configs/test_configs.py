@@ -19,9 +19,9 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from anchorformer_mm.analysis.complexity import (
-    build_from_config,
     count_complexity,
 )
+from anchorformer_mm.apis import build_model
 from anchorformer_mm.datasets.digits import (
     DIGIT_CLASSES,
     PALETTE,
@@ -55,7 +55,7 @@ def build(name):
     """A config, and its model without content."""
     cfg = load(name)
     with torch.device('meta'):
-        return cfg, build_from_config(cfg)
+        return cfg, build_model(cfg)
 
 
 def group_of(model, cfg):
@@ -158,7 +158,7 @@ SIZES = {
 def test_parameters_and_macs_are_the_published_ones(name):
     size, params, macs = SIZES[name]
     size = size if isinstance(size, tuple) else (size, size)
-    model = build_from_config(load(name))
+    model = build_model(load(name))
     cost = count_complexity(model, size)
     assert cost.params == pytest.approx(params, rel=1e-3)
     assert cost.macs == pytest.approx(macs, rel=1e-3)
@@ -232,7 +232,7 @@ def test_a_step_moves_every_parameter_and_the_model_predicts(name):
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = size
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    model = revert_sync_batchnorm(build_from_config(cfg)).train()
+    model = revert_sync_batchnorm(build_model(cfg)).train()
     model.init_weights()
     # The resizing of mmdet's YOLOX asks for it.
     MessageHub.get_current_instance().update_info('iter', 0)
@@ -576,7 +576,7 @@ def test_a_config_of_a_library_takes_our_backbone(
     path.write_text(f"_base_ = '{library}::{base}'\nmodel = {model!r}")
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
-    net = build_from_config(cfg).eval()
+    net = build_model(cfg).eval()
     with torch.no_grad():
         outs = net(torch.zeros(1, 3, 96, 160), mode='tensor')
     assert len(outs) == (2 if library == 'mmdet' else 1)

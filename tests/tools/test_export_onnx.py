@@ -76,9 +76,9 @@ def test_a_file_and_what_is_said_of_it(export):
 def test_names_of_a_checkpoint_come_first(export, tmp_path):
     from mmengine.config import Config
 
-    from anchorformer_mm.analysis.complexity import build_from_config
+    from anchorformer_mm.apis import build_model
 
-    model = build_from_config(Config.fromfile(tmp_path / 'x.py'))
+    model = build_model(Config.fromfile(tmp_path / 'x.py'))
     meta = dict(dataset_meta=dict(classes=('p', 'q', 'r')))
     checkpoint = tmp_path / 'x.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)

@@ -101,8 +101,8 @@ def main() -> None:
     # Import what was just checked.
     from sklearn.datasets import load_sample_images
 
-    from anchorformer_mm.analysis.complexity import build_from_config
     from anchorformer_mm.apis import (
+        build_model,
         load_model,
         prepare_image,
         read_config,
@@ -118,7 +118,7 @@ def main() -> None:
     cfg = read_config(args.config, args.cfg_options)
     if args.checkpoint is None:
         tell('no checkpoint: the weights are random')
-        model = build_from_config(cfg)
+        model = build_model(cfg)
     else:
         model = load_model(cfg, args.checkpoint)
     steps = preprocessing_of(cfg, model.data_preprocessor)

@@ -13,7 +13,7 @@ from mmpretrain.registry import MODELS as PRETRAIN
 from mmseg.registry import MODELS as SEGMENT
 from torch import nn
 
-from anchorformer_mm.deployment.tracing import make_traceable
+from anchorformer_mm.deployment.networks import make_traceable
 
 COLUMN = dict(
     embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=60
