@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -170,16 +169,13 @@ class RawOutputs(nn.Module):
         return raw_outputs(self.model, images / 255)
 
 
-def build_model(cfg: Config, checkpoint: str | None) -> BaseModel:
+def weighted_model(cfg: Config, checkpoint: str | None) -> BaseModel:
     """Build the model of a config, with weights or the same random ones."""
     # It tells of every parameter.
     MMLogger.get_instance('mmengine').setLevel('WARNING')
     torch.manual_seed(0)
     if checkpoint is not None:
         return load_model(cfg, checkpoint)
-    cfg = deepcopy(cfg)
-    if cfg.get('data_preprocessor') is not None and cfg.get('model'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = build_model(cfg)
     # Some of mmpretrain's models return None from it.
     model.eval()
@@ -190,11 +186,11 @@ def build_network(cfg: Config, part: str, checkpoint: str | None) -> nn.Module:
     """Build what is measured; its attribute ``task`` says what it computes."""
     if part == 'backbone':
         if checkpoint is not None:
-            backbone = build_model(cfg, checkpoint).backbone
+            backbone = weighted_model(cfg, checkpoint).backbone
         else:
             backbone = build_model(cfg, backbone_only=True)
         return RawOutputs(backbone, 'backbone')
-    model = build_model(cfg, checkpoint)
+    model = weighted_model(cfg, checkpoint)
     try:
         return deployable(model)
     except UsageError:
@@ -212,7 +208,7 @@ def export(
     from anchorformer_mm.deployment.export import export_model
 
     export_model(
-        build_model(cfg, checkpoint),
+        weighted_model(cfg, checkpoint),
         path,
         shape=conditions.shape,
         batch_size=conditions.batch_size,
