@@ -423,6 +423,8 @@ class _Check:
         self.labels, self.maps, self.paths = Counter(), Counter(), Counter()
         self.objects, self.image_ids = Counter(), set()
         self.annotated, self.broken = False, set()
+        # Folders with suffixes that are read there.
+        self.suffixes: set[str] = set()
         # Names of the classes that annotations have.
         self.names: set[str] = set()
         metainfo = [getattr(d, 'metainfo', {}) for d in self.leaves[:1]]
@@ -520,6 +522,8 @@ class _Check:
         if any('Annotations' in type(step).__name__ for step in steps):
             files.append(info.get('seg_map_path'))
         for file in files:
+            if isinstance(file, str):
+                self.suffixes.add(os.path.split(file)[0] + Path(file).suffix)
             is_here = isinstance(file, str) and '://' not in file
             if not is_here or getattr(dataset, 'backend_args', None):
                 continue
@@ -647,7 +651,8 @@ class _Check:
         for folder in filter(os.path.isdir, folders):
             suffixes = Counter(Path(n).suffix for n in os.listdir(folder))
             for suffix in suffixes.keys() - used:
-                if suffix and suffix.lower() in _IMAGES.split():
+                is_image = suffix.lower() in _IMAGES.split()
+                if is_image and folder + suffix not in self.suffixes:
                     text = f'{suffixes[suffix]} in {suffix} of {folder}'
                     self.tell('left-images', text)
         if any(getattr(metric, 'output_dir', None) for metric in self.metrics):

@@ -471,6 +471,13 @@ def test_images_that_cannot_be_read(scope, spoil, words):
         assert word in findings[0]
 
 
+def test_maps_beside_their_images_are_not_left_out():
+    dataset = maps((0, 1))
+    os.rename('data/map/0.png', 'data/img/0.png')
+    dataset['data_prefix'] = dict(img_path='img', seg_map_path='img')
+    assert check('mmseg', dataset) == []
+
+
 def test_backslashes_in_names():
     dataset = coco()
     path = Path('data/coco.json')

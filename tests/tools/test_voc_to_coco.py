@@ -114,3 +114,28 @@ def test_files_are_replaced_on_demand_only(convert):
     assert convert()[0] == 2
     assert convert('--overwrite')[0] == 0
     assert json.loads(Path('coco/train.json').read_text())['annotations']
+
+
+def test_voc_files_are_evaluated_by_coco_without_converting(convert):
+    import torch
+    from mmdet.datasets import VOCDataset
+    from mmdet.evaluation import CocoMetric
+
+    write('a', ('cat', 3, 4, 20, 12, 0), ('dog', 5, 5, 40, 30, 0))
+    voc = VOCDataset(
+        data_root='voc',
+        data_prefix=dict(sub_data_root=''),
+        ann_file='ImageSets/Main/train.txt',
+        metainfo=dict(classes=('cat', 'dog')),
+    )
+    metric = CocoMetric(ann_file=None)
+    metric.dataset_meta = voc.metainfo
+    info = voc.get_data_info(0)
+    found = dict(
+        bboxes=torch.tensor([i['bbox'] for i in info['instances']]).float(),
+        labels=torch.tensor([i['bbox_label'] for i in info['instances']]),
+        scores=torch.ones(2),
+    )
+    sample = dict(info, ori_shape=(30, 40), pred_instances=found)
+    metric.process({}, [sample])
+    assert metric.evaluate(1)['coco/bbox_mAP'] == 1
