@@ -35,7 +35,6 @@ def parse_args() -> argparse.Namespace:
     text = 'cases named for each kind of fault (default: 20)'
     add('--limit', type=int, default=20, help=text)
     add('--cfg-options', nargs='+', action=DictAction, help='key=value pairs')
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
     for name, least in (('seconds', 0), ('workers', 0), ('limit', 1)):
         value = getattr(args, name)
@@ -53,13 +52,13 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from anchorformer_mm.apis import read_config
     from anchorformer_mm.datasets.checks import ERROR, check_splits
-    from anchorformer_mm.engine.launch import load_config
     from anchorformer_mm.utils.files import (
         require_datasets,
     )
 
-    cfg = load_config(args, [])
+    cfg = read_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     there = [split for split in SPLITS if cfg.get(f'{split}_dataloader')]
     if absent := {*(args.splits or ())} - {*there}:

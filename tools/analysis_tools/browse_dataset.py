@@ -26,7 +26,6 @@ def parse_args() -> argparse.Namespace:
     add('--grid', action='store_true', help='all on one sheet, grid.png')
     add('--seed', type=int, default=0, help='of the order and the transforms')
     add('--cfg-options', nargs='+', action=DictAction, help='key=value pairs')
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     args = parser.parse_args()
     if args.count < 1:
         raise UsageError(f'--count must be >= 1, got {args.count}')
@@ -144,12 +143,12 @@ def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
     args = parse_args()
     # Import what was just checked.
-    from anchorformer_mm.engine.launch import load_config
+    from anchorformer_mm.apis import read_config
     from anchorformer_mm.utils.files import (
         require_datasets,
     )
 
-    cfg = load_config(args, [])
+    cfg = read_config(args.config, args.cfg_options)
     if not cfg.get(f'{args.split}_dataloader'):
         raise UsageError(f'{args.config} has no {args.split}_dataloader')
     require_datasets(cfg, [args.split])

@@ -51,10 +51,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace OUT if it is there'
     )
-    # What the other command lines ask for and this one does not.
-    parser.set_defaults(
-        cfg_options=None, work_dir=None, launcher='none', local_rank=0
-    )
     args = parser.parse_args()
     if args.num_images < 1:
         parser.error(f'--num-images must be >= 1, got {args.num_images}')
@@ -138,12 +134,12 @@ def main() -> None:
     # Import what was just checked.
     import torch
 
+    from anchorformer_mm.apis import read_config
     from anchorformer_mm.conversion import vit
-    from anchorformer_mm.engine import launch
     from anchorformer_mm.models.layers import AnchorAttention
     from anchorformer_mm.utils.files import replacing
 
-    cfg = launch.load_config(args, splits=())
+    cfg = read_config(args.config)
     source = vit.vit_weights(vit.read_checkpoint(args.checkpoint))
     torch.manual_seed(args.seed)
     backbone, head = build_target(cfg)

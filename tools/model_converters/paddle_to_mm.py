@@ -49,7 +49,6 @@ def parse_args() -> argparse.Namespace:
         'model.bbox_head.num_classes=20',
     )
     # What the other command lines ask for and this one does not.
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser.parse_args()
 
 
@@ -109,12 +108,12 @@ def main() -> None:
     # Import what was just checked.
     import torch
 
+    from anchorformer_mm.apis import read_config
     from anchorformer_mm.conversion import paddle
-    from anchorformer_mm.engine import launch
     from anchorformer_mm.utils.files import replacing
 
     arrays = paddle.read_paddle(args.weights)
-    cfg = launch.load_config(args, splits=())
+    cfg = read_config(args.config, args.cfg_options)
     names = ['backbone'] if args.backbone_only else [*paddle.PARTS.values()]
     model = build_parts(cfg, names)
     state, keys = paddle.convert_paddle(arrays, model, args.backbone_only)
