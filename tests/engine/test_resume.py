@@ -125,9 +125,7 @@ def make(make_runner):
             kind=ResumableRunner,
             model=RandomModel(),
             train_dataloader=dict(
-                batch_size=4,
-                dataset=RandomData(),
-                sampler=dict(type=sampler),
+                batch_size=4, dataset=RandomData(), sampler=dict(type=sampler)
             ),
             val_dataloader=dict(
                 batch_size=4,
@@ -300,9 +298,7 @@ def test_an_epoch_that_got_shorter_is_refused(make):
 
 def test_a_batch_too_small_for_a_norm_is_one_line(make):
     loader = dict(
-        batch_size=1,
-        dataset=RandomData(),
-        sampler=dict(type='DefaultSampler'),
+        batch_size=1, dataset=RandomData(), sampler=dict(type='DefaultSampler')
     )
     with pytest.raises(UsageError, match='train_dataloader.drop_last=True'):
         make(train_dataloader=loader).train()
