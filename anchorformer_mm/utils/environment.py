@@ -1,4 +1,4 @@
-"""What is missing, too old or broken among the installed libraries.
+"""Check of the installed libraries: missing, too old or broken ones.
 
 The OpenMMLab libraries exist in two families, the originals and the
 maintained forks, which provide the same import names. Nothing is imported to
@@ -48,7 +48,7 @@ class Library:
     operators: bool = False
 
     def requirement(self, family: str) -> str:
-        """What to install, as ``name==version``."""
+        """Requirement to install, as ``name==version``."""
         if self.fork is None or family == 'openmmlab':
             return f'{self.originals[0]}=={self.pins[0]}'
         return f'{self.fork}=={self.pins[1]}'
@@ -95,7 +95,7 @@ def check_environment(requires: Sequence[str]) -> None:
 
     Raises:
         ValueError: ``requires`` names a library that is not known here.
-        EnvironmentProblem: one line for each finding, with what mends it.
+        EnvironmentProblem: one line for each finding, with its remedy.
     """
     unknown = sorted(set(requires) - set(LIBRARIES))
     if unknown:
