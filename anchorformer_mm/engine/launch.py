@@ -1,4 +1,4 @@
-"""What the command lines of training and testing share."""
+"""Steps that the command lines of training and testing share."""
 
 import argparse
 import os

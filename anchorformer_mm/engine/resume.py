@@ -526,7 +526,7 @@ class ResumableRunner(Runner):
         """
         meta = dict(meta or {})
         meta['run_state'] = self._state_at(meta) | meta.get('run_state', {})
-        # Of every process, so that every process has to be here.
+        # All processes have to be here: their states are gathered.
         meta['run_state']['random'] = all_gather_object(get_random_states())
         if kwargs.get('save_optimizer', True):
             self.last_saved = meta['iter'], os.path.join(out_dir, filename)

@@ -110,7 +110,7 @@ def read_checkpoint(path: str | Path) -> Mapping:
     try:
         _require_checksums(path)
         with weights_only(), warnings.catch_warnings():
-            # Of other formats than its own, which the error names too.
+            # They tell of formats that are not torch's, as the error does.
             warnings.simplefilter('ignore')
             checkpoint = torch.load(
                 path, map_location='cpu', weights_only=True
@@ -151,7 +151,7 @@ def _require_checksums(path: str | Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, without torch's advice to run the code of the file."""
+    """Reason of an error, without torch's advice to run the file's code."""
     text = str(error)
     told = re.search(
         r'[^.\n]*\bunsupported\b.*|WeightsUnpickler error:\s*\S.*',
@@ -212,12 +212,12 @@ class Fit(NamedTuple):
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong if the checkpoint should be of this model."""
+        """Faults of the checkpoint if it should be of this model."""
         absent = [f'{name} is not in the checkpoint' for name in self.missing]
         return [*self.other_shape.values(), *absent]
 
     def table(self) -> str:
-        """What is taken and what is not, by part of the model."""
+        """Table of what is taken and what is not, by part of the model."""
         groups = self.taken, self.other_shape, self.missing, self.unused
         names = [[n.partition('.')[0] for n in group] for group in groups]
         parts = dict.fromkeys(part for group in names for part in group)

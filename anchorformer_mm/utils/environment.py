@@ -1,4 +1,4 @@
-"""What is missing, too old or broken among the installed libraries.
+"""Check of the installed libraries: missing, too old or broken ones.
 
 The OpenMMLab libraries exist in two families, the originals and the
 maintained forks, which provide the same import names. Nothing is imported to
@@ -48,66 +48,38 @@ class Library:
     operators: bool = False
 
     def requirement(self, family: str) -> str:
-        """What to install, as ``name==version``."""
+        """Requirement to install, as ``name==version``."""
         if self.fork is None or family == 'openmmlab':
             return f'{self.originals[0]}=={self.pins[0]}'
         return f'{self.fork}=={self.pins[1]}'
 
 
+# fmt: off
 LIBRARIES = {
     'torch': Library('2.1', ('torch',), pins=('2.13.0',)),
     'torchvision': Library('0.16', ('torchvision',), pins=('0.28.0',)),
-    'mmengine': Library(
-        '0.10',
-        ('mmengine', 'mmengine-lite'),
-        'onedl-mmengine',
-        ('0.10.7', '0.10.12'),
-        ('torch',),
-    ),
-    'mmcv': Library(
-        '2.1',
-        ('mmcv', 'mmcv-full', 'mmcv-lite'),
-        'onedl-mmcv',
-        ('2.1.0', '2.3.6'),
-        ('torch', 'mmengine'),
-    ),
-    'mmdet': Library(
-        '3.3',
-        ('mmdet',),
-        'onedl-mmdetection',
-        ('3.3.0', '3.5.1'),
-        ('torch', 'mmengine', 'mmcv'),
-        operators=True,
-    ),
-    'mmseg': Library(
-        '1.2',
-        ('mmsegmentation',),
-        'onedl-mmsegmentation',
-        ('1.2.2', '1.4.2'),
-        ('torch', 'mmengine', 'mmcv'),
-        operators=True,
-    ),
-    'mmpretrain': Library(
-        '1.2',
-        ('mmpretrain',),
-        'onedl-mmpretrain',
-        ('1.2.0', '1.3.6'),
-        ('torch', 'torchvision', 'mmengine', 'mmcv'),
-    ),
-    'pytorch_grad_cam': Library(
-        '1.4',
-        ('grad-cam',),
-        pins=('1.5.5',),
-        needs=('torch', 'torchvision'),
-    ),
+    'mmengine': Library('0.10', ('mmengine', 'mmengine-lite'),
+                        'onedl-mmengine', ('0.10.7', '0.10.12'), ('torch',)),
+    'mmcv': Library('2.1', ('mmcv', 'mmcv-full', 'mmcv-lite'), 'onedl-mmcv',
+                    ('2.1.0', '2.3.6'), ('torch', 'mmengine')),
+    'mmdet': Library('3.3', ('mmdet',), 'onedl-mmdetection',
+                     ('3.3.0', '3.5.1'), ('torch', 'mmengine', 'mmcv'),
+                     operators=True),
+    'mmseg': Library('1.2', ('mmsegmentation',), 'onedl-mmsegmentation',
+                     ('1.2.2', '1.4.2'), ('torch', 'mmengine', 'mmcv'),
+                     operators=True),
+    'mmpretrain': Library('1.2', ('mmpretrain',), 'onedl-mmpretrain',
+                          ('1.2.0', '1.3.6'),
+                          ('torch', 'torchvision', 'mmengine', 'mmcv')),
+    'pytorch_grad_cam': Library('1.4', ('grad-cam',), pins=('1.5.5',),
+                                needs=('torch', 'torchvision')),
     'onnx': Library('1.14', ('onnx',), pins=('1.23.2',)),
+    # 1.23.2 is the last for Python 3.10.
     'onnxruntime': Library(
-        '1.16',
-        ('onnxruntime', 'onnxruntime-gpu'),
-        # 1.23.2 is the last for Python 3.10.
-        pins=('1.31.1' if sys.version_info >= (3, 11) else '1.23.2',),
-    ),
+        '1.16', ('onnxruntime', 'onnxruntime-gpu'),
+        pins=('1.31.1' if sys.version_info >= (3, 11) else '1.23.2',)),
 }
+# fmt: on
 
 
 def check_environment(requires: Sequence[str]) -> None:
@@ -123,7 +95,7 @@ def check_environment(requires: Sequence[str]) -> None:
 
     Raises:
         ValueError: ``requires`` names a library that is not known here.
-        EnvironmentProblem: one line for each finding, with what mends it.
+        EnvironmentProblem: one line for each finding, with its remedy.
     """
     unknown = sorted(set(requires) - set(LIBRARIES))
     if unknown:

@@ -1,10 +1,10 @@
-"""The error that a user can mend."""
+"""Errors that a user can correct."""
 
 import errno
 import sys
 from collections.abc import Callable
 
-# Of a file or folder that cannot be made or opened; the message tells all.
+# A file or folder cannot be made or opened; the message tells all.
 # That one is not there may as well be a mistake of the program.
 _OF_A_PATH = (
     errno.EACCES,
@@ -20,7 +20,7 @@ _OF_A_PATH = (
 
 
 class UsageError(RuntimeError):
-    """Something the user can mend; command lines show it without a trace."""
+    """A fault that the user can correct; shown without a traceback."""
 
 
 def run_command_line(main: Callable[[], None]) -> None:

@@ -64,10 +64,7 @@ def test_the_environment_is_left_as_it_was(monkeypatch, before, fails):
         monkeypatch.delenv(FORCE, raising=False)
     else:
         monkeypatch.setenv(FORCE, before)
-    with (
-        pytest.raises(KeyError) if fails else nullcontext(),
-        weights_only(),
-    ):
+    with pytest.raises(KeyError) if fails else nullcontext(), weights_only():
         assert os.environ[FORCE] == '1'
         if fails:
             raise KeyError('inside')
@@ -118,9 +115,7 @@ def refusal(path):
 def test_a_checkpoint_with_code_is_one_line(tmp_path, zipped, capsys):
     content = dict(state_dict=Malicious())
     torch.save(
-        content,
-        tmp_path / 'a.pth',
-        _use_new_zipfile_serialization=zipped,
+        content, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped
     )
     line = refusal(tmp_path / 'a.pth')
     assert (

@@ -106,9 +106,7 @@ def test_a_library_that_is_too_old_is_named_with_both_versions(
     ]
 
 
-def test_a_library_without_metadata_is_taken_as_new_enough(
-    site: Site,
-) -> None:
+def test_a_library_without_metadata_is_taken_as_new_enough(site: Site) -> None:
     site.add_all({k: v for k, v in FORKS.items() if k != 'mmdet'})
     (site.path / 'mmdet').mkdir()
     (site.path / 'mmdet' / '__init__.py').touch()

@@ -371,7 +371,7 @@ class PredictionFilesHook(Hook):
             name = Path(os.path.relpath(sample.img_path, self.root))
             if self.label_maps is not None:
                 labels = sample.pred_sem_seg.data.squeeze().cpu().numpy()
-                # Of files whose 0 is no class, and which count from 1.
+                # The annotations count classes from 1 then; 0 is none.
                 labels = labels + bool(sample.get('reduce_zero_label', False))
                 file = Path(self.label_maps, name).with_suffix('.png')
                 mmcv.imwrite(labels.astype('uint8'), str(file))
