@@ -9,19 +9,17 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist
-from PIL import EpsImagePlugin
 
+from anchorformer_mm.apis import TASK_LIBRARIES, read_config
 from anchorformer_mm.engine.resume import ResumableRunner
 from anchorformer_mm.utils.checkpoint import (
     admit_mmengine_checkpoints,
     require_checkpoint,
     require_pretrained_weights,
 )
-from anchorformer_mm.utils.environment import LIBRARIES, check_environment
+from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import require_datasets
-
-TASK_LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,18 +63,7 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
             library is missing, broken or too old.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    # Pillow would start Ghostscript for an image that is EPS by content.
-    EpsImagePlugin.gs_binary = False
-    if not Path(args.config).is_file():
-        raise UsageError(f'config not found: {args.config}')
-    try:
-        cfg = Config.fromfile(args.config)
-    except ModuleNotFoundError as error:
-        # mmengine's words start with the name, and advise the originals.
-        check_environment([n for n in LIBRARIES if n in str(error).split()])
-        raise
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     library = task_library(cfg)
     if library is not None:
         check_environment([library])
@@ -168,10 +155,3 @@ def leave_processes() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def run(cfg: Config, task: str) -> None:
-    """SHIM of test_onnx.py."""
-    join_processes(cfg)
-    getattr(build_runner(cfg), task)()
-    leave_processes()

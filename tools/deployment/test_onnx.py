@@ -77,7 +77,15 @@ def main() -> None:
     )
     # The file has its weights, and nothing that training hooks could watch.
     cfg.load_from, cfg.resume, cfg.custom_hooks = None, False, []
-    launch.run(cfg, 'test')
+    launch.join_processes(cfg)
+    runner = launch.build_runner(cfg)
+    if not args.skip_data_check:
+        # Needs the library of the config.
+        from anchorformer_mm.datasets import checks
+
+        findings = checks.check_runner(runner, ['test'])
+        checks.report_findings(findings, runner.logger)
+    runner.test()
 
 
 if __name__ == '__main__':

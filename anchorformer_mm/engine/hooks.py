@@ -20,9 +20,6 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from anchorformer_mm.engine.picodet_schedule import (
-    CycleEMAHook,
-)
 from anchorformer_mm.engine.resume import (
     INTERRUPTED,
     LAST_CHECKPOINT,
@@ -37,7 +34,6 @@ from anchorformer_mm.utils.text import listing
 
 __all__ = [
     'ChannelsLastHook',
-    'CycleEMAHook',
     'InterruptionHook',
     'NonFiniteHook',
     'PredictionFilesHook',
