@@ -93,7 +93,7 @@ setup(
         'onedl': _pinned('onedl'),
         'openmmlab': _pinned('openmmlab'),
         'explain': ['grad-cam<1.5.7'],
-        'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
+        'deploy': ['onnx', 'onnxruntime>=1.23', 'onnxscript'],
         'docs': ['mkdocs'],
         'dev': [
             'hypothesis',

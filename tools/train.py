@@ -4,7 +4,10 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from anchorformer_mm.utils.environment import check_environment
+from anchorformer_mm.utils.environment import (
+    check_environment,
+    use_idle_cores,
+)
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ def enable_auto_scale_lr(cfg: 'Config') -> None:
 
 def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
+    use_idle_cores()
     # Imports what was just checked.
     from anchorformer_mm.engine import launch
     from anchorformer_mm.engine.resume import take_checkpoint

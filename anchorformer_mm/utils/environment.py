@@ -5,8 +5,10 @@ maintained forks, which provide the same import names. Nothing is imported to
 look at them: the answers come from import specs and package metadata.
 """
 
+import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
@@ -20,7 +22,7 @@ from packaging.version import Version
 from anchorformer_mm.utils.errors import UsageError
 
 SCHEMAS_MODULE = '_anchorformer_mm_torchvision'
-BUILD_TOOLS = "'setuptools<81' wheel ninja psutil packaging"
+OPERATORS = Path(__file__).parents[1] / '.mim' / 'mmcv_ops'
 
 
 class EnvironmentProblem(UsageError):
@@ -35,51 +37,71 @@ class Library:
         minimum: oldest version that serves.
         originals: distributions that provide it; the first is the one to get.
         fork: distribution of the maintained family that provides it.
-        pins: versions known to work, of the first original and of the fork.
         needs: import names without which it does not work.
-        operators: whether it calls the compiled operators of mmcv.
+        operators: whether it calls the operators of mmcv.
     """
 
     minimum: str
     originals: tuple[str, ...]
     fork: str | None = None
-    pins: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     operators: bool = False
 
     def requirement(self, family: str) -> str:
-        """Requirement to install, as ``name==version``."""
-        if self.fork is None or family == 'openmmlab':
-            return f'{self.originals[0]}=={self.pins[0]}'
-        return f'{self.fork}=={self.pins[1]}'
+        """Requirement to install, as the extra of the family pins it."""
+        is_fork = self.fork is not None and family == 'onedl'
+        names = (self.fork,) if is_fork else self.originals
+        try:
+            lines = requires('anchorformer-mm') or ()
+        except PackageNotFoundError:
+            lines = ()
+        for pinned in map(Requirement, lines):
+            extra = f'extra == "{family}"'
+            if pinned.name in names and extra in str(pinned.marker):
+                return f'{pinned.name}{pinned.specifier}'
+        return f"'{names[0]}>={self.minimum}'"
 
 
 # fmt: off
 LIBRARIES = {
-    'torch': Library('2.1', ('torch',), pins=('2.13.0',)),
-    'torchvision': Library('0.16', ('torchvision',), pins=('0.28.0',)),
+    'torch': Library('2.1', ('torch',)),
+    'torchvision': Library('0.16', ('torchvision',)),
     'mmengine': Library('0.10', ('mmengine', 'mmengine-lite'),
-                        'onedl-mmengine', ('0.10.7', '0.10.12'), ('torch',)),
+                        'onedl-mmengine', ('torch',)),
     'mmcv': Library('2.1', ('mmcv', 'mmcv-full', 'mmcv-lite'), 'onedl-mmcv',
-                    ('2.1.0', '2.3.6'), ('torch', 'mmengine')),
+                    ('torch', 'mmengine')),
     'mmdet': Library('3.3', ('mmdet',), 'onedl-mmdetection',
-                     ('3.3.0', '3.5.1'), ('torch', 'mmengine', 'mmcv'),
-                     operators=True),
+                     ('torch', 'mmengine', 'mmcv'), operators=True),
     'mmseg': Library('1.2', ('mmsegmentation',), 'onedl-mmsegmentation',
-                     ('1.2.2', '1.4.2'), ('torch', 'mmengine', 'mmcv'),
-                     operators=True),
+                     ('torch', 'mmengine', 'mmcv'), operators=True),
     'mmpretrain': Library('1.2', ('mmpretrain',), 'onedl-mmpretrain',
-                          ('1.2.0', '1.3.6'),
                           ('torch', 'torchvision', 'mmengine', 'mmcv')),
-    'pytorch_grad_cam': Library('1.4', ('grad-cam',), pins=('1.5.5',),
+    'pytorch_grad_cam': Library('1.4', ('grad-cam',),
                                 needs=('torch', 'torchvision')),
-    'onnx': Library('1.14', ('onnx',), pins=('1.23.2',)),
-    # 1.23.2 is the last for Python 3.10.
-    'onnxruntime': Library(
-        '1.16', ('onnxruntime', 'onnxruntime-gpu'),
-        pins=('1.31.1' if sys.version_info >= (3, 11) else '1.23.2',)),
+    'onnx': Library('1.14', ('onnx',)),
+    'onnxruntime': Library('1.16', ('onnxruntime', 'onnxruntime-gpu')),
 }
 # fmt: on
+
+
+def use_idle_cores() -> None:
+    """Give torch as many threads as cores are idle; call it before the import.
+
+    OpenMP's threads wait for each other by spinning: with one more than there
+    are idle cores, a step takes several times as long. ``OMP_NUM_THREADS``
+    goes before; without Linux's ``/proc`` nothing is done.
+    """
+    load = Path('/proc/loadavg')
+    if 'OMP_NUM_THREADS' in os.environ or not load.exists():
+        return
+    running = []
+    for _ in range(5):
+        time.sleep(0.02)
+        # Of the whole machine, this process among them.
+        running.append(int(load.read_text().split()[3].split('/')[0]) - 1)
+    idle = (os.cpu_count() or 1) - sorted(running)[2]
+    threads = max(1, min(idle, len(os.sched_getaffinity(0))))
+    os.environ['OMP_NUM_THREADS'] = str(threads)
 
 
 def check_environment(requires: Sequence[str]) -> None:
@@ -145,13 +167,7 @@ def install_command(name: str) -> str:
     """The pip command for a library, of the family that is there already."""
     originals_only = _installed('openmmlab') and not _installed('onedl')
     family = 'openmmlab' if originals_only else 'onedl'
-    requirement = LIBRARIES[name].requirement(family)
-    if name != 'mmcv':
-        return f'pip install {requirement}'
-    return (
-        f'pip install {BUILD_TOOLS} && MMCV_WITH_OPS=1 pip install '
-        f'--no-build-isolation {requirement}'
-    )
+    return f'pip install {LIBRARIES[name].requirement(family)}'
 
 
 def _family_findings() -> Iterator[str]:
@@ -188,12 +204,20 @@ def _operator_findings(required: Sequence[str]) -> Iterator[str]:
     # Looked up in mmcv's folder, since find_spec would import mmcv.
     if PathFinder.find_spec('mmcv._ext', spec.submodule_search_locations):
         return
-    found = _distribution(['onedl-mmcv', *LIBRARIES['mmcv'].originals])
-    listing = ' '.join(found) if found else 'this mmcv'
-    remove = f'pip uninstall -y {found[0]} && ' if found else ''
     yield (
-        f'{listing} has no compiled operators, which {" and ".join(users)} '
-        f'need: {remove}{install_command("mmcv")}'
+        f'this mmcv has no operators, which {" and ".join(users)} needs: '
+        f'pip install {OPERATORS}'
+    )
+
+
+def broken_operators(error: ImportError) -> str:
+    """Say what to do about compiled operators of mmcv that do not load."""
+    mmcv = _distribution(['onedl-mmcv', *LIBRARIES['mmcv'].originals])
+    pinned = '=='.join(mmcv) if mmcv else 'mmcv'
+    return (
+        f'{error}: the operators of mmcv were compiled for another torch; '
+        f'pip install --force-reinstall --no-deps --no-cache-dir {pinned} && '
+        f'pip install {OPERATORS}'
     )
 
 

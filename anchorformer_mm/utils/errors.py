@@ -26,7 +26,8 @@ class UsageError(RuntimeError):
 def run_command_line(main: Callable[[], None]) -> None:
     """Run ``main``; a :class:`UsageError` is one message and exit status 2.
 
-    So are a file and a folder that cannot be made or opened.
+    So are a file and a folder that cannot be made or opened, and operators of
+    mmcv that do not load.
     """
     try:
         main()
@@ -36,6 +37,12 @@ def run_command_line(main: Callable[[], None]) -> None:
         if error.errno not in _OF_A_PATH or error.filename is None:
             raise
         message = f'{error.filename}: {error.strerror}'
+    except ImportError as error:
+        if 'mmcv/_ext' not in (error.path or ''):
+            raise
+        from anchorformer_mm.utils.environment import broken_operators
+
+        message = broken_operators(error)
     else:
         return
     print(f'error: {message}', file=sys.stderr)

@@ -1,3 +1,5 @@
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from anchorformer_mm.utils.environment import (
     EnvironmentProblem,
     check_environment,
 )
+from anchorformer_mm.utils.errors import run_command_line
 
 FORKS = {
     'torch': 'torch 2.13.0',
@@ -83,16 +86,18 @@ def test_every_missing_library_gets_its_own_line(site: Site) -> None:
         'mmcv',
         'mmdet',
     ]
-    assert lines[-1] == (
+    assert lines[-1].endswith("pip install 'onedl-mmdetection>=3.3'")
+    pinned = 'onedl-mmdetection==3.5.1; extra == "onedl"'
+    site.describe('anchorformer-mm 0.1.0', pinned)
+    assert findings('mmdet')[-1] == (
         'mmdet is not installed: pip install onedl-mmdetection==3.5.1'
     )
-    assert 'MMCV_WITH_OPS=1 pip install --no-build-isolation' in lines[2]
 
 
 def test_the_command_stays_with_the_family_that_is_there(site: Site) -> None:
     site.add_all(ORIGINALS)
     assert findings('mmdet', 'mmseg') == [
-        'mmseg is not installed: pip install mmsegmentation==1.2.2'
+        "mmseg is not installed: pip install 'mmsegmentation>=1.2'"
     ]
 
 
@@ -102,7 +107,7 @@ def test_a_library_that_is_too_old_is_named_with_both_versions(
     site.add_all(FORKS | {'torch': 'torch 2.0.1+cpu'})
     assert findings('mmdet') == [
         'torch 2.0.1+cpu is too old, 2.1 or newer is needed: '
-        'pip install torch==2.13.0'
+        "pip install 'torch>=2.1'"
     ]
 
 
@@ -119,20 +124,52 @@ def test_a_bare_folder_of_that_name_is_no_library(site: Site) -> None:
     assert findings('mmdet')[0].startswith('mmdet is not installed')
 
 
-@pytest.mark.parametrize('lite', ['mmcv-lite 2.1.0', 'mmcv 2.1.0'])
-def test_mmdet_needs_the_compiled_operators(site: Site, lite: str) -> None:
-    site.add_all(ORIGINALS | {'mmcv': lite})
-    (site.path / 'mmcv' / '_ext.so').unlink()
-    (line,) = findings('mmdet')
-    assert line.startswith(f'{lite} has no compiled operators')
-    assert f'pip uninstall -y {lite.split()[0]} && ' in line
-    assert line.endswith('--no-build-isolation mmcv==2.1.0')
-
-
-def test_mmcv_alone_needs_no_compiled_operators(site: Site) -> None:
+def test_mmdet_needs_operators(site: Site) -> None:
     site.add_all(ORIGINALS)
     (site.path / 'mmcv' / '_ext.so').unlink()
     check_environment(['mmcv'])
+    (line,) = findings('mmdet')
+    assert line.startswith('this mmcv has no operators, which mmdet needs: ')
+    assert line.endswith('mmcv_ops')
+    (site.path / 'mmcv' / '_ext.py').touch()
+    check_environment(['mmdet'])
+
+
+def test_compiled_operators_that_do_not_load(site: Site) -> None:
+    site.add_all(FORKS)
+
+    def main() -> None:
+        path = str(site.path / 'mmcv/_ext.so')
+        raise ImportError('undefined symbol', path=path)
+
+    with pytest.raises(SystemExit):
+        run_command_line(main)
+    with pytest.raises(ImportError):
+        run_command_line(lambda: importlib.import_module('not_there'))
+
+
+@pytest.mark.parametrize(
+    ('running', 'threads'), [(1, '4'), (2, '3'), (4, '1'), (9, '1')]
+)
+def test_threads_are_idle_cores(
+    running: int, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = f'0.1 0.2 0.3 {running}/999 1234'
+    monkeypatch.setattr(Path, 'read_text', lambda path: load)
+    monkeypatch.setattr(Path, 'exists', lambda path: True)
+    monkeypatch.setattr(environment.os, 'cpu_count', lambda: 4)
+    monkeypatch.setattr(
+        environment.os,
+        'sched_getaffinity',
+        lambda process: {0, 1, 2, 3},
+        raising=False,
+    )
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    environment.use_idle_cores()
+    assert os.environ['OMP_NUM_THREADS'] == threads
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')
+    environment.use_idle_cores()
+    assert os.environ['OMP_NUM_THREADS'] == '7'
 
 
 def test_two_families_are_refused_with_one_command(site: Site) -> None:
