@@ -64,4 +64,4 @@ docs: setup
 	$(RUN) -m mkdocs build --strict
 
 clean:
-	rm -rf work_dirs/demo work_dirs/demo-openmmlab data/digits build *.egg-info anchorformer_mm/.mim-*
+	rm -rf work_dirs/demo work_dirs/demo-openmmlab data/digits build mmcv_ops/build *.egg-info mmcv_ops/*.egg-info anchorformer_mm/.mim-*

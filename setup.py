@@ -54,7 +54,8 @@ class BuildWithConfigs(build_py):
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         # tools/misc is for a clone.
-        ignore = shutil.ignore_patterns('__pycache__', '*.py[cod]', 'misc')
+        left = ('__pycache__', '*.py[cod]', 'build', '*.egg-info', 'misc')
+        ignore = shutil.ignore_patterns(*left)
         shutil.copytree(source, target, ignore=ignore)
     else:
         shutil.copy2(source, target)

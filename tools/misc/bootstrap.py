@@ -80,21 +80,14 @@ def foreign_distributions(venv: Path, stack: str) -> list:
 def stamp_key(stack: str) -> str:
     """A digest of what a finished environment depends on."""
     files = [*(ROOT / 'requirements').glob('*.txt'), ROOT / 'setup.py']
-    files += [
-        *(ROOT / 'mmcv_ops').rglob('*.py'),
-        *Path(__file__).parent.glob('*.py'),
-    ]
+    files += [Path(__file__), *(ROOT / 'mmcv_ops').glob('mmcv/*.py')]
     text = b''.join(file.read_bytes() for file in sorted(files))
     made_for = f'{stack} {ROOT} {sys.version_info[:2]}'.encode()
     return hashlib.sha256(made_for + text).hexdigest()
 
 
 def run_logged(title: str, command: list, log: Path, **environ: str) -> None:
-    """Run a long command with its output in a file, and show its last line.
-
-    Raises:
-        SetupError: It failed; the message ends in its last lines.
-    """
+    """Run a long command with its output in a file, and show its last line."""
     say(title)
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -123,6 +116,13 @@ def run_logged(title: str, command: list, log: Path, **environ: str) -> None:
         lines = log.read_text(errors='replace').splitlines()[-12:]
         end = '\n'.join(f'  | {line}' for line in lines)
         raise SetupError(f'{title}: failed, see {log}\n{end}')
+
+
+def install_schemas(site_packages: Path) -> None:
+    """Declare the operators of a torchvision that cannot load its own."""
+    source = Path(__file__).with_name('torchvision_schemas.py')
+    shutil.copy(str(source), str(site_packages / f'{SCHEMAS}.py'))
+    (site_packages / f'{SCHEMAS}.pth').write_text(f'import {SCHEMAS}\n')
 
 
 class Environment:
@@ -174,17 +174,6 @@ class Environment:
                 f'opencv-python-headless=={version}',
             )
 
-    def install_schemas(self) -> None:
-        """Declare the operators of a torchvision that cannot load its own."""
-        missing = 'operator torchvision::nms does not exist'
-        if missing not in self.error_of('import torchvision'):
-            return
-        say('torchvision cannot load its operators here: declaring them')
-        packages = next(self.path.glob('lib/python*/site-packages'))
-        source = Path(__file__).with_name('torchvision_schemas.py')
-        shutil.copy(str(source), str(packages / f'{SCHEMAS}.py'))
-        (packages / f'{SCHEMAS}.pth').write_text(f'import {SCHEMAS}\n')
-
     def compile_mmcv(self) -> None:
         """Compile mmcv's operators for the torch that is there."""
         if any(self.path.glob('lib/python*/site-packages/mmcv/_ext*.so')):
@@ -192,9 +181,7 @@ class Environment:
         if not shutil.which(os.environ.get('CXX', 'c++').split()[0]):
             raise SetupError('OPS=compiled needs a C++ compiler on PATH')
         name, pinned = COMPILED[self.stack], pins(self.stack)
-        version = next(
-            pinned[n] for n in (name, f'{name}-lite') if n in pinned
-        )
+        version = pinned.get(name) or pinned[f'{name}-lite']
         self.pip(
             f'compiling {name}=={version} (10 minutes on 2 cores)',
             'mmcv.log',
@@ -204,21 +191,9 @@ class Environment:
             PATH=f'{self.path / "bin"}{os.pathsep}{os.environ["PATH"]}',
         )
 
-    def check(self) -> None:
-        error = self.error_of(f'import {LIBRARIES}')
-        if error:
-            raise SetupError(
-                f'importing {LIBRARIES} failed; delete {self.path.name} and '
-                f'run again to start afresh\n{error}'
-            )
-
 
 def set_up(stack: str, ops: str) -> None:
-    """Bring the environment of a stack to the state that the project needs.
-
-    Raises:
-        SetupError: The machine lacks something, or a step failed.
-    """
+    """Bring the environment of a stack to the state that it needs."""
     venv = ROOT / FOLDERS[stack]
     problems = machine_problems(venv)
     found = foreign_distributions(venv, stack)
@@ -231,30 +206,37 @@ def set_up(stack: str, ops: str) -> None:
         raise SetupError('\nsetup: '.join(problems))
     environment = Environment(venv, stack)
     stamp, key = venv / STAMP, stamp_key(stack)
-    if not stamp.exists() or stamp.read_text() != key:
+    ready = stamp.exists() and stamp.read_text() == key
+    if not ready:
         environment.make()
         environment.install_requirements()
-        environment.install_schemas()
+        missing = 'operator torchvision::nms does not exist'
+        if missing in environment.error_of('import torchvision'):
+            say('torchvision cannot load its operators here: declaring them')
+            install_schemas(next(venv.glob('lib/python*/site-packages')))
         environment.pip(
             'installing the project and its operators for mmcv',
             'project.log',
             *('--no-deps', '--no-build-isolation'),
             *(ROOT / 'mmcv_ops', '--editable', ROOT),
         )
-        environment.check()
-        stamp.write_text(key)
     if ops == 'compiled':
         environment.compile_mmcv()
-        environment.check()
+    if ops == 'compiled' or not ready:
+        error = environment.error_of(f'import {LIBRARIES}')
+        if error:
+            raise SetupError(
+                f'importing {LIBRARIES} failed; delete {venv.name} and run '
+                f'again to start afresh\n{error}'
+            )
+        stamp.write_text(key)
     say(f'{venv.name} is ready: source {venv.name}/bin/activate')
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description='Set the environment up.')
     parser.add_argument('--stack', default='onedl', choices=FOLDERS)
-    parser.add_argument(
-        '--ops', choices=['python', 'compiled'], default='python'
-    )
+    parser.add_argument('--ops', choices=['python', 'compiled'])
     args = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
