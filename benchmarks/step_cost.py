@@ -49,7 +49,7 @@ MODULES = dict(
 )
 METHODS = dict(backward='backward', step='optimiser', zero_grad='optimiser')
 PARTS = (*MODULES.values(), LOSS, 'backward', 'optimiser')
-# Boxes of an image, on average as in COCO, never none; and the log-normal law
+# Boxes of an image, on average as in COCO, never none; and the log-normal form
 # of a box's side at 640 x 480 px of which 41 % are below 32 px and 24 % above
 # 96 px, COCO's small and large objects.
 MEAN_BOXES, MOST_BOXES = 7.3, 63

@@ -1,4 +1,4 @@
-"""The door, each time through a fresh interpreter."""
+"""Registries, each time through a fresh interpreter."""
 
 import re
 import subprocess

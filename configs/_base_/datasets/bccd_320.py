@@ -1,4 +1,4 @@
-"""BCCD at 320 px by the data laws of PicoDet, in batches of 8."""
+"""BCCD at 320 px with the data settings of PicoDet, in batches of 8."""
 
 _base_ = ['./coco_416.py', './bccd.py']
 
