@@ -51,7 +51,7 @@ data/digits: | setup
 	$(RUN) tools/dataset_converters/make_digits.py --out $@
 
 test: setup
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile --durations=10 $(PYTEST_ARGS)
 
 # Always from .venv, which the hooks of pre-commit name.
 lint:
