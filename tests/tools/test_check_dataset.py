@@ -1,15 +1,20 @@
 """The command that checks the data of a config."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from PIL import Image
 
+from anchorformer_mm.apis import build_model, read_config
 from anchorformer_mm.datasets import DIGIT_CLASSES
 
 TOOL = 'check_dataset.py'
-CONFIG = Path(__file__).parents[2] / 'configs/picodet_anchorformer_t_digits.py'
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs/picodet_anchorformer_t_digits.py'
 VAL = Path('data/digits/annotations/instances_val.json')
 
 
@@ -103,3 +108,55 @@ def test_what_cannot_run_ends_in_status_two(run_tool, args, message):
     status, _, errors = run_tool(TOOL, str(CONFIG), *args)
     assert status == 2
     assert any(message in line for line in errors)
+
+
+def write_own_folder():
+    """Cats and dogs of `docs/detection.md`, as VOC and as COCO."""
+    for folder in ('images', 'JPEGImages', 'Annotations', 'ImageSets/Main'):
+        Path('data/mine', folder).mkdir(parents=True)
+    corners = '<xmin>9</xmin><ymin>9</ymin><xmax>39</xmax><ymax>59</ymax>'
+    objects = ''.join(
+        f'<object><name>{name}</name><bndbox>{corners}</bndbox></object>'
+        for name in ('dog', 'cat')
+    )
+    size = '<size><width>80</width><height>60</height></size>'
+    box = dict(image_id=1, bbox=[8, 8, 30, 50], area=1500, iscrowd=0)
+    for split in ('train', 'val', 'test'):
+        for folder in ('images', 'JPEGImages'):
+            image = Image.new('RGB', (80, 60))
+            image.save(f'data/mine/{folder}/{split}.jpg')
+        Path(f'data/mine/Annotations/{split}.xml').write_text(
+            f'<annotation>{size}{objects}</annotation>'
+        )
+        Path(f'data/mine/ImageSets/Main/{split}.txt').write_text(split)
+        image = dict(id=1, file_name=f'{split}.jpg', width=80, height=60)
+        content = dict(
+            images=[image],
+            annotations=[dict(id=i, category_id=i, **box) for i in (1, 2)],
+            categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
+        )
+        Path(f'data/mine/{split}.json').write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize('number', [0, 1], ids=['coco', 'voc'])
+def test_documented_configs_train_on_ones_own_folder(run_tool, number):
+    write_own_folder()
+    page = (ROOT / 'docs/detection.md').read_text()
+    config = re.findall(r'```python\n(_base_.*?)```', page, re.DOTALL)[number]
+    config = config.replace("'./", f"'{ROOT}/configs/")
+    Path('mine.py').write_text(config)
+    _, out, _ = run_tool(TOOL, 'mine.py', '--workers', '0')
+    assert out.splitlines()[-1] == '0 errors, 0 warnings'
+    cfg = read_config('mine.py')
+    init_default_scope('mmdet')
+    loader = cfg.train_dataloader
+    loader.update(num_workers=0, persistent_workers=False)
+    loader = Runner.build_dataloader(loader)
+    assert loader.dataset.metainfo['classes'] == ('cat', 'dog')
+    model = build_model(cfg).train()
+    # Normalisation takes more than one image.
+    batch = loader.collate_fn([loader.dataset[0], loader.dataset[0]])
+    data = model.data_preprocessor(batch, training=True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    assert loss.isfinite()
+    assert loss > 0
