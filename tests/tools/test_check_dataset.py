@@ -22,30 +22,23 @@ VAL = Path('data/digits/annotations/instances_val.json')
 def _data(tmp_path, monkeypatch):
     """A few images of 192 px with ten boxes each, one of each digit."""
     monkeypatch.chdir(tmp_path)
+    box = dict(bbox=[5, 6, 20, 30], area=600, iscrowd=0)
+    categories = [dict(id=i, name=n) for i, n in enumerate(DIGIT_CLASSES)]
+    VAL.parent.mkdir(parents=True)
     for split, count in (('train', 8), ('val', 4)):
-        numbers = range(1, count + 1)
+        images, annotations = [], []
         folder = Path('data/digits', split)
-        folder.mkdir(parents=True)
-        for n in numbers:
+        folder.mkdir()
+        for n in range(1, count + 1):
             Image.new('RGB', (192, 192)).save(folder / f'{n}.jpg')
-        box = dict(bbox=[5, 6, 20, 30], area=600, iscrowd=0)
-        content = dict(
-            images=[
-                dict(id=n, file_name=f'{n}.jpg', width=192, height=192)
-                for n in numbers
-            ],
-            annotations=[
-                dict(id=10 * n + i, image_id=n, category_id=i, **box)
-                for n in numbers
-                for i in range(10)
-            ],
-            categories=[
-                dict(id=i, name=name) for i, name in enumerate(DIGIT_CLASSES)
-            ],
-        )
+            image = dict(id=n, file_name=f'{n}.jpg', width=192, height=192)
+            images.append(image)
+            for i in range(10):
+                entry = dict(id=10 * n + i, image_id=n, category_id=i)
+                annotations.append(entry | box)
+        content = dict(images=images, annotations=annotations)
         path = VAL.with_name(f'instances_{split}.json')
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content | dict(categories=categories)))
 
 
 def test_sound_data_ends_in_status_zero(run_tool):
@@ -95,12 +88,8 @@ def test_classes_in_place_of_names_are_checked_too(run_tool):
     ('args', 'message'),
     [
         (('--seconds', '-1'), '--seconds must be >= 0, got -1'),
-        (('--workers', '-1'), '--workers must be >= 0, got -1'),
         (('--limit', '0'), '--limit must be >= 1, got 0'),
-        (
-            ('--cfg-options', 'test_dataloader=None', '--splits', 'test'),
-            'test',
-        ),
+        (('--cfg-options', 'val_dataloader=None', '--splits', 'val'), 'val'),
         (('--cfg-options', 'val_dataloader.dataset.ann_file=x'), 'missing'),
     ],
 )
@@ -112,30 +101,28 @@ def test_what_cannot_run_ends_in_status_two(run_tool, args, message):
 
 def write_own_folder():
     """Cats and dogs of `docs/detection.md`, as VOC and as COCO."""
-    for folder in ('images', 'JPEGImages', 'Annotations', 'ImageSets/Main'):
+    for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
         Path('data/mine', folder).mkdir(parents=True)
+    Path('data/mine/images').symlink_to('JPEGImages')
     corners = '<xmin>9</xmin><ymin>9</ymin><xmax>39</xmax><ymax>59</ymax>'
-    objects = ''.join(
-        f'<object><name>{name}</name><bndbox>{corners}</bndbox></object>'
-        for name in ('dog', 'cat')
-    )
-    size = '<size><width>80</width><height>60</height></size>'
+    text = '<size><width>80</width><height>60</height></size>'
+    for name in ('dog', 'cat'):
+        text += f'<object><name>{name}</name>'
+        text += f'<bndbox>{corners}</bndbox></object>'
     box = dict(image_id=1, bbox=[8, 8, 30, 50], area=1500, iscrowd=0)
+    content = dict(
+        annotations=[dict(id=i, category_id=i, **box) for i in (1, 2)],
+        categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
+    )
     for split in ('train', 'val', 'test'):
-        for folder in ('images', 'JPEGImages'):
-            image = Image.new('RGB', (80, 60))
-            image.save(f'data/mine/{folder}/{split}.jpg')
-        Path(f'data/mine/Annotations/{split}.xml').write_text(
-            f'<annotation>{size}{objects}</annotation>'
-        )
-        Path(f'data/mine/ImageSets/Main/{split}.txt').write_text(split)
-        image = dict(id=1, file_name=f'{split}.jpg', width=80, height=60)
-        content = dict(
-            images=[image],
-            annotations=[dict(id=i, category_id=i, **box) for i in (1, 2)],
-            categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
-        )
-        Path(f'data/mine/{split}.json').write_text(json.dumps(content))
+        voc, name = Path('data/mine'), f'{split}.jpg'
+        Image.new('RGB', (80, 60)).save(voc / 'JPEGImages' / name)
+        path = voc / f'Annotations/{split}.xml'
+        path.write_text(f'<annotation>{text}</annotation>')
+        (voc / f'ImageSets/Main/{split}.txt').write_text(split)
+        images = [dict(id=1, file_name=name, width=80, height=60)]
+        path = voc / f'{split}.json'
+        path.write_text(json.dumps(content | dict(images=images)))
 
 
 @pytest.mark.parametrize('number', [0, 1], ids=['coco', 'voc'])
