@@ -186,7 +186,13 @@ def check_splits(
             checks.append(check)
             if split != 'train' == checks[0].split:
                 check.compare(checks[0])
-    return [finding for check in checks for finding in check.findings()]
+    texts = _ERRORS | _WARNINGS
+    return [
+        Finding(severity, check.split, *texts[kind], (*dict.fromkeys(cases),))
+        for check in checks
+        # Errors come first.
+        for (severity, kind), cases in sorted(check.cases.items())
+    ]
 
 
 def report_findings(
@@ -292,13 +298,31 @@ def _look(place: tuple[Any, int, Sequence]) -> dict:
         results = dataset.get_data_info(index) if steps else dataset[index]
         info = dict(results) if isinstance(results, dict) else {}
         seen['name'] = str(info.get('img_path') or seen['name'])
+        told = info.get('height'), info.get('width')
+        path = info.get('seg_map_path') or seen['name']
         for transform in steps:
             step = type(transform).__name__
             results = transform(results)
             if results is None:
                 return seen
-            if step.startswith('Load'):
-                _compare(seen, info, results)
+            if not step.startswith('Load'):
+                continue
+            size = tuple(results.get('ori_shape', ()))[:2]
+            if size and None not in told and told != size:
+                text = f'{seen["name"]} ({_px(size)}, not {_px(told)})'
+                seen['cases'].append(('size', text))
+            ids = results.get('gt_seg_map')
+            # Panoptic maps of mmdet hold ids of segments.
+            if not isinstance(ids, np.ndarray) or 'instances' in info:
+                continue
+            if ids.shape != size:
+                text = f'{path} of {ids.shape} on an image of {size}'
+                seen['cases'].append(('map', text))
+            with suppress(OSError), Image.open(path) as image:
+                if image.mode[0] == 'I' and image.getextrema()[1] > 255:
+                    seen['cases'].append(('map', f'{path}: ids beyond 255'))
+            if ids.ndim == 2:
+                seen['ids'] = {*np.unique(ids).tolist()}
         sample = results.get('data_samples') if info else None
         if isinstance(sample, BaseDataElement) and 'ids' in seen:
             seen['after'] = {*sample.gt_sem_seg.data.unique().tolist()}
@@ -308,28 +332,6 @@ def _look(place: tuple[Any, int, Sequence]) -> dict:
         text = f'{type(error).__name__}: {error}'.splitlines()[0]
         seen['cases'].append(('load', f'{seen["name"]} ({step}: {text})'))
     return seen
-
-
-def _compare(seen: dict, info: dict, results: dict) -> None:
-    """Compare what a loader gave with what is annotated."""
-    size = tuple(results.get('ori_shape', ()))[:2]
-    told = info.get('height'), info.get('width')
-    if size and None not in told and told != size:
-        text = f'{seen["name"]} ({_px(size)}, not {_px(told)})'
-        seen['cases'].append(('size', text))
-    ids = results.get('gt_seg_map')
-    # Panoptic maps of mmdet hold ids of segments.
-    if not isinstance(ids, np.ndarray) or 'instances' in info:
-        return
-    name = info.get('seg_map_path') or seen['name']
-    if ids.shape != size:
-        text = f'{name} of {ids.shape} on an image of {size}'
-        seen['cases'].append(('map', text))
-    with suppress(OSError), Image.open(name) as image:
-        if image.mode[0] == 'I' and image.getextrema()[1] > 255:
-            seen['cases'].append(('map', f'{name} with ids beyond 255'))
-    if ids.ndim == 2:
-        seen['ids'] = {*np.unique(ids).tolist()}
 
 
 class _Check:
@@ -386,14 +388,6 @@ class _Check:
     def tell(self, kind: str, case: str, severity: str | None = None) -> None:
         severity = severity or (ERROR if kind in _ERRORS else WARNING)
         self.cases[severity, kind].append(case)
-
-    def findings(self) -> list[Finding]:
-        """Return what was found, errors first."""
-        texts = _ERRORS | _WARNINGS
-        return [
-            Finding(severity, self.split, *texts[kind], (*dict.fromkeys(c),))
-            for (severity, kind), c in sorted(self.cases.items())
-        ]
 
     def run(
         self, seconds: float | None, workers: int, track: Callable

@@ -51,7 +51,6 @@ def test_writes_once_then_says_that_it_is_there(tmp_path):
     [
         (['--digit-height', 20, 500], 'got 20 500'),
         (['--workers', 0], 'must be at least 1, got 0'),
-        (['--seed', 'x'], "invalid int value: 'x'"),
     ],
 )
 def test_bad_argument_is_named_in_one_line(tmp_path, arguments, message):
@@ -64,19 +63,13 @@ def test_bad_argument_is_named_in_one_line(tmp_path, arguments, message):
 
 @pytest.mark.parametrize(
     ('sent', 'workers', 'code'),
-    [(signal.SIGINT, 1, 130), (signal.SIGTERM, 2, 143)],
+    [(signal.SIGINT, '1', 130), (signal.SIGTERM, '2', 143)],
 )
 def test_interrupt_leaves_nothing_behind(tmp_path, sent, workers, code):
     out = tmp_path / 'data/digits'
     # A shell that runs the tests in the background has SIGINT ignored.
     process = subprocess.Popen(
-        [
-            *COMMAND,
-            '--out',
-            out,
-            '--num-train=1000000',
-            f'--workers={workers}',
-        ],
+        [*COMMAND, '--num-train=999999', '--workers', workers, '--out', out],
         env=ENVIRONMENT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
