@@ -54,9 +54,7 @@ def main() -> None:
 
     from anchorformer_mm.apis import read_config
     from anchorformer_mm.datasets.checks import ERROR, check_splits
-    from anchorformer_mm.utils.files import (
-        require_datasets,
-    )
+    from anchorformer_mm.utils.files import require_datasets
 
     cfg = read_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope') or 'mmengine')

@@ -16,7 +16,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -32,13 +32,10 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.text import (
-    listing,
-    printable,
-)
+from anchorformer_mm.utils.text import listing, printable
 
 ERROR, WARNING = 'error', 'warning'
 _COMMAND = 'python -m anchorformer_mm check_dataset CONFIG'
@@ -54,10 +51,8 @@ _ERRORS = {
     'class-text': ('classes is a text', "write a tuple, as ('cat',)"),
     'class-head': ('data and model differ in classes', 'set num_classes'),
     'class-weight': ('class_weight does not fit', 'one weight for each class'),
-    'class-unknown': ('classes that the annotations do not know',
-                      'spell metainfo.classes as the annotations do'),
-    'class-order': ('labels follow the annotations, names follow metainfo',
-                    'order metainfo.classes as the annotations do'),
+    'class-unknown': ('classes that the annotations do not know', 'rename'),
+    'class-order': ('classes in another order', 'see metainfo.classes'),
     'file': ('files that cannot be read', 'get them, or delist them'),
     'load': ('entries on which the pipeline fails', 'correct or delist them'),
     'label': ('labels that are no class', 'count from 0; see num_classes'),
@@ -69,33 +64,25 @@ _ERRORS = {
     'map-ids': ('ids that are no class', 'correct num_classes or the maps; '
                 'for void, set ignore_index of heads and metrics'),
     'padding': ('padding that is no class', 'set seg_pad_val to ignore_index'),
-    'metric-id': ('annotation ids that pycocotools cannot take',
-                  'number the annotations from 1'),
+    'metric-id': ('annotation ids that pycocotools cannot take', 'renumber'),
     'metric-crowd': ('annotations without iscrowd', 'set it to 0'),
-    'metric-images': ('images that the metric does not know',
-                      'set ann_file of the evaluator'),
+    'metric-images': ('images that the metric does not know', 'see ann_file'),
 }
 _WARNINGS = {
     'part': ('only a part was looked at', f'{_COMMAND} looks at all'),
-    'root': ('another data_root than in training',
-             'look for a second assignment to a dataloader'),
-    'classes': ('other classes than in training',
-                'look for a second assignment to a dataloader'),
+    'root': ('another data_root than in training', 'see the dataloaders'),
+    'classes': ('other classes than in training', 'see the dataloaders'),
     'class-empty': ('classes without an example',
                     'correct names or ids, add some, or leave the class out'),
     'left-images': ('images left out', 'see filter_cfg, names and suffixes'),
     'left-objects': ('objects left out', 'see classes, boxes and areas'),
     'size': ('images of another size than annotated', 'correct it; if turned, '
              "load with color_type='color_ignore_orientation'"),
-    'twice': ('images listed more than once', 'merge the entries'),
-    'name': ('equal names in several folders, for one output', 'rename them'),
     'in-training': ('images that are in training, too', 'take them out'),
     'box-area': ('boxes without area', 'correct or delete them'),
     'box-outside': ('boxes that reach out of the image', 'correct them'),
-    'map-ignored': ('label maps in which all is ignored',
-                    'see reduce_zero_label, or delist them'),
-    'metric-id-0': ('an annotation with id 0 counts as missed',
-                    'number the annotations from 1'),
+    'map-ignored': ('label maps in which all is ignored', 'delist them'),
+    'metric-id-0': ('annotations missed for their id', 'count from 1'),
 }
 # fmt: on
 
@@ -131,28 +118,10 @@ class Finding:
 
 
 def check_dataset(
-    dataset: Any,
-    cfg: Config,
-    split: str,
-    seconds: float | None = None,
-    metrics: Sequence = (),
-    **options,
+    dataset: Any, cfg: Config, split: str, seconds: float | None = None
 ) -> list[Finding]:
-    """Check a data set, wrapped or not, that the Runner or the like built.
-
-    Args:
-        dataset: Built.
-        cfg: The whole config.
-        split: ``'train'``, ``'val'`` or ``'test'``.
-        seconds: Time in which evenly spread entries are looked at; None for
-            all entries.
-        metrics: Those of the evaluator, built.
-        **options: ``workers``, processes besides this one, and ``track``,
-            which gives the items of its first argument and shows progress; it
-            also takes their number and a label.
-    """
-    built = dataset, metrics
-    return check_splits(cfg, [split], lambda _: built, seconds, **options)
+    """Check one data set that is built, wrapped or not: `check_splits`."""
+    return check_splits(cfg, [split], lambda _: (dataset, ()), seconds)
 
 
 def check_runner(
@@ -190,9 +159,11 @@ def check_splits(
         cfg: The whole config.
         splits: Of ``'train'``, ``'val'`` and ``'test'``.
         build: Gives the data set of a split and its metrics.
-        seconds: Time for each split, as for :func:`check_dataset`.
-        workers: As for :func:`check_dataset`.
-        track: As for :func:`check_dataset`.
+        seconds: Time for each split, in which evenly spread entries are
+            looked at; None for all entries.
+        workers: Processes besides this one.
+        track: Gives the items of its first argument and shows progress; it
+            also takes their number and a label.
     """
     checks = []
     for split in splits:
@@ -204,18 +175,24 @@ def check_splits(
             fault = f'{type(error).__name__}: {error}'
             dataset = _unfiltered(cfg[f'{split}_dataloader']['dataset'])
         if is_main_process():
-            check = _Check(dataset, cfg, split, metrics, seconds)
+            check = _Check(dataset, cfg, split, metrics)
             if fault:
                 check.tell('set', fault)
             # Data of an unknown kind shall not keep a training from starting.
             try:
-                check.run(workers, track)
+                check.run(seconds, workers, track)
             except Exception as error:
                 check.tell('part', f'{type(error).__name__}: {error}')
             checks.append(check)
             if split != 'train' == checks[0].split:
                 check.compare(checks[0])
-    return [finding for check in checks for finding in check.findings()]
+    texts = _ERRORS | _WARNINGS
+    return [
+        Finding(severity, check.split, *texts[kind], (*dict.fromkeys(cases),))
+        for check in checks
+        # Errors come first.
+        for (severity, kind), cases in sorted(check.cases.items())
+    ]
 
 
 def report_findings(
@@ -241,22 +218,8 @@ def _unfiltered(config: Mapping) -> Any:
         if 'pipeline' in node and 'dataset' not in node:
             # mmengine cannot serialise a data set in which there is nothing.
             node.update(filter_cfg=None, serialize_data=False)
-    try:
+    with suppress(Exception):
         return DATASETS.build(config)
-    except Exception:
-        return None
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Let random transforms leave no trace in a training."""
-    state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -274,23 +237,27 @@ def _dicts(node: Any, name: str) -> Iterator[tuple[str, Mapping]]:
     """Yield the dictionaries in a config, outer ones first."""
     if isinstance(node, Mapping):
         yield name, node
-    items = node.items() if isinstance(node, Mapping) else ()
-    for key, value in items:
-        if key not in _NO_HEADS:
-            yield from _dicts(value, f'{name}.{key}')
-    for index, value in enumerate(node if isinstance(node, list) else ()):
-        yield from _dicts(value, f'{name}[{index}]')
+        for key in node:
+            if key not in _NO_HEADS:
+                yield from _dicts(node[key], f'{name}.{key}')
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _dicts(value, f'{name}[{index}]')
+
+
+def _px(shape: Sequence[int]) -> str:
+    return f'{shape[1]}x{shape[0]} px'
 
 
 def _box_fault(box: Any, width: Any, height: Any) -> str:
     """Return the kind of fault of an ``xyxy`` box in px, if it has one."""
     try:
-        values = [float(value) for value in np.ravel(box)]
+        values = np.array(box, float).ravel()
     except (TypeError, ValueError, OverflowError):
         return 'box'
-    if not values or not all(map(math.isfinite, values)):
+    if not values.size or not np.isfinite(values).all():
         return 'box'
-    if len(values) != 4:
+    if values.size != 4:
         return ''  # rotated boxes and the like
     x1, y1, x2, y2 = values
     if x2 <= x1 or y2 <= y1:
@@ -308,123 +275,91 @@ def _file_fault(path: str) -> str:
     return '; '.join(['is not there', *hint])
 
 
-def _mask_fault(mask: Any) -> str:
-    if not mask:
-        return 'no mask'
+def _is_mask(mask: Any) -> bool:
+    """Tell RLE and polygons of three points from what cannot be loaded."""
     if isinstance(mask, Mapping):
-        return '' if {'counts', 'size'} <= mask.keys() else 'no RLE'
-    if not all(isinstance(part, (list, np.ndarray)) for part in mask):
-        return 'no list of polygons'
-    few = any(len(part) < 6 or len(part) % 2 for part in mask)
-    return 'a polygon without 3 points' if few else ''
+        return {'counts', 'size'} <= mask.keys()
+    return bool(mask) and all(
+        isinstance(p, (list, np.ndarray)) and len(p) >= 6 and len(p) % 2 == 0
+        for p in mask
+    )
 
 
-def _px(shape: Sequence[int]) -> str:
-    return f'{shape[1]}x{shape[0]} px'
+def _look(place: tuple[Any, int, Sequence]) -> dict:
+    """Run an entry of a data set through the steps of its pipeline.
 
-
-class _Look(Dataset):
-    """What pipelines make of entries, for a loader with processes.
-
-    Gives for each entry a dictionary: ``name``, ``cases`` of faults, and if
-    there are, ``ids`` of its label map as loaded, ``after`` all transforms,
-    and ``size`` of what the model gets.
+    Gives ``name``, ``cases`` of faults, and if there are, ``ids`` of its
+    label map as loaded, ``after`` all steps, and ``size`` for the model.
     """
-
-    def __init__(self, places: Sequence) -> None:
-        self.places = places
-        # Some transforms remember images.
-        self.steps = {id(d): deepcopy(_steps(d)) for d, _ in places}
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, number: int) -> dict:
-        dataset, index = self.places[number]
-        seen, step = dict(name=f'entry {index}', cases=[]), 'its data set'
-        steps = self.steps[id(dataset)]
-        try:
-            # A class of the user's may do all of it by itself.
-            results = dataset.get_data_info(index) if steps else dataset[index]
-            info = dict(results) if isinstance(results, dict) else {}
-            seen['name'] = str(info.get('img_path') or seen['name'])
-            for transform in steps:
-                step = type(transform).__name__
-                results = transform(results)
-                if results is None:
-                    return seen
-                if step.startswith('Load'):
-                    self._compare(seen, info, results)
-        # Loaders and transforms raise what they like.
-        except Exception as error:
-            text = f'{type(error).__name__}: {error}'.splitlines()[0]
-            seen['cases'].append(('load', f'{seen["name"]} ({step}: {text})'))
-            return seen
+    dataset, index, steps = place
+    seen, step = dict(name=f'entry {index}', cases=[]), 'its data set'
+    try:
+        # A class of the user's may do all of it by itself.
+        results = dataset.get_data_info(index) if steps else dataset[index]
+        info = dict(results) if isinstance(results, dict) else {}
+        seen['name'] = str(info.get('img_path') or seen['name'])
+        told = info.get('height'), info.get('width')
+        path = info.get('seg_map_path') or seen['name']
+        for transform in steps:
+            step = type(transform).__name__
+            results = transform(results)
+            if results is None:
+                return seen
+            if not step.startswith('Load'):
+                continue
+            size = tuple(results.get('ori_shape', ()))[:2]
+            if size and None not in told and told != size:
+                text = f'{seen["name"]} ({_px(size)}, not {_px(told)})'
+                seen['cases'].append(('size', text))
+            ids = results.get('gt_seg_map')
+            # Panoptic maps of mmdet hold ids of segments.
+            if not isinstance(ids, np.ndarray) or 'instances' in info:
+                continue
+            if ids.shape != size:
+                text = f'{path} of {ids.shape} on an image of {size}'
+                seen['cases'].append(('map', text))
+            with suppress(OSError), Image.open(path) as image:
+                if image.mode[0] == 'I' and image.getextrema()[1] > 255:
+                    seen['cases'].append(('map', f'{path}: ids beyond 255'))
+            if ids.ndim == 2:
+                seen['ids'] = {*np.unique(ids).tolist()}
         sample = results.get('data_samples') if info else None
         if isinstance(sample, BaseDataElement) and 'ids' in seen:
             seen['after'] = {*sample.gt_sem_seg.data.unique().tolist()}
             seen['size'] = results['inputs'].shape[-2:]
-        return seen
-
-    def _compare(self, seen: dict, info: dict, results: dict) -> None:
-        """Compare what a loader gave with what is annotated."""
-        size = tuple(results.get('ori_shape', ()))[:2]
-        told = info.get('height'), info.get('width')
-        if size and None not in told and told != size:
-            text = f'{seen["name"]} ({_px(size)}, not {_px(told)})'
-            seen['cases'].append(('size', text))
-        ids = results.get('gt_seg_map')
-        # Panoptic maps of mmdet hold ids of segments.
-        if not isinstance(ids, np.ndarray) or 'instances' in info:
-            return
-        name = info.get('seg_map_path') or seen['name']
-        if ids.shape != size:
-            text = f'{name} of {ids.shape} on an image of {size}'
-            seen['cases'].append(('map', text))
-        with suppress(OSError), Image.open(name) as image:
-            if image.mode[0] == 'I' and image.getextrema()[1] > 255:
-                seen['cases'].append(('map', f'{name} with ids beyond 255'))
-        if ids.ndim == 2:
-            seen['ids'] = {*np.unique(ids).tolist()}
-
-
-def _steps(dataset: Any) -> Sequence:
-    return getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    # Loaders and transforms raise what they like.
+    except Exception as error:
+        text = f'{type(error).__name__}: {error}'.splitlines()[0]
+        seen['cases'].append(('load', f'{seen["name"]} ({step}: {text})'))
+    return seen
 
 
 class _Check:
-    """The check of one split, arguments as of :func:`check_dataset`."""
+    """The check of one split."""
 
     def __init__(
-        self,
-        dataset: Any,
-        cfg: Config,
-        split: str,
-        metrics: Sequence,
-        seconds: float | None,
+        self, dataset: Any, cfg: Config, split: str, metrics: Sequence
     ) -> None:
         self.cfg, self.split, self.metrics = cfg, split, metrics
-        self.seconds = seconds
         self.leaves = list(_leaves(dataset))
-        starts = np.cumsum([0, *map(len, self.leaves)])
+        places = []
+        for leaf in self.leaves:
+            pipeline = getattr(leaf, 'pipeline', None)
+            # Some transforms remember images.
+            steps = deepcopy(getattr(pipeline, 'transforms', ()))
+            places += [(leaf, index, steps) for index in range(len(leaf))]
         # Steps of the golden ratio: each first part is evenly spread.
-        order = np.argsort(np.arange(starts[-1]) * 0.6180339887498949 % 1)
-        # More is not looked at in a short time.
-        order = order if seconds is None else order[:100_000]
-        owners = np.searchsorted(starts, order, 'right') - 1
-        self.places = [
-            (self.leaves[owner], int(i - starts[owner]))
-            for owner, i in zip(owners, order, strict=True)
-        ]
-        self.total = int(starts[-1])
+        order = np.argsort(np.arange(len(places)) * 0.6180339887498949 % 1)
+        self.places = [places[i] for i in order]
         self.cases: dict[tuple[str, str], list[str]] = defaultdict(list)
-        # How often there is a label, an id (in maps), an image; objects of
-        # each data set and ignored ones.
-        self.labels, self.maps, self.paths = Counter(), Counter(), Counter()
-        self.objects, self.image_ids = Counter(), set()
-        self.annotated, self.broken = False, set()
+        # How often there is a label, and an id in maps; objects of each data
+        # set, and ignored ones.
+        self.labels, self.maps, self.objects = Counter(), Counter(), Counter()
+        self.annotated = False
+        self.image_ids: set[int] = set()
+        self.paths: set[str] = set()
         # Folders with suffixes that are read there.
-        self.suffixes: set[str] = set()
+        self.read: set[tuple[str, str]] = set()
         # Names of the classes that annotations have.
         self.names: set[str] = set()
         metainfo = [getattr(d, 'metainfo', {}) for d in self.leaves[:1]]
@@ -454,45 +389,53 @@ class _Check:
         severity = severity or (ERROR if kind in _ERRORS else WARNING)
         self.cases[severity, kind].append(case)
 
-    def findings(self) -> list[Finding]:
-        """Return what was found, errors first."""
-        texts = _ERRORS | _WARNINGS
-        return [
-            Finding(severity, self.split, *texts[kind], (*dict.fromkeys(c),))
-            for (severity, kind), c in sorted(self.cases.items())
-        ]
-
-    def run(self, workers: int, track: Callable) -> None:
+    def run(
+        self, seconds: float | None, workers: int, track: Callable
+    ) -> None:
         start = time.monotonic()
-        end = start + (math.inf if self.seconds is None else self.seconds)
-        if not self.places:
+        end = start + (math.inf if seconds is None else seconds)
+        total, looked, loaded, sound = len(self.places), 0, 0, []
+        if not total:
             self.tell('set', 'it has no entry')
             return
         self._compare_heads()
-        looked = 0
-        label = f'{self.split}: annotations'
-        for dataset, index in track(self.places, len(self.places), label):
+        for place in track(self.places, total, f'{self.split}: annotations'):
             if looked and time.monotonic() > (start + end) / 2:
                 break
             looked += 1
-            if hasattr(dataset, 'get_data_info'):
-                self._entry(dataset, index, dataset.get_data_info(index))
-        with _random_state_kept():
-            loaded = self._load(workers, track, end)
+            if self._entry(*place):
+                sound.append(place)
+        loader = DataLoader(
+            sound, batch_size=None, num_workers=workers, collate_fn=_look
+        )
+        # Random transforms leave no trace in a training.
+        state, numpy_state = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=[]):
+            for seen in track(loader, len(sound), f'{self.split}: images'):
+                loaded += 1
+                for kind, case in seen['cases']:
+                    self.tell(kind, case)
+                if self.num and 'ids' in seen:
+                    self._map(seen)
+                if time.monotonic() > end:
+                    break
+        random.setstate(state)
+        np.random.set_state(numpy_state)
         for metric in self.metrics:
             # That of COCO holds what it read, under a private name.
             for coco in vars(metric).values():
                 if hasattr(coco, 'anns') and hasattr(coco, 'dataset'):
-                    self._look_at_metric(metric, coco.dataset, end)
-        total, images = self.total, self.total - len(self.broken)
-        if (looked, loaded) != (total, images):
+                    self._look_at_metric(metric, coco.dataset)
+        whole = looked == total
+        complete = whole and loaded == len(sound)
+        if not complete:
             text = f'{looked} of {total} entries, {loaded} with their images'
             self.tell('part', text)
-        self._look_for_others(looked == total)
+        self._look_for_others(whole)
         if self.maps:
-            self._look_at_classes(self.maps, loaded, loaded == images)
+            self._look_at_classes(self.maps, loaded, complete)
         elif self.annotated:
-            self._look_at_classes(self.labels, looked, looked == total)
+            self._look_at_classes(self.labels, looked, whole)
 
     def _compare_heads(self) -> None:
         for name, head in self.heads.items():
@@ -508,28 +451,27 @@ class _Check:
                     text = f'{len(weight)} for num_classes={number}'
                     self.tell('class-weight', f'{place} has {text}')
 
-    def _entry(self, dataset: Any, index: int, info: dict) -> None:
+    def _entry(self, dataset: Any, index: int, steps: Sequence) -> bool:
+        """Look at an entry; tell if its files are there."""
+        if not hasattr(dataset, 'get_data_info'):
+            return True
+        info = dataset.get_data_info(index)
         path = info.get('img_path')
         name = path if isinstance(path, str) else f'entry {index}'
-        self.paths[name] += 1
-        # Each of several data sets may have it.
-        if self.paths[name] > len(self.leaves):
-            self.tell('twice', name)
+        self.paths.add(name)
         if 'img_id' in info:
             self.image_ids.add(info['img_id'])
-        steps = _steps(dataset)
+        sound = True
         files = [path]
         if any('Annotations' in type(step).__name__ for step in steps):
             files.append(info.get('seg_map_path'))
+        is_remote = getattr(dataset, 'backend_args', None)
         for file in files:
-            if isinstance(file, str):
-                self.suffixes.add(os.path.split(file)[0] + Path(file).suffix)
-            is_here = isinstance(file, str) and '://' not in file
-            if not is_here or getattr(dataset, 'backend_args', None):
-                continue
-            if fault := _file_fault(file):
-                self.tell('file', f'{file} {fault}')
-                self.broken.add((id(dataset), index))
+            if isinstance(file, str) and '://' not in file:
+                self.read.add((os.path.dirname(file), Path(file).suffix))
+                if not is_remote and (fault := _file_fault(file)):
+                    self.tell('file', f'{file} {fault}')
+                    sound = False
         self.annotated |= 'instances' in info or 'gt_label' in info
         for label in np.ravel(info.get('gt_label', ())).tolist():
             self._label(label, name)
@@ -543,8 +485,9 @@ class _Check:
             self.objects['ignored'] += bool(item.get('ignore_flag'))
             if box is not None and (kind := _box_fault(box, *size)):
                 self.tell(kind, where)
-            if masks and (fault := _mask_fault(item.get('mask'))):
-                self.tell('mask', f'{where}: {fault}')
+            if masks and not _is_mask(item.get('mask')):
+                self.tell('mask', where)
+        return sound
 
     def _label(self, label: Any, where: str) -> None:
         self.labels[label] += 1
@@ -552,24 +495,6 @@ class _Check:
         known = is_whole and 0 <= label < self.num
         if self.num and not known:
             self.tell('label', f'{where}: {label} of {self.num}')
-
-    def _load(self, workers: int, track: Callable, end: float) -> int:
-        loaded = 0
-        places = [
-            p for p in self.places if (id(p[0]), p[1]) not in self.broken
-        ]
-        loader = DataLoader(
-            _Look(places), batch_size=None, num_workers=workers
-        )
-        for seen in track(loader, len(places), f'{self.split}: images'):
-            loaded += 1
-            for kind, case in seen['cases']:
-                self.tell(kind, case)
-            if self.num and 'ids' in seen:
-                self._map(seen)
-            if time.monotonic() > end:
-                break
-        return loaded
 
     def _map(self, seen: dict) -> None:
         name, ids, size = seen['name'], seen['ids'], seen.get('size')
@@ -589,7 +514,7 @@ class _Check:
             text = f'{_px(size)}, padded to {_px(wanted)} with {value}'
             self.tell('padding', f'{name}, of {text}')
 
-    def _look_at_metric(self, metric: Any, coco: dict, end: float) -> None:
+    def _look_at_metric(self, metric: Any, coco: dict) -> None:
         """Look at annotations that pycocotools is to compare with."""
         self._categories(coco)
         images = {image['id']: image for image in coco.get('images', ())}
@@ -597,9 +522,7 @@ class _Check:
             text = f'{len(unknown)}, of the ids {listing(map(str, unknown))}'
             self.tell('metric-images', text)
         masks = 'segm' in getattr(metric, 'metrics', ())
-        for number, entry in enumerate(coco.get('annotations', ())):
-            if number % 1000 == 999 and time.monotonic() > end:
-                break
+        for entry in coco.get('annotations', ()):
             image = images.get(entry['image_id'], {}).get('file_name')
             where = f'annotation {entry["id"]!r} of {image}'
             if not isinstance(entry['id'], (int, float)):
@@ -608,8 +531,8 @@ class _Check:
                 self.tell('metric-id-0', where)
             if 'iscrowd' not in entry:
                 self.tell('metric-crowd', where)
-            if masks and (fault := _mask_fault(entry.get('segmentation'))):
-                self.tell('mask', f'{where}: {fault}')
+            if masks and not _is_mask(entry.get('segmentation')):
+                self.tell('mask', where)
 
     def _categories(self, coco: dict) -> None:
         names = [entry['name'] for entry in coco.get('categories', ())]
@@ -638,28 +561,18 @@ class _Check:
             if ids is not None and len(ids) < len(self.classes):
                 with open(file, encoding='utf-8') as stream:
                     self._categories(json.load(stream))
-            others = [len(i) for c, i in images.items() if c not in ids]
-            if others:
-                text = f'{sum(others)} of {len(others)} other categories'
-                self.tell('left-objects', f'{text} in {file}')
-            count = sum(len(i) for c, i in images.items() if c in (ids or ()))
+            count = sum(map(len, images.values()))
             left = count - self.objects[id(dataset)]
             if whole and left > 0:
                 self.tell('left-objects', f'{left} of {count} in {file}')
-        used = {os.path.splitext(path)[1] for path in self.paths}
         folders = sorted({os.path.dirname(path) for path in self.paths})[:50]
         for folder in filter(os.path.isdir, folders):
             suffixes = Counter(Path(n).suffix for n in os.listdir(folder))
-            for suffix in suffixes.keys() - used:
+            for suffix, count in suffixes.items():
                 is_image = suffix.lower() in _IMAGES.split()
-                if is_image and folder + suffix not in self.suffixes:
-                    text = f'{suffixes[suffix]} in {suffix} of {folder}'
+                if is_image and (folder, suffix) not in self.read:
+                    text = f'{count} in {suffix} of {folder}'
                     self.tell('left-images', text)
-        if any(getattr(metric, 'output_dir', None) for metric in self.metrics):
-            names = Counter(os.path.basename(path) for path in self.paths)
-            for name in names:
-                if names[name] > 1:
-                    self.tell('name', name)
 
     def _look_at_classes(
         self, counts: Counter, seen: int, whole: bool
@@ -688,7 +601,7 @@ class _Check:
 
     def _named(self, name: str) -> str:
         """Return a class with what may be its name in the annotations."""
-        for dataset, index in self.places[: 0 if self.names else 200]:
+        for dataset, index, _ in self.places[: 0 if self.names else 200]:
             path = dataset.get_data_info(index).get('xml_path')
             if path and os.path.isfile(path):
                 names = ET.parse(path).iterfind('object/name')
@@ -700,21 +613,20 @@ class _Check:
 
     def compare(self, train: '_Check') -> None:
         """Compare the data of an evaluation with that of the training."""
-        for path in sorted(self.paths.keys() & train.paths.keys()):
+        for path in sorted(self.paths & train.paths):
             self.tell('in-training', path)
         if self.classes and train.classes and self.classes != train.classes:
             text = f'{listing(self.classes)}, not {listing(train.classes)}'
             self.tell('classes', text)
         ours, theirs = (
-            {os.path.abspath(root) for d in check.leaves if (root := _root(d))}
+            {
+                # Without a folder for the split.
+                re.sub(r'/(train|val|test)[^/]*$', '', os.path.abspath(root))
+                for dataset in check.leaves
+                if (root := getattr(dataset, 'data_root', None))
+            }
             for check in (self, train)
         )
         pairs = [(a, b) for a in ours for b in theirs]
         if pairs and not any(os.path.commonpath(p) in p for p in pairs):
             self.tell('root', f'{listing(ours)}, not {listing(theirs)}')
-
-
-def _root(dataset: Any) -> str:
-    """Return the folder of a data set, without one for its split."""
-    root = str(getattr(dataset, 'data_root', None) or '').rstrip('/')
-    return re.sub(r'/(train|val|test)[^/]*$', '', root)

@@ -17,16 +17,9 @@ DIGIT_CLASSES = (
 )
 # One RGB colour a class.
 PALETTE = (
-    (220, 20, 60),
-    (0, 128, 255),
-    (60, 179, 60),
-    (255, 165, 0),
-    (148, 0, 211),
-    (0, 206, 209),
-    (255, 105, 180),
-    (154, 205, 50),
-    (139, 69, 19),
-    (112, 128, 144),
+    *((220, 20, 60), (0, 128, 255), (60, 179, 60), (255, 165, 0)),
+    *((148, 0, 211), (0, 206, 209), (255, 105, 180), (154, 205, 50)),
+    *((139, 69, 19), (112, 128, 144)),
 )
 SEGMENTATION_CLASSES = ('background', *DIGIT_CLASSES)
 SEGMENTATION_PALETTE = ((0, 0, 0), *PALETTE)
@@ -41,8 +34,6 @@ MAX_BOX_OVERLAP = 0.4  # intersection over the smaller box
 SCENE_MARGIN = 1  # px between a box and the edge: the stroke's soft edge
 
 _PLACEMENTS = 20  # tries for one digit, after which it is left out
-_FIELD_SCALE = 6  # px of the smooth ink field a scan pixel
-_MAX_TEXTURE = 26.0  # luma levels to either side of a background's own
 
 
 @dataclass(frozen=True)
@@ -104,16 +95,13 @@ def load_scans(split: str | None = None) -> Scans:
         ValueError: ``split`` is none of the above.
     """
     if split not in ('train', 'val', None):
-        raise ValueError(
-            f"split must be 'train', 'val' or None, got {split!r}"
-        )
+        text = f"split must be 'train', 'val' or None, got {split!r}"
+        raise ValueError(text)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
-            'the digits data set is made from the scans that scikit-learn '
-            'carries: pip install scikit-learn'
-        ) from error
+        text = 'digits are made of its scans: pip install scikit-learn'
+        raise ImportError(text) from error
     data = load_digits()
     for_val = np.zeros(len(data.target), bool)
     for digit in range(len(DIGIT_CLASSES)):
@@ -125,11 +113,6 @@ def load_scans(split: str | None = None) -> Scans:
         labels=data.target[chosen].astype(np.int64),
         indices=np.flatnonzero(chosen),
     )
-
-
-def default_digit_height(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the smallest and largest height in px for scenes of ``size``."""
-    return MIN_DIGIT_HEIGHT, min(size) // 2
 
 
 def make_scene(
@@ -151,7 +134,7 @@ def make_scene(
         Scene: Every ink is ``MIN_CONTRAST`` away from the background, every
         digit lies inside the scene, and ``MIN_VISIBLE`` of it is visible.
     """
-    low, high = digit_height or default_digit_height(size)
+    low, high = digit_height or (MIN_DIGIT_HEIGHT, min(size) // 2)
     canvas = _Canvas(make_background(rng, size))
     number = int(rng.integers(1, MAX_DIGITS + 1))
     if rng.random() < EMPTY_SHARE:
@@ -162,8 +145,8 @@ def make_scene(
     # under a large one would be lost.
     for height in sorted(heights, reverse=True):
         row = int(rng.integers(len(scans)))
-        glyph = render_glyph(rng, scans.images[row], height, canvas.room)
-        if canvas.try_add(rng, glyph):
+        alpha = render_glyph(rng, scans.images[row], height, canvas.room)
+        if canvas.try_add(rng, alpha):
             kept.append(row)
     return canvas.scene(scans.labels[kept], scans.indices[kept])
 
@@ -183,23 +166,9 @@ def make_single(
     """
     canvas = _Canvas(make_background(rng, size))
     height = rng.uniform(0.75, 0.9) * min(size)
-    glyph = render_glyph(rng, scan, height, canvas.room)
-    canvas.try_add(rng, glyph, reach=0.5)
+    alpha = render_glyph(rng, scan, height, canvas.room)
+    canvas.try_add(rng, alpha, reach=0.5)
     return canvas.image.round().astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Glyph:
-    """One digit ready to be pasted.
-
-    Attributes:
-        alpha: Opacity between 0 and 1, shape (h + 2, w + 2): the stroke's
-            tight box and one pixel of its soft edge all around.
-        mask: The stroke, opacity of at least one half, shape (h, w), bool.
-    """
-
-    alpha: np.ndarray
-    mask: np.ndarray
 
 
 def render_glyph(
@@ -207,7 +176,7 @@ def render_glyph(
     scan: np.ndarray,
     height: float,
     room: tuple[int, int],
-) -> Glyph:
+) -> np.ndarray:
     """Draw a scan as a clean stroke, slightly turned, slanted and stretched.
 
     Args:
@@ -216,16 +185,19 @@ def render_glyph(
         height: Height of the stroke in px, met within 2 px.
         room: Width and height in px that the stroke must not exceed; one
             that would is made smaller.
+
+    Returns:
+        np.ndarray: Opacity between 0 and 1, shape (h + 2, w + 2): the
+        stroke's tight box, and one pixel of its soft edge all around. The
+        stroke is where it is at least one half.
     """
     field = _ink_field(scan)
     angle = np.deg2rad(rng.uniform(-12, 12))
     slant = rng.uniform(-0.25, 0.25)
     aspect = np.exp(rng.uniform(-0.15, 0.15))
     threshold = rng.uniform(0.45, 0.6)
-    turn = np.array(
-        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    )
-    linear = turn @ np.array([[aspect, slant], [0, 1]])
+    cos, sin = np.cos(angle), np.sin(angle)
+    linear = np.array([[cos, -sin], [sin, cos]]) @ [[aspect, slant], [0, 1]]
 
     # A first pass at the field's own scale finds the stroke's extent there.
     side = 2 * len(field)
@@ -244,8 +216,7 @@ def render_glyph(
     gain = max(h * scale / 12, 1.3)
     alpha = np.clip((drawn - threshold) * gain + 0.5, 0, 1)
     x, y, w, h = cv2.boundingRect(np.uint8(alpha >= 0.5))
-    alpha = alpha[y - 1 : y + h + 1, x - 1 : x + w + 1]
-    return Glyph(alpha=alpha, mask=alpha[1:-1, 1:-1] >= 0.5)
+    return alpha[y - 1 : y + h + 1, x - 1 : x + w + 1]
 
 
 def make_background(
@@ -275,7 +246,8 @@ def make_background(
         texture = texture + rng.uniform(0.3, 1) * _stripes(rng, size)
     grain = rng.standard_normal(texture.shape, np.float32)
     texture = texture + rng.uniform(0, 0.1) * grain
-    texture *= rng.uniform(12, _MAX_TEXTURE) / np.abs(texture).max()
+    # Luma levels to either side of the background's own.
+    texture *= rng.uniform(12, 26) / np.abs(texture).max()
 
     image = first + blend * (second - first) + texture[..., None]
     return np.clip(image, 0, 255).astype(np.float32)
@@ -300,16 +272,13 @@ def random_colour(
 def luma(image: np.ndarray) -> np.ndarray:
     """Return the BT.601 luma of BGR values, shape (..., 3) to (...)."""
     blue, green, red = np.moveaxis(np.asarray(image, np.float32), -1, 0)
-    return (
-        np.float32(0.114) * blue
-        + np.float32(0.587) * green
-        + np.float32(0.299) * red
-    )
+    blue, green = np.float32(0.114) * blue, np.float32(0.587) * green
+    return blue + green + np.float32(0.299) * red
 
 
 def _ink_field(scan: np.ndarray) -> np.ndarray:
     """Upscale a scan to a smooth field whose level lines are the stroke."""
-    scale = _FIELD_SCALE
+    scale = 6  # px of the field a scan pixel
     padded = np.pad(scan.astype(np.float32), 2)
     side = scale * len(padded)
     field = cv2.resize(padded, (side, side), interpolation=cv2.INTER_CUBIC)
@@ -354,97 +323,84 @@ class _Canvas:
         rows, columns = image.shape[:2]
         self.room = (columns - 2 * SCENE_MARGIN, rows - 2 * SCENE_MARGIN)
         levels = luma(image)
-        self._darkest, self._lightest = levels.min(), levels.max()
-        # Which digit each pixel shows, -1 for none.
-        self._owner = np.full((rows, columns), -1, np.int64)
+        # Of an ink, where contrast to every pixel is left.
+        ranges = (
+            (0.0, levels.min() - MIN_CONTRAST),
+            (levels.max() + MIN_CONTRAST, 255.0),
+        )
+        self._lumas = [(low, high) for low, high in ranges if low <= high]
+        # Which digit each pixel shows, 0 for none.
+        self._owner = np.zeros((rows, columns), np.int64)
         self._boxes = np.zeros((0, 4), np.int64)
-        self._masks: list[np.ndarray] = []
-        self._inks: list[np.ndarray] = []
+        self._masks = np.zeros((0, rows, columns), bool)
+        self._inks = np.zeros((0, 3), np.float32)
 
     def try_add(
-        self, rng: np.random.Generator, glyph: Glyph, reach: float = 1.0
+        self, rng: np.random.Generator, alpha: np.ndarray, reach: float = 1.0
     ) -> bool:
-        """Paste the glyph where it fits; False when no such place is found.
+        """Paste a digit where it fits; False when no such place is found.
 
         ``reach`` is the share of the free places, around the middle one,
         that are tried.
         """
-        h, w = glyph.mask.shape
+        h, w = np.subtract(alpha.shape, 2)
         free = np.subtract(self.room, (w, h))
         span = (reach * free).round().astype(int)
         start = SCENE_MARGIN + (free - span) // 2
         for _ in range(_PLACEMENTS):
             x = int(start[0] + rng.integers(span[0] + 1))
             y = int(start[1] + rng.integers(span[1] + 1))
-            box = np.array([x, y, w, h])
-            ink = self._pick_ink(rng)
-            if self._fits(box, glyph.mask, ink):
-                self._paste(box, glyph, ink)
+            low, high = self._lumas[int(rng.integers(len(self._lumas)))]
+            ink = random_colour(rng, rng.uniform(low, high), (0.3, 1))
+            if self._try_at(np.array([x, y, w, h]), alpha, ink):
                 return True
         return False
 
     def scene(self, labels: np.ndarray, scans: np.ndarray) -> Scene:
         """Return what was composed, given each digit's label and scan."""
         classes = np.concatenate([[0], labels + 1]).astype(np.uint8)
-        areas = np.array([mask.sum() for mask in self._masks])
         return Scene(
             image=self.image.round().astype(np.uint8),
-            semantic=classes[self._owner + 1],
+            semantic=classes[self._owner],
             boxes=self._boxes,
             labels=labels,
-            masks=np.array(self._masks, bool).reshape(-1, *self._owner.shape),
-            visible=self._shown() / areas,
-            inks=np.array(self._inks, np.float32).reshape(-1, 3),
+            masks=self._masks,
+            visible=self._count(self._owner) / self._masks.sum((1, 2)),
+            inks=self._inks,
             scans=scans,
         )
 
-    def _pick_ink(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw an ink on a side of the background where contrast is left."""
-        darker = self._darkest - MIN_CONTRAST
-        lighter = self._lightest + MIN_CONTRAST
-        ranges = [(0.0, darker), (lighter, 255.0)]
-        ranges = [(low, high) for low, high in ranges if low <= high]
-        low, high = ranges[int(rng.integers(len(ranges)))]
-        return random_colour(rng, rng.uniform(low, high), saturation=(0.3, 1))
+    def _count(self, owners: np.ndarray) -> np.ndarray:
+        """Count pixels of each digit, shape (N,)."""
+        number = len(self._masks) + 1
+        return np.bincount(owners.ravel(), minlength=number)[1:]
 
-    def _shown(self) -> np.ndarray:
-        """Count the visible pixels of each digit, shape (N,)."""
-        counts = np.bincount(
-            self._owner.ravel() + 1, minlength=len(self._masks) + 1
-        )
-        return counts[1:]
-
-    def _fits(
-        self, box: np.ndarray, mask: np.ndarray, ink: np.ndarray
+    def _try_at(
+        self, box: np.ndarray, alpha: np.ndarray, ink: np.ndarray
     ) -> bool:
-        if not self._masks:
-            return True
+        ends = self._boxes[:, :2] + self._boxes[:, 2:]
         start = np.maximum(self._boxes[:, :2], box[:2])
-        end = np.minimum(
-            self._boxes[:, :2] + self._boxes[:, 2:], box[:2] + box[2:]
-        )
+        end = np.minimum(ends, box[:2] + box[2:])
         shared = np.clip(end - start, 0, None).prod(1)
         smaller = np.minimum(self._boxes[:, 2:].prod(1), box[2:].prod())
         if (shared > MAX_BOX_OVERLAP * smaller).any():
             return False
-        met = np.array(self._inks)[shared > 0]
-        if (np.linalg.norm(met - ink, axis=1) < MIN_INK_DISTANCE).any():
+        distance = np.linalg.norm(self._inks[shared > 0] - ink, axis=1)
+        if (distance < MIN_INK_DISTANCE).any():
             return False
         x, y, w, h = box
-        hidden = np.bincount(
-            self._owner[y : y + h, x : x + w][mask] + 1,
-            minlength=len(self._masks) + 1,
-        )[1:]
-        areas = np.array([mask.sum() for mask in self._masks])
-        return bool((self._shown() - hidden >= MIN_VISIBLE * areas).all())
-
-    def _paste(self, box: np.ndarray, glyph: Glyph, ink: np.ndarray) -> None:
-        x, y, w, h = box
+        place = np.s_[y : y + h, x : x + w]
+        mask = alpha[1:-1, 1:-1] >= 0.5
+        hidden = self._count(self._owner[place][mask])
+        left = self._count(self._owner) - hidden
+        if (left < MIN_VISIBLE * self._masks.sum((1, 2))).any():
+            return False
         soft = self.image[y - 1 : y + h + 1, x - 1 : x + w + 1]
-        soft += glyph.alpha[..., None] * (ink - soft)
-        self._owner[y : y + h, x : x + w][glyph.mask] = len(self._masks)
-        whole = np.zeros(self._owner.shape, bool)
-        whole[y : y + h, x : x + w] = glyph.mask
-        self._masks.append(whole)
+        soft += alpha[..., None] * (ink - soft)
+        whole = np.zeros((1, *self._owner.shape), bool)
+        whole[0][place] = mask
+        self._masks = np.concatenate([self._masks, whole])
+        self._owner[whole[0]] = len(self._masks)
         self._boxes = np.concatenate([self._boxes, box[None]])
-        self._inks.append(ink)
+        self._inks = np.concatenate([self._inks, ink[None]])
+        return True

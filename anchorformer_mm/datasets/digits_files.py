@@ -25,7 +25,6 @@ from anchorformer_mm.datasets.digits import (
     DIGIT_CLASSES,
     MIN_DIGIT_HEIGHT,
     SEGMENTATION_CLASSES,
-    default_digit_height,
     load_scans,
     make_scene,
     make_single,
@@ -40,12 +39,8 @@ SINGLE_SIZE = (64, 64)  # of a classification image, px
 _SCENES, _SINGLES = 0, 1  # set the generators of the two kinds apart
 _MIN_SCENE_SIDE = 64
 # Without chroma subsampling: inks keep their colour along the edges.
-_JPEG = (
-    cv2.IMWRITE_JPEG_QUALITY,
-    95,
-    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-)
+_JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR)
+_JPEG += (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,)
 
 
 @dataclass(frozen=True)
@@ -74,22 +69,22 @@ class DigitsSpec:
         for name, least in (('num_train', 1), ('num_val', 1), ('seed', 0)):
             value = getattr(self, name)
             if value < least:
-                raise ValueError(
-                    f'{name} must be at least {least}, got {value}'
-                )
+                text = f'{name} must be at least {least}, got {value}'
+                raise ValueError(text)
         width, height = self.scene_size
-        if min(width, height) < _MIN_SCENE_SIDE:
+        least, shorter = _MIN_SCENE_SIDE, min(width, height)
+        if shorter < least:
             raise ValueError(
-                f'scene_size must be at least {_MIN_SCENE_SIDE} px on both '
-                f'sides, got {width} x {height}'
+                f'scene_size must be at least {least} px on both sides, got '
+                f'{width} x {height}'
             )
-        low, high = self.digit_height or default_digit_height(self.scene_size)
-        largest = min(width, height) * 3 // 4
-        if not MIN_DIGIT_HEIGHT <= low <= high <= largest:
+        least, most = MIN_DIGIT_HEIGHT, shorter * 3 // 4
+        low, high = self.digit_height or (least, least)
+        if not least <= low <= high <= most:
             raise ValueError(
-                f'digit_height must be {MIN_DIGIT_HEIGHT} <= MIN <= MAX <= '
-                f'{largest} px, three quarters of the shorter side of a '
-                f'{width} x {height} scene, got {low} {high}'
+                f'digit_height must be {least} <= MIN <= MAX <= {most} px, '
+                'three quarters of the shorter side of a scene, got '
+                f'{low} {high}'
             )
 
     def num_scenes(self, split: str) -> int:
@@ -117,13 +112,12 @@ def write_digits(
       classification/meta/{train,val}.txt            their digits
     ```
 
-    The maps hold 11 classes with the background as 0, so mmseg reads them
-    with ``reduce_zero_label=False`` and ``SEGMENTATION_CLASSES``. A COCO box
-    is tight around the whole stroke, its segmentation is that stroke as
-    uncompressed RLE and its area the stroke's pixels; the maps show visible
-    strokes only. Folders sort by name, not by digit, so a reader that wants
-    the labels of ``DIGIT_CLASSES`` takes them from ``classification/meta``.
-    Train and validation share no scan.
+    The maps hold 11 classes with the background as 0
+    (``reduce_zero_label=False``) and show visible strokes only. A COCO box is
+    tight around the whole stroke, its segmentation that stroke as uncompressed
+    RLE, its area the stroke's pixels. The labels of ``DIGIT_CLASSES`` are in
+    ``classification/meta``: folders sort by name. Train and validation share
+    no scan.
 
     Args:
         out: Folder to make.
@@ -153,10 +147,7 @@ def write_digits(
             results = run(function, items)
             return list(bar.track(results, len(items), description=label))
 
-        counts = {
-            split: _write_split(run_all, folder, spec, split)
-            for split in SPLITS
-        }
+        counts = {s: _write_split(run_all, folder, spec, s) for s in SPLITS}
         _write_json(folder / META_NAME, _meta(folder, spec, counts), indent=2)
     return True
 
@@ -174,10 +165,8 @@ def encode_rle(mask: np.ndarray) -> dict:
     pixels = mask.ravel(order='F')
     edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     counts = np.diff(edges, prepend=0, append=pixels.size).tolist()
-    return {
-        'size': list(mask.shape),
-        'counts': [0, *counts] if pixels[0] else counts,
-    }
+    counts = [0, *counts] if pixels[0] else counts
+    return {'size': list(mask.shape), 'counts': counts}
 
 
 def _write_split(
@@ -185,12 +174,10 @@ def _write_split(
 ) -> dict[str, int]:
     """Write one split of all three tasks and return its counts."""
     singles = folder / 'classification'
-    for path in (
-        *(folder / 'annotations', folder / split, singles / 'meta'),
-        folder / 'semantic' / split,
-        *(singles / split / name for name in DIGIT_CLASSES),
-    ):
-        path.mkdir(parents=True, exist_ok=True)
+    paths = ['annotations', split, f'semantic/{split}', 'classification/meta']
+    paths += [f'classification/{split}/{name}' for name in DIGIT_CLASSES]
+    for path in paths:
+        (folder / path).mkdir(parents=True, exist_ok=True)
     scenes = run(
         partial(_write_scene, folder, spec, split),
         range(spec.num_scenes(split)),
@@ -220,9 +207,8 @@ def _write_scene(
     folder: Path, spec: DigitsSpec, split: str, index: int
 ) -> list[dict]:
     """Write a scene and its map; return its COCO annotations without ids."""
-    rng = np.random.default_rng(
-        [spec.seed, _SCENES, SPLITS.index(split), index]
-    )
+    seed = [spec.seed, _SCENES, SPLITS.index(split), index]
+    rng = np.random.default_rng(seed)
     scene = make_scene(rng, _scans(split), spec.scene_size, spec.digit_height)
     name = f'{index + 1:06d}'
     _write_image(folder / split / f'{name}.jpg', scene.image, _JPEG)
@@ -245,19 +231,18 @@ def _write_single(folder: Path, spec: DigitsSpec, split: str, row: int) -> str:
     """Write the image of one scan; return its line in the list."""
     scans = _scans(split)
     scan, label = int(scans.indices[row]), int(scans.labels[row])
-    rng = np.random.default_rng(
-        [spec.seed, _SINGLES, SPLITS.index(split), scan]
-    )
+    seed = [spec.seed, _SINGLES, SPLITS.index(split), scan]
+    rng = np.random.default_rng(seed)
+    image = make_single(rng, scans.images[row], SINGLE_SIZE)
     name = f'{DIGIT_CLASSES[label]}/{scan:04d}.png'
-    _write_image(
-        folder / name, make_single(rng, scans.images[row], SINGLE_SIZE)
-    )
+    _write_image(folder / name, image)
     return f'{name} {label}'
 
 
 def _coco(spec: DigitsSpec, split: str, scenes: list[list[dict]]) -> dict:
     """Number images and annotations from 1 and add what COCO asks for."""
     width, height = spec.scene_size
+    size = {'width': width, 'height': height}
     digits = [
         {'image_id': number, **digit}
         for number, scene in enumerate(scenes, 1)
@@ -267,13 +252,8 @@ def _coco(spec: DigitsSpec, split: str, scenes: list[list[dict]]) -> dict:
         'info': {'description': f'{DATASET_NAME}, {split}'},
         'licenses': [],
         'images': [
-            {
-                'id': index + 1,
-                'file_name': f'{index + 1:06d}.jpg',
-                'width': width,
-                'height': height,
-            }
-            for index in range(len(scenes))
+            {'id': number, 'file_name': f'{number:06d}.jpg', **size}
+            for number in range(1, len(scenes) + 1)
         ],
         'annotations': [
             {'id': number, **digit} for number, digit in enumerate(digits, 1)

@@ -25,10 +25,6 @@ from anchorformer_mm.datasets.digits_files import encode_rle
 SMALL = DigitsSpec(num_train=40, num_val=12, scene_size=(96, 80))
 
 
-def tight_box(mask: np.ndarray) -> list[int]:
-    return list(cv2.boundingRect(mask))
-
-
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2)))
 def test_run_lengths_decode_to_the_mask(mask):
     rle = coco_mask.frPyObjects(encode_rle(mask), *mask.shape)
@@ -91,17 +87,15 @@ def test_coco_file_agrees_with_images_and_maps(written, split):
         assert picture.shape == (80, 96, 3)
         assert (image['height'], image['width']) == (80, 96)
         stem = Path(image['file_name']).stem
-        semantic = cv2.imread(
-            str(written / 'semantic' / split / f'{stem}.png'),
-            cv2.IMREAD_UNCHANGED,
-        )
+        path = written / 'semantic' / split / f'{stem}.png'
+        semantic = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert semantic.shape == (80, 96)
         digits_here = coco.imgToAnns[image['id']]
         strokes = np.zeros((80, 96), np.uint8)
         for digit in digits_here:
             mask = coco.annToMask(digit)
             assert digit['area'] == mask.sum()
-            assert digit['bbox'] == tight_box(mask)
+            assert digit['bbox'] == list(cv2.boundingRect(mask))
             assert digit['iscrowd'] == 0
             assert digit['visible'] >= digits.MIN_VISIBLE
             strokes[mask == 1] = digit['category_id']
@@ -162,87 +156,82 @@ def test_bytes_depend_on_the_seed_and_not_on_the_workers(tmp_path):
     assert one['train/000001.jpg'] != other['train/000001.jpg']
 
 
-@pytest.mark.usefixtures('few_scans')
-class TestFolder:
-    spec = DigitsSpec(2, 1, (64, 64))
+TINY = DigitsSpec(2, 1, (64, 64))
 
-    def test_same_arguments_change_nothing(self, tmp_path, monkeypatch):
-        out = tmp_path / 'digits'
-        assert write_digits(out, self.spec)
-        monkeypatch.setattr(digits_files, 'make_scene', None)
-        assert not write_digits(out, self.spec)
 
-    def test_other_arguments_need_force(self, tmp_path):
-        out = tmp_path / 'digits'
-        write_digits(out, self.spec)
-        before = contents(out)
-        other = DigitsSpec(3, 1, (64, 64))
-        with pytest.raises(FileExistsError, match='num_train 2, not 3.*force'):
-            write_digits(out, other)
-        assert contents(out) == before
-        assert write_digits(out, other, force=True)
-        assert (out / 'train/000003.jpg').exists()
-        assert list(tmp_path.iterdir()) == [out]
+@pytest.fixture
+def tiny(few_scans, tmp_path) -> Path:
+    """A data set of the first arguments, alone in its folder."""
+    out = tmp_path / 'tiny' / 'digits'
+    assert write_digits(out, TINY)
+    return out
 
-    def test_missing_files_need_force(self, tmp_path):
-        out = tmp_path / 'digits'
-        write_digits(out, self.spec)
-        before = contents(out)
-        (out / 'annotations/instances_val.json').unlink()
-        with pytest.raises(FileExistsError, match='files missing.*force'):
-            write_digits(out, self.spec)
-        assert write_digits(out, self.spec, force=True)
-        assert contents(out) == before
 
-    @pytest.mark.parametrize('meta', [None, '{"name": "other"}', '[', '[]'])
-    def test_foreign_folder_is_left_alone(self, tmp_path, meta):
-        (tmp_path / 'notes.txt').write_text('mine')
-        if meta:
-            (tmp_path / 'meta.json').write_text(meta)
-        before = contents(tmp_path)
-        for force in (False, True):
-            with pytest.raises(FileExistsError, match='not a digits data set'):
-                write_digits(tmp_path, self.spec, force=force)
-        assert contents(tmp_path) == before
+def test_same_arguments_change_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(digits_files, 'make_scene', None)
+    assert not write_digits(tiny, TINY)
 
-    def test_file_in_the_way_is_left_alone(self, tmp_path):
-        out = tmp_path / 'digits'
-        out.write_text('mine')
+
+def test_other_arguments_need_force(tiny):
+    before = contents(tiny)
+    other = DigitsSpec(3, 1, (64, 64))
+    with pytest.raises(FileExistsError, match='num_train 2, not 3.*force'):
+        write_digits(tiny, other)
+    assert contents(tiny) == before
+    assert write_digits(tiny, other, force=True)
+    assert (tiny / 'train/000003.jpg').exists()
+    assert list(tiny.parent.iterdir()) == [tiny]
+
+
+def test_missing_files_need_force(tiny):
+    before = contents(tiny)
+    (tiny / 'annotations/instances_val.json').unlink()
+    with pytest.raises(FileExistsError, match='files missing.*force'):
+        write_digits(tiny, TINY)
+    assert write_digits(tiny, TINY, force=True)
+    assert contents(tiny) == before
+
+
+@pytest.mark.parametrize('force', [False, True])
+@pytest.mark.parametrize('meta', [None, '{"name": "other"}', '[', '[]'])
+def test_foreign_folders_and_files_are_left_alone(tmp_path, meta, force):
+    (tmp_path / 'notes').write_text('mine')
+    if meta:
+        (tmp_path / 'meta.json').write_text(meta)
+    before = contents(tmp_path)
+    for out in (tmp_path, tmp_path / 'notes'):
         with pytest.raises(FileExistsError, match='not a digits data set'):
-            write_digits(out, self.spec, force=True)
-        assert out.read_text() == 'mine'
+            write_digits(out, TINY, force=force)
+    assert contents(tmp_path) == before
 
-    def test_empty_folder_is_filled(self, tmp_path):
-        assert write_digits(tmp_path, self.spec)
-        assert (tmp_path / 'meta.json').exists()
 
-    @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
-    def test_failure_leaves_nothing_behind(self, tmp_path, monkeypatch, error):
-        def fail(*_):
-            raise error
+@pytest.mark.usefixtures('few_scans')
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+def test_failure_leaves_nothing_behind(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
 
-        monkeypatch.setattr(digits_files, 'make_single', fail)
-        with pytest.raises(error):
-            write_digits(tmp_path / 'data' / 'digits', self.spec)
-        assert not list(tmp_path.rglob('*.*'))
+    monkeypatch.setattr(digits_files, 'make_single', fail)
+    with pytest.raises(error):
+        write_digits(tmp_path / 'data' / 'digits', TINY)
+    assert not list(tmp_path.rglob('*.*'))
 
-    def test_failure_keeps_the_set_that_was_there(self, tmp_path, monkeypatch):
-        out = tmp_path / 'digits'
-        write_digits(out, self.spec)
-        before = contents(out)
-        rename = Path.rename
 
-        def fail(self, target):
-            if '.partial-' in self.name:
-                raise OSError('disk full')
-            return rename(self, target)
+def test_failure_keeps_the_set_that_was_there(tiny, monkeypatch):
+    before, rename = contents(tiny), Path.rename
 
-        monkeypatch.setattr(Path, 'rename', fail)
-        with pytest.raises(OSError, match='disk full'):
-            write_digits(out, self.spec, force=True)
-        assert contents(out) == before
-        assert list(tmp_path.iterdir()) == [out]
+    def fail(self, target):
+        if '.partial-' in self.name:
+            raise OSError('disk full')
+        return rename(self, target)
 
-    def test_no_workers_is_refused(self, tmp_path):
-        with pytest.raises(ValueError, match='workers .* at least 1, got 0'):
-            write_digits(tmp_path / 'digits', self.spec, workers=0)
+    monkeypatch.setattr(Path, 'rename', fail)
+    with pytest.raises(OSError, match='disk full'):
+        write_digits(tiny, TINY, force=True)
+    assert contents(tiny) == before
+    assert list(tiny.parent.iterdir()) == [tiny]
+
+
+def test_no_workers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='workers .* at least 1, got 0'):
+        write_digits(tmp_path / 'digits', TINY, workers=0)

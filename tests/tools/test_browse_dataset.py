@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
 
 from anchorformer_mm.datasets import DigitsSpec, write_digits
@@ -62,30 +61,9 @@ def test_sizes_that_a_whole_batch_draws_are_seen(inputs):
         'train_dataloader.batch_size': 1,
     }
     examples, _ = inputs(DETECT, 'train', 6, **options)
-    assert {image.shape[:2] for image, _ in examples} == {
-        (96,) * 2,
-        (288,) * 2,
-    }
+    assert {image.shape[0] for image, _ in examples} == {96, 288}
     for image, sample in examples:
         assert sample.gt_instances.bboxes.max() <= len(image)
-
-
-def test_boxes_are_drawn_where_they_are():
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import InstanceData
-
-    sample = DetDataSample()
-    sample.gt_instances = InstanceData(
-        bboxes=torch.tensor([[20.0, 40, 60, 70]]), labels=torch.tensor([0])
-    )
-    meta = dict(classes=['thing'], palette=[(255, 0, 0)])
-    grey = np.full((80, 80, 3), 200, np.uint8)
-    drawn, text = MODULE['draw'](grey, sample, meta)
-    assert text == '1 objects'
-    for y, x in [(55, 20), (55, 60), (70, 40)]:
-        red, green, _ = drawn[y, x]
-        assert red > green + 50
-    assert (drawn[10, 10] == 200).all()
 
 
 def test_mixed_images_name_the_share_of_each_class(inputs):
@@ -127,10 +105,6 @@ def test_pictures_are_written_on_a_sheet_or_alone(
     ('args', 'message'),
     [
         (['--count', '0'], '--count must be >= 1, got 0'),
-        (
-            ['--cfg-options', 'train_dataloader.dataset.data_root=no'],
-            'is not complete',
-        ),
         (['--cfg-options', 'train_dataloader=None'], 'no train_dataloader'),
     ],
 )

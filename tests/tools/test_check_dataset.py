@@ -1,15 +1,20 @@
 """The command that checks the data of a config."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from PIL import Image
 
+from anchorformer_mm.apis import build_model, read_config
 from anchorformer_mm.datasets import DIGIT_CLASSES
 
 TOOL = 'check_dataset.py'
-CONFIG = Path(__file__).parents[2] / 'configs/picodet_anchorformer_t_digits.py'
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs/picodet_anchorformer_t_digits.py'
 VAL = Path('data/digits/annotations/instances_val.json')
 
 
@@ -17,30 +22,23 @@ VAL = Path('data/digits/annotations/instances_val.json')
 def _data(tmp_path, monkeypatch):
     """A few images of 192 px with ten boxes each, one of each digit."""
     monkeypatch.chdir(tmp_path)
+    box = dict(bbox=[5, 6, 20, 30], area=600, iscrowd=0)
+    categories = [dict(id=i, name=n) for i, n in enumerate(DIGIT_CLASSES)]
+    VAL.parent.mkdir(parents=True)
     for split, count in (('train', 8), ('val', 4)):
-        numbers = range(1, count + 1)
+        images, annotations = [], []
         folder = Path('data/digits', split)
-        folder.mkdir(parents=True)
-        for n in numbers:
+        folder.mkdir()
+        for n in range(1, count + 1):
             Image.new('RGB', (192, 192)).save(folder / f'{n}.jpg')
-        box = dict(bbox=[5, 6, 20, 30], area=600, iscrowd=0)
-        content = dict(
-            images=[
-                dict(id=n, file_name=f'{n}.jpg', width=192, height=192)
-                for n in numbers
-            ],
-            annotations=[
-                dict(id=10 * n + i, image_id=n, category_id=i, **box)
-                for n in numbers
-                for i in range(10)
-            ],
-            categories=[
-                dict(id=i, name=name) for i, name in enumerate(DIGIT_CLASSES)
-            ],
-        )
+            image = dict(id=n, file_name=f'{n}.jpg', width=192, height=192)
+            images.append(image)
+            for i in range(10):
+                entry = dict(id=10 * n + i, image_id=n, category_id=i)
+                annotations.append(entry | box)
+        content = dict(images=images, annotations=annotations)
         path = VAL.with_name(f'instances_{split}.json')
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content | dict(categories=categories)))
 
 
 def test_sound_data_ends_in_status_zero(run_tool):
@@ -90,12 +88,8 @@ def test_classes_in_place_of_names_are_checked_too(run_tool):
     ('args', 'message'),
     [
         (('--seconds', '-1'), '--seconds must be >= 0, got -1'),
-        (('--workers', '-1'), '--workers must be >= 0, got -1'),
         (('--limit', '0'), '--limit must be >= 1, got 0'),
-        (
-            ('--cfg-options', 'test_dataloader=None', '--splits', 'test'),
-            'test',
-        ),
+        (('--cfg-options', 'val_dataloader=None', '--splits', 'val'), 'val'),
         (('--cfg-options', 'val_dataloader.dataset.ann_file=x'), 'missing'),
     ],
 )
@@ -103,3 +97,53 @@ def test_what_cannot_run_ends_in_status_two(run_tool, args, message):
     status, _, errors = run_tool(TOOL, str(CONFIG), *args)
     assert status == 2
     assert any(message in line for line in errors)
+
+
+def write_own_folder():
+    """Cats and dogs of `docs/detection.md`, as VOC and as COCO."""
+    for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        Path('data/mine', folder).mkdir(parents=True)
+    Path('data/mine/images').symlink_to('JPEGImages')
+    corners = '<xmin>9</xmin><ymin>9</ymin><xmax>39</xmax><ymax>59</ymax>'
+    text = '<size><width>80</width><height>60</height></size>'
+    for name in ('dog', 'cat'):
+        text += f'<object><name>{name}</name>'
+        text += f'<bndbox>{corners}</bndbox></object>'
+    box = dict(image_id=1, bbox=[8, 8, 30, 50], area=1500, iscrowd=0)
+    content = dict(
+        annotations=[dict(id=i, category_id=i, **box) for i in (1, 2)],
+        categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
+    )
+    for split in ('train', 'val', 'test'):
+        voc, name = Path('data/mine'), f'{split}.jpg'
+        Image.new('RGB', (80, 60)).save(voc / 'JPEGImages' / name)
+        path = voc / f'Annotations/{split}.xml'
+        path.write_text(f'<annotation>{text}</annotation>')
+        (voc / f'ImageSets/Main/{split}.txt').write_text(split)
+        images = [dict(id=1, file_name=name, width=80, height=60)]
+        path = voc / f'{split}.json'
+        path.write_text(json.dumps(content | dict(images=images)))
+
+
+@pytest.mark.parametrize('number', [0, 1], ids=['coco', 'voc'])
+def test_documented_configs_train_on_ones_own_folder(run_tool, number):
+    write_own_folder()
+    page = (ROOT / 'docs/detection.md').read_text()
+    config = re.findall(r'```python\n(_base_.*?)```', page, re.DOTALL)[number]
+    config = config.replace("'./", f"'{ROOT}/configs/")
+    Path('mine.py').write_text(config)
+    _, out, _ = run_tool(TOOL, 'mine.py', '--workers', '0')
+    assert out.splitlines()[-1] == '0 errors, 0 warnings'
+    cfg = read_config('mine.py')
+    init_default_scope('mmdet')
+    loader = cfg.train_dataloader
+    loader.update(num_workers=0, persistent_workers=False)
+    loader = Runner.build_dataloader(loader)
+    assert loader.dataset.metainfo['classes'] == ('cat', 'dog')
+    model = build_model(cfg).train()
+    # Normalisation takes more than one image.
+    batch = loader.collate_fn([loader.dataset[0], loader.dataset[0]])
+    data = model.data_preprocessor(batch, training=True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    assert loss.isfinite()
+    assert loss > 0

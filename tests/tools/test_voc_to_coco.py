@@ -8,8 +8,6 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 TOOL = 'dataset_converters/voc_to_coco.py'
-
-
 SIZE = '<size><width>40</width><height>30</height></size>'
 
 
@@ -35,15 +33,25 @@ def convert(tmp_path, monkeypatch, run_tool):
     monkeypatch.chdir(tmp_path)
 
     def call(*args):
-        return run_tool(
-            TOOL, 'voc', '--out', 'coco', '--splits', 'train', *args
-        )
+        args = ['--out', 'coco', '--splits', 'train', *args]
+        return run_tool(TOOL, 'voc', *args)
 
     return call
 
 
+def voc_dataset():
+    from mmdet.datasets import VOCDataset
+
+    return VOCDataset(
+        data_root='voc',
+        data_prefix=dict(sub_data_root=''),
+        ann_file='ImageSets/Main/train.txt',
+        metainfo=dict(classes=('cat', 'dog')),
+    )
+
+
 def test_boxes_are_those_of_mmdet(convert):
-    from mmdet.datasets import CocoDataset, VOCDataset
+    from mmdet.datasets import CocoDataset
 
     write('a', ('cat', 3, 4, 20, 12, 0), ('dog', 5, 5, 40, 30, 1))
     write('b')
@@ -53,12 +61,7 @@ def test_boxes_are_those_of_mmdet(convert):
         data_prefix=dict(img='voc/JPEGImages'),
         metainfo=dict(classes=('cat', 'dog')),
     )
-    voc = VOCDataset(
-        data_root='voc',
-        data_prefix=dict(sub_data_root=''),
-        ann_file='ImageSets/Main/train.txt',
-        metainfo=dict(classes=('cat', 'dog')),
-    )
+    voc = voc_dataset()
     assert len(coco) == len(voc) == 2
     for index in range(2):
         ours, theirs = coco.get_data_info(index), voc.get_data_info(index)
@@ -67,15 +70,9 @@ def test_boxes_are_those_of_mmdet(convert):
 
 
 def test_options_and_what_is_left_out(convert):
-    write(
-        'x',
-        ('cat', 0, 1.5, 20, 12, 1),
-        ('cat', 5, 5, 5, 9, 0),
-        ('cat', 50, 5, 60, 9, 0),
-        ('owl', 5, 5, 15, 9, 0),
-        size='',
-        suffix='.PNG',
-    )
+    cats = [(0, 1.5, 20, 12, 1), (5, 5, 5, 9, 0), (50, 5, 60, 9, 0)]
+    objects = [('cat', *cat) for cat in cats]
+    write('x', *objects, ('owl', 5, 5, 15, 9, 0), size='', suffix='.PNG')
     args = ['--classes', 'dog', 'cat', '--first-pixel', '0']
     status, _, errors = convert(*args, '--keep-difficult')
     assert status == 0
@@ -118,16 +115,10 @@ def test_files_are_replaced_on_demand_only(convert):
 
 def test_voc_files_are_evaluated_by_coco_without_converting(convert):
     import torch
-    from mmdet.datasets import VOCDataset
     from mmdet.evaluation import CocoMetric
 
     write('a', ('cat', 3, 4, 20, 12, 0), ('dog', 5, 5, 40, 30, 0))
-    voc = VOCDataset(
-        data_root='voc',
-        data_prefix=dict(sub_data_root=''),
-        ann_file='ImageSets/Main/train.txt',
-        metainfo=dict(classes=('cat', 'dog')),
-    )
+    voc = voc_dataset()
     metric = CocoMetric(ann_file=None)
     metric.dataset_meta = voc.metainfo
     info = voc.get_data_info(0)

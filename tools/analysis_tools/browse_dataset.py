@@ -29,8 +29,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.count < 1:
         raise UsageError(f'--count must be >= 1, got {args.count}')
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f'--out must be a folder, got the file {args.out}')
     return args
 
 
@@ -77,18 +75,15 @@ def model_inputs(
             batch = preprocessor(batch, training=split == 'train')
             inputs = batch['inputs']
             if not isinstance(inputs, Tensor) or inputs.ndim != 4:
-                raise UsageError(
-                    f'{split}_dataloader gives no batch of images'
-                )
+                text = f'{split}_dataloader gives no batch of images'
+                raise UsageError(text)
             if getattr(preprocessor, 'mean', None) is not None:
                 inputs = inputs * preprocessor.std + preprocessor.mean
             pixels = inputs.round().clamp(0, 255).byte()
             pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-            for image, sample in zip(
-                pixels, batch['data_samples'], strict=True
-            ):
-                order = 1 if is_rgb else -1
-                yield np.ascontiguousarray(image[..., ::order]), sample
+            pixels = pixels if is_rgb else pixels[..., ::-1]
+            pixels = np.ascontiguousarray(pixels)
+            yield from zip(pixels, batch['data_samples'], strict=True)
 
     return islice(examples(), count), loader.dataset.metainfo
 
@@ -144,28 +139,26 @@ def main() -> None:
     args = parse_args()
     # Import what was just checked.
     from anchorformer_mm.apis import read_config
-    from anchorformer_mm.utils.files import (
-        require_datasets,
-    )
+    from anchorformer_mm.utils.files import require_datasets
 
     cfg = read_config(args.config, args.cfg_options)
     if not cfg.get(f'{args.split}_dataloader'):
         raise UsageError(f'{args.config} has no {args.split}_dataloader')
     require_datasets(cfg, [args.split])
     examples, meta = model_inputs(cfg, args.split, args.count, args.seed)
-    pictures, names = [], []
+    pictures = {}
     for number, (image, sample) in enumerate(examples, 1):
         stem = Path(sample.get('img_path') or '').stem
         picture, text = draw(image, sample, meta)
         size = f'{image.shape[0]} x {image.shape[1]} px'
-        pictures.append((picture, f'{number} {stem}\n{size}, {text}'))
-        names.append(f'{number:03d}_{stem}.png')
+        titled = picture, f'{number} {stem}\n{size}, {text}'
+        pictures[f'{number:03d}_{stem}.png'] = titled
     if not pictures:
         raise UsageError(f'{args.split}_dataloader gives no image')
     if args.grid:
-        write_sheet(pictures, args.out / 'grid.png')
+        write_sheet(list(pictures.values()), args.out / 'grid.png')
         return
-    for picture, name in zip(pictures, names, strict=True):
+    for name, picture in pictures.items():
         write_sheet([picture], args.out / name)
 
 

@@ -6,21 +6,13 @@ python tools/dataset_converters/make_digits.py --out data/digits
 import argparse
 import signal
 import sys
-from typing import NoReturn
 
 from anchorformer_mm.datasets import DigitsSpec, write_digits
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'{self.prog}: error: {message}\n')
-
-
-def _parser() -> _Parser:
+def _parser() -> argparse.ArgumentParser:
     default = DigitsSpec()
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         description='Make the digits data set: COCO boxes, segmentation maps '
         'and single digits, from the handwriting that scikit-learn carries.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -54,15 +46,10 @@ def main() -> int:
             digit_height=args.digit_height and tuple(args.digit_height),
             seed=args.seed,
         )
-        written = write_digits(
-            args.out,
-            spec,
-            workers=args.workers,
-            force=args.force,
-            progress=True,
-        )
+        how = dict(workers=args.workers, force=args.force, progress=True)
+        written = write_digits(args.out, spec, **how)
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f'{parser.prog}: error: {error}\n')
     except (OSError, ImportError) as error:
         parser.exit(1, f'{parser.prog}: error: {error}\n')
     except KeyboardInterrupt:

@@ -40,8 +40,6 @@ def parse_args() -> argparse.Namespace:
 def read_split(root: Path, split: str) -> list[tuple[dict, list]]:
     """Read images with their objects: name, corners in px, if difficult."""
     path = root / 'ImageSets/Main' / f'{split}.txt'
-    if Path(split).name != split:
-        raise UsageError(f'splits must be names of lists, got {split}')
     if not path.is_file():
         raise UsageError(f'{path} does not exist')
     lines = path.read_text(encoding='utf-8-sig').splitlines()
@@ -119,9 +117,8 @@ def main() -> None:
             temporary.write_text(json.dumps(content) + '\n')
         count = f'{len(splits[split])} images, {len(annotations)} boxes'
         print(f'{path}: {count} of {", ".join(ids)}')
-        for reason, number in left.items():
-            text = f'{split}: {number} objects {reason} left out'
-            print(text, file=sys.stderr)
+        for why, n in left.items():
+            print(f'{split}: {n} objects {why} left out', file=sys.stderr)
 
 
 if __name__ == '__main__':
