@@ -179,7 +179,6 @@ def test_evaluation_dumps_and_draws(folder):
         'run/epoch_2.pth',
         '--work-dir',
         'eval',
-        '--skip-data-check',
         '--out',
         'eval/results.pkl',
         '--show-dir',
@@ -204,7 +203,7 @@ def test_a_segmentor_trains_and_its_label_maps_are_written(folder):
         folder,
         'train.py',
         config,
-        *('--work-dir', 'maps', '--skip-data-check', '--cfg-options'),
+        *('--work-dir', 'maps', '--cfg-options'),
         *('train_dataloader.batch_size=2', *options),
     )
     assert out.returncode == 0, out.stderr[-3000:]
