@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from anchorformer_mm.engine.resume import (
     INTERRUPTED,
     LAST_CHECKPOINT,
-    NumberedBatches,
     get_random_states,
     requested_signal,
     set_random_states,
@@ -32,38 +30,24 @@ from anchorformer_mm.registry import HOOKS
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.text import listing
 
-__all__ = [
-    'ChannelsLastHook',
-    'InterruptionHook',
-    'NonFiniteHook',
-    'PredictionFilesHook',
-    'ResumeHook',
-    'SafeCheckpointHook',
-]
-
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
     """Lay the model's weights out as ``torch.channels_last``.
 
-    Convolutions pass the layout on to their outputs, so this alone is enough;
-    results are the same up to rounding, and checkpoints load either way.
-    Depthwise networks gain most: a training step of PicoDet S with an
-    AnchorFormer stage takes 0.7 of the time on one CPU core.
+    Convolutions pass the layout on to their outputs; results are the same up
+    to rounding, and checkpoints load either way. Depthwise networks gain most.
     """
 
     def before_run(self, runner: Runner) -> None:
         """Before training, validation and test alike."""
-        wrapped = runner.model
-        if not isinstance(wrapped, DistributedDataParallel):
-            wrapped.to(memory_format=torch.channels_last)
-            return
-        # torch exchanges gradients in the layout that weights had when they
-        # were wrapped: changed under it, they come back in another order.
-        model = wrapped.module.to(memory_format=torch.channels_last)
-        runner.model = runner.wrap_model(
-            runner.cfg.get('model_wrapper_cfg'), model
-        )
+        wrapped = runner.model.to(memory_format=torch.channels_last)
+        if isinstance(wrapped, DistributedDataParallel):
+            # torch exchanges gradients in the layout that weights had when
+            # they were wrapped.
+            runner.model = runner.wrap_model(
+                runner.cfg.get('model_wrapper_cfg'), wrapped.module
+            )
 
 
 @HOOKS.register_module()
@@ -118,66 +102,46 @@ class SafeCheckpointHook(CheckpointHook):
     def __init__(self, max_keep_ckpts: int = -1, **kwargs) -> None:
         super().__init__(**kwargs)
         self.keep = max_keep_ckpts
-        self._replaced_others: str | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Take up the state of a resumed run, with names of this folder."""
         super().before_train(runner)
         hub = runner.message_hub
-
-        def own(key: str, prefix: str = 'best_') -> str | None:
-            name = Path(str(hub.get_info(key))).name
-            if not (name.startswith(prefix) and name.endswith('.pth')):
-                return None
-            return self.file_backend.join_path(self.out_dir, name)
-
-        self.last_ckpt = own('last_ckpt', self.filename_tmpl.split('{')[0])
+        self.last_ckpt = hub.get_info('last_ckpt')
         for key in [k for k in hub.runtime_info if k.startswith('best_ckpt')]:
-            hub.update_info(key, own(key))
-        if self.save_best is not None and len(self.key_indicators) == 1:
+            name = Path(str(hub.get_info(key))).name
+            best = name.startswith('best_') and name.endswith('.pth')
+            path = self.file_backend.join_path(self.out_dir, name)
+            hub.update_info(key, path if best else None)
+        if self.save_best is not None:
             self.best_ckpt_path = hub.get_info('best_ckpt')
-        elif self.save_best is not None:
-            for key in self.key_indicators:
-                path = hub.get_info(f'best_ckpt_{key}')
-                self.best_ckpt_path_dict[key] = path
-        self._replaced_others = self.last_ckpt
+            self.best_ckpt_path_dict = {
+                key: hub.get_info(f'best_ckpt_{key}')
+                for key in self.key_indicators
+            }
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Save after an epoch, then remove what is one too many."""
         super().after_train_epoch(runner)
-        self._remove_outdated()
+        self._remove_outdated(runner.epoch + 1)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Save after an iteration, then remove what is one too many."""
         super().after_train_iter(runner, *args, **kwargs)
-        self._remove_outdated()
+        self._remove_outdated(runner.iter + 1)
 
-    def _remove_outdated(self) -> None:
-        last, folder = self.last_ckpt, Path(str(self.out_dir))
-        if last == self._replaced_others or not is_main_process():
-            return
-        self._replaced_others = last
-        if not folder.is_dir():
-            # A store of objects: all are kept.
+    def _remove_outdated(self, step: int) -> None:
+        folder, name = Path(str(self.out_dir)), self.filename_tmpl
+        new = os.path.basename(str(self.last_ckpt)) == name.format(step)
+        # A store of objects is no folder: all are kept.
+        if not new or not is_main_process() or not folder.is_dir():
             return
         (folder / INTERRUPTED).unlink(missing_ok=True)
-        before, after = re.split(r'\{.*?\}', self.filename_tmpl)
-        number = re.compile(rf'{re.escape(before)}(\d+){re.escape(after)}')
-        steps = {
-            int(found[1]): path
-            for path in folder.iterdir()
-            if (found := number.fullmatch(path.name))
-        }
-        # What a killed run was writing.
-        for path in folder.glob('.*.*.pth'):
-            if path.name.startswith((f'.{before}', '.best_', '.interrupted')):
-                path.unlink()
+        found = set(os.listdir(folder))
         # Higher numbers are of another training.
-        step = int(number.fullmatch(Path(last).name)[1])
-        old = sorted(s for s in steps if s < step)
-        for step in old[: max(0, len(old) - self.keep + 1)]:
-            if self.keep > 0:
-                steps[step].unlink()
+        saved = [n for n in map(name.format, range(1, step + 1)) if n in found]
+        for old in saved[: -self.keep] if self.keep > 0 else []:
+            (folder / old).unlink()
 
 
 @HOOKS.register_module()
@@ -198,13 +162,14 @@ class ResumeHook(Hook):
         """
         loop, state = runner.train_loop, runner.run_state
         batches = loop.dataloader.batch_sampler
-        numbered = isinstance(batches, NumberedBatches)
-        if numbered and isinstance(loop, IterBasedTrainLoop):
-            # mmengine's maintained fork advances the sampler, if it can;
-            # else, it goes through the batches that are done.
-            advances = hasattr(loop.dataloader_iterator, 'skip_iter')
-            if advances and hasattr(loop.dataloader.sampler, 'skip'):
-                batches.number = runner.iter
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        # A loop over iterations goes through those that are done, unless
+        # mmengine's maintained fork can advance the sampler.
+        if by_epoch or (
+            hasattr(loop.dataloader_iterator, 'skip_iter')
+            and hasattr(loop.dataloader.sampler, 'skip')
+        ):
+            batches.number = runner.iter
         if state is None:
             if runner.iter:
                 runner.logger.warning(
@@ -214,7 +179,7 @@ class ResumeHook(Hook):
             return
         if get_rank() < len(state['random']):
             set_random_states(state['random'][get_rank()])
-        if numbered and isinstance(loop, EpochBasedTrainLoop):
+        if by_epoch:
             batches.skip = state['batches_done']
             if batches.skip > len(batches):
                 raise UsageError(
@@ -222,31 +187,20 @@ class ResumeHook(Hook):
                     f'epoch, which now has {len(batches)}: go on with the '
                     'data, batch_size and processes that it had'
                 )
-        if state['evaluation_due'] and _evaluates_here(runner):
+        done = runner.epoch if by_epoch else runner.iter
+        end = runner.max_epochs if by_epoch else runner.max_iters
+        if (
+            state['evaluation_due']
+            and runner.val_loop is not None
+            and done >= loop.val_begin
+            and (done % loop.val_interval == 0 or done == end)
+        ):
             runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Number the batches of the epoch by iteration."""
-        batches = runner.train_dataloader.batch_sampler
-        runner.epoch_start = runner.iter
-        if isinstance(batches, NumberedBatches) and isinstance(
-            runner.train_loop, EpochBasedTrainLoop
-        ):
-            batches.number = runner.iter
-            runner.epoch_start -= batches.skip
-
-
-def _evaluates_here(runner: Runner) -> bool:
-    """Tell if mmengine's loops evaluate once this much is done."""
-    loop = runner.train_loop
-    if runner.val_loop is None:
-        return False
-    by_epoch = isinstance(loop, EpochBasedTrainLoop)
-    done = runner.epoch if by_epoch else runner.iter
-    end = runner.max_epochs if by_epoch else runner.max_iters
-    return done >= loop.val_begin and (
-        done % loop.val_interval == 0 or done == end
-    )
+        """Remember where the epoch began, for checkpoints in it."""
+        skipped = runner.train_dataloader.batch_sampler.skip
+        runner.epoch_start = runner.iter - skipped
 
 
 @HOOKS.register_module()
@@ -300,12 +254,11 @@ class InterruptionHook(Hook):
 
 def _leave(runner: Runner, number: int, **meta) -> None:
     """Exit with a checkpoint of this moment, which the next one replaces."""
-    if runner.last_saved[0] != meta['iter']:
-        saving = (h for h in runner.hooks if isinstance(h, CheckpointHook))
-        folder = str(next((h.out_dir for h in saving), runner.work_dir))
-        meta['epoch'] = runner.epoch
-        runner.save_checkpoint(folder, INTERRUPTED, meta=meta)
-    path = runner.last_saved[1]
+    saving = (h for h in runner.hooks if isinstance(h, CheckpointHook))
+    folder = str(next((h.out_dir for h in saving), runner.work_dir))
+    meta['epoch'] = runner.epoch
+    runner.save_checkpoint(folder, INTERRUPTED, meta=meta)
+    path = os.path.join(folder, INTERRUPTED)
     if is_main_process():
         (Path(runner.work_dir) / LAST_CHECKPOINT).write_text(path)
     # A process that leaves early would end the one that still writes.
@@ -345,9 +298,8 @@ class PredictionFilesHook(Hook):
         Raises:
             UsageError: Two images would have one file.
         """
-        dataset = runner.test_dataloader.dataset
-        count = range(len(dataset))
-        paths = [dataset.get_data_info(i)['img_path'] for i in count]
+        data = runner.test_dataloader.dataset
+        paths = [data.get_data_info(i)['img_path'] for i in range(len(data))]
         self.root = os.path.commonpath(map(os.path.dirname, paths))
         if self.label_maps is None:
             return

@@ -29,8 +29,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='overrides of the config, as key=value pairs; lists as '
-        'key="[a,b]" without white space',
+        help='overrides of the config: key=value, lists as key="[a,b]"',
     )
     parser.add_argument(
         '--launcher',
@@ -48,15 +47,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
-    """Read the config of a command line and check what it needs.
+    """Read the config of a command line; set its launcher and work folder.
 
     Args:
         args: Parsed arguments, with ``config`` and the common ones.
-        splits: Of ``'train'``, ``'val'`` and ``'test'``, what will run; their
-            data must be there.
-
-    Returns:
-        Config: With ``launcher`` and ``work_dir`` set.
+        splits: Of ``'train'``, ``'val'`` and ``'test'``, what will run.
 
     Raises:
         UsageError: The config, its data or its weights are not there, or a
@@ -73,10 +68,8 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         if cfg.get('load_from'):
             require_checkpoint(cfg.load_from)
     cfg.launcher = args.launcher
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    default = cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg.work_dir = args.work_dir or default
     return cfg
 
 
@@ -91,11 +84,7 @@ def task_library(cfg: Config) -> str | None:
 def build_runner(
     cfg: Config, checkpoint: dict | None = None
 ) -> ResumableRunner:
-    """Build the runner of a config.
-
-    Args:
-        cfg: From :func:`load_config`.
-        checkpoint: From :func:`anchorformer_mm.engine.resume.take_checkpoint`.
+    """Build the runner of a config, and hand it what ``take_checkpoint`` read.
 
     Raises:
         UsageError: The config wants another runner.
@@ -113,8 +102,7 @@ def build_runner(
 def join_processes(cfg: Config) -> None:
     """Join the processes of a launcher, on GPUs or, with gloo, on CPUs.
 
-    mmengine alone would choose a GPU for each process. Checkpoints load with
-    ``weights_only=True`` from now on.
+    Checkpoints load with ``weights_only=True`` from now on.
     """
     # mmengine's forks would otherwise run code from a file that refuses.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -126,7 +114,14 @@ def join_processes(cfg: Config) -> None:
         init_dist(cfg.launcher, **(settings or dict(backend='nccl')))
         return
     if cfg.launcher == 'slurm':
-        _tell_torch_of_slurm()
+        command = ['scontrol', 'show', 'hostname']
+        command.append(os.environ['SLURM_NODELIST'])
+        hosts = subprocess.check_output(command, text=True).split()
+        os.environ.setdefault('MASTER_ADDR', hosts[0])
+        os.environ.setdefault('MASTER_PORT', '29500')
+        os.environ['RANK'] = os.environ['SLURM_PROCID']
+        os.environ['LOCAL_RANK'] = os.environ['SLURM_LOCALID']
+        os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']
     torch.distributed.init_process_group('gloo')
     # Buffers are those of the first process, which a checkpoint has.
     wrapper = dict(
@@ -137,17 +132,6 @@ def join_processes(cfg: Config) -> None:
     cfg.model_wrapper_cfg = wrapper | dict(
         cfg.get('model_wrapper_cfg') or {}, device_ids=None
     )
-
-
-def _tell_torch_of_slurm() -> None:
-    nodes = os.environ['SLURM_NODELIST']
-    command = ['scontrol', 'show', 'hostname', nodes]
-    hosts = subprocess.check_output(command, text=True).split()
-    os.environ.setdefault('MASTER_ADDR', hosts[0])
-    os.environ.setdefault('MASTER_PORT', '29500')
-    os.environ['RANK'] = os.environ['SLURM_PROCID']
-    os.environ['LOCAL_RANK'] = os.environ['SLURM_LOCALID']
-    os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']
 
 
 def leave_processes() -> None:

@@ -36,7 +36,7 @@ from mmengine.model import (
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from anchorformer_mm.utils.checkpoint import (
     fit_weights,
@@ -50,16 +50,14 @@ LAST_CHECKPOINT = 'last_checkpoint'
 INTERRUPTED = 'interrupted.pth'
 # Beside mmengine's default hooks; None under its name takes one out.
 HOOKS = dict(
-    non_finite='anchorformer_mm.NonFiniteHook',
-    resume='anchorformer_mm.ResumeHook',
-    interruption='anchorformer_mm.InterruptionHook',
+    non_finite=dict(type='anchorformer_mm.NonFiniteHook'),
+    resume=dict(type='anchorformer_mm.ResumeHook'),
+    interruption=dict(type='anchorformer_mm.InterruptionHook'),
 )
-
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _watched: list[int] = []
 _received: list[int] = []
-_mask: set[int] = set()
 
 
 def requested_signal() -> int:
@@ -71,9 +69,8 @@ def requested_signal() -> int:
 def stopping_in_order() -> Iterator[None]:
     """Take the first signal as a request; the second ends at once.
 
-    Signals that are ignored, as SIGHUP is under ``nohup``, stay so. Processes
-    that are forked meanwhile have no handler of Python: SIGTERM ends them,
-    and they leave the others to this process.
+    Ignored signals stay so. Of processes that are forked meanwhile, SIGTERM
+    alone ends them.
     """
 
     def handle(number: int, frame: object) -> None:
@@ -105,64 +102,53 @@ def stopping_in_order() -> Iterator[None]:
         _received.clear()
 
 
-def _before_fork() -> None:
-    # A child would lose a signal that comes before it is set up: a pool that
-    # ends its workers with SIGTERM then waits for ever.
+def _mask(how: int) -> None:
     if _watched:
-        _mask.update(signal.pthread_sigmask(signal.SIG_BLOCK, _watched))
+        signal.pthread_sigmask(how, _watched)
 
 
-def _after_fork(in_child: bool) -> None:
-    if not _watched:
-        return
-    if in_child:
-        for number in _watched:
-            default = number == signal.SIGTERM
-            signal.signal(
-                number, signal.SIG_DFL if default else signal.SIG_IGN
-            )
-    signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
-    _mask.clear()
-    if in_child:
-        _watched.clear()
-        _received.clear()
+def _set_up_child() -> None:
+    for number in _watched:
+        ends = number == signal.SIGTERM
+        signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
+    _mask(signal.SIG_UNBLOCK)
+    _watched.clear()
+    _received.clear()
 
 
+# A child would lose a signal that comes before it is set up: a pool that ends
+# its workers with SIGTERM then waits for ever.
 os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=partial(_after_fork, False),
-    after_in_child=partial(_after_fork, True),
+    before=partial(_mask, signal.SIG_BLOCK),
+    after_in_parent=partial(_mask, signal.SIG_UNBLOCK),
+    after_in_child=_set_up_child,
 )
 
 
 def _start_worker(init: Callable[[int], None] | None, number: int) -> None:
     """Let a loader's worker end when its trainer says so, and not before.
 
-    Clusters and torchrun send SIGTERM to all processes of a training, which
-    needs its workers to end in order. Where the sender of a signal cannot be
-    known, as on macOS, workers end on SIGTERM at once.
+    SLURM sends SIGTERM to all processes, and the last step needs the workers.
     """
+
+    def wait_for_trainer() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        # As torch's own handler.
+        os._exit(0)
+
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
+    # On macOS, the sender is not known.
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_wait_for_trainer, daemon=True).start()
+        Thread(target=wait_for_trainer, daemon=True).start()
     if init is not None:
         init(number)
 
 
-def _wait_for_trainer() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    # As torch's own handler.
-    os._exit(0)
-
-
 def get_random_states() -> dict:
-    """Take down where Python, NumPy, torch and a GPU in use are.
-
-    That is as plain data, which ``torch.load(..., weights_only=True)`` reads.
-    """
+    """States of Python, NumPy, torch and a GPU in use, as plain data."""
     name, keys, *rest = np.random.get_state()
     states = dict(
         python=random.getstate(),
@@ -190,34 +176,27 @@ class NumberedBatches:
 
     Args:
         batch_sampler: What is numbered; it has all other attributes.
-        done: Batches of lower numbers are empty. mmengine 0.10.7 goes through
-            them when it resumes an iteration-based training.
 
     Attributes:
         number: Of the batch that comes next.
         skip: Batches to leave out, without a number, before that.
     """
 
-    def __init__(self, batch_sampler: Any, done: int = 0) -> None:
+    def __init__(self, batch_sampler: Any) -> None:
         self.batch_sampler = batch_sampler
-        self.done = done
         self.number = 0
         self.skip = 0
 
     def __iter__(self) -> Iterator[list[int]]:
         skip, self.skip = self.skip, 0
         for indices in islice(self.batch_sampler, skip, None):
-            number = self.number
             self.number += 1
-            yield [number, *(indices if number >= self.done else ())]
+            yield [self.number - 1, *indices]
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __getattr__(self, name: str) -> Any:
-        # Also asked before there is a batch_sampler, when it is unpickled.
-        if name.startswith('__') or name == 'batch_sampler':
-            raise AttributeError(name)
         return getattr(self.batch_sampler, name)
 
 
@@ -232,29 +211,17 @@ def _load(dataset: Any, entropy: Sequence[int], batch: list[int]) -> list:
     return [dataset[i] for i in indices]
 
 
-def _collate(collate: Callable, samples: list) -> Any:
-    return collate(samples) if samples else None
-
-
-def number_batches(
-    loader: DataLoader, entropy: Sequence[int], done: int = 0
-) -> None:
+def number_batches(loader: DataLoader, entropy: Sequence[int]) -> None:
     """Make the data of a loader follow from the number of each batch.
 
-    In place, and before anything iterates over it; streams are left alone.
-
     Args:
-        loader: Of a training.
+        loader: Of a training, over which nothing iterates yet.
         entropy: Seed of the run and rank of the process.
-        done: As of :class:`NumberedBatches`.
     """
-    dataset = loader.dataset
-    if loader.batch_sampler is None or isinstance(dataset, IterableDataset):
-        return
+    data = loader.dataset
     # Torch's protocol for loading a batch at once.
-    dataset.__getitems__ = partial(_load, dataset, tuple(entropy))
-    loader.collate_fn = partial(_collate, loader.collate_fn)
-    batches = NumberedBatches(loader.batch_sampler, done)
+    data.__getitems__ = partial(_load, data, tuple(entropy))
+    batches = NumberedBatches(loader.batch_sampler)
     # It refuses plain assignment, for those that iterate already.
     object.__setattr__(loader, 'batch_sampler', batches)
 
@@ -262,14 +229,14 @@ def number_batches(
 def take_checkpoint(cfg: Config, resume: str | None) -> dict | None:
     """Choose and read the checkpoint that a training goes on from.
 
-    ``resume``, ``load_from`` and the seed of the config are set accordingly:
-    data follows from the seed, and is built before mmengine loads anything.
-    Processes that torchrun has started again go on from the newest.
+    ``resume``, ``load_from`` and the seed of the config, from which the data
+    follow, are set accordingly.
 
     Args:
         cfg: Of the training, with its ``work_dir``.
         resume: A file; ``'auto'`` for the newest of the work folder that can
-            be read; None for what the config says.
+            be read; None for what the config says, and for ``'auto'`` in
+            processes that torchrun has started again.
 
     Returns:
         dict | None: The checkpoint; None if the training begins, or if
@@ -277,27 +244,20 @@ def take_checkpoint(cfg: Config, resume: str | None) -> dict | None:
 
     Raises:
         UsageError: The file, or every one in the folder, cannot be read or is
-            none of a training; or a job with restarts begins among
-            checkpoints of another one.
+            none of a training.
     """
+    restarts = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
-    restarts = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
-    if resume is None and restarts:
+    elif resume is None and restarts:
         resume = 'auto'
-    found = _in_folder(cfg) if is_main_process() else []
-    if resume is None:
-        if found and int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
-            raise UsageError(
-                f'{found[0]} is of another training, from which restarts '
-                'would go on: choose another --work-dir, or --resume'
-            )
+    elif resume is None:
         return None
     checkpoint = None
     if resume == 'auto':
         chosen = [None]
-        if found:
-            chosen[0], checkpoint = _newest_readable(found)
+        if is_main_process():
+            chosen[0], checkpoint = _newest_readable(cfg)
         broadcast_object_list(chosen)
         resume = chosen[0]
     cfg.resume = resume is not None
@@ -308,63 +268,50 @@ def take_checkpoint(cfg: Config, resume: str | None) -> dict | None:
         return None
     if checkpoint is None:
         checkpoint = _read_training(resume)
-    if checkpoint['meta'].get('seed') is not None:
-        randomness = dict(cfg.get('randomness') or {})
-        cfg.randomness = randomness | dict(seed=checkpoint['meta']['seed'])
+    seed = checkpoint['meta'].get('seed')
+    if seed is not None:
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     return checkpoint
 
 
-def _in_folder(cfg: Config) -> list[Path]:
-    """Checkpoints of a work folder but the best ones, the newest first.
-
-    First is the one that ``last_checkpoint`` names: the times of files may be
-    those of a copy.
-    """
+def _newest_readable(cfg: Config) -> tuple[str | None, dict | None]:
+    """The checkpoint that ``last_checkpoint`` names, or the newest other."""
     folder = Path(cfg.work_dir)
     named = folder / LAST_CHECKPOINT
+    # Times of files may be those of a copy.
     last = Path(named.read_text().strip()).name if named.is_file() else ''
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if hook.get('out_dir') is not None:
         # As mmengine's hook derives it.
         folder = Path(hook['out_dir']) / folder.name
-    found = [p for p in folder.glob('*.pth') if p.name[:5] != 'best_']
-    # One that a killed training was writing.
-    found = [p for p in found if not p.name.startswith('.')]
-    return sorted(
-        found,
-        key=lambda path: (path.name == last, path.stat().st_mtime_ns),
-        reverse=True,
-    )
-
-
-def _newest_readable(paths: Sequence[Path]) -> tuple[str, dict]:
+    found = [
+        (path.name == last, path.stat().st_mtime_ns, str(path))
+        # Names with a dot are of what a killed training was writing.
+        for path in folder.glob('[!.]*.pth')
+        if not path.name.startswith('best_')
+    ]
     problems = []
-    for path in paths:
+    for *_, path in sorted(found, reverse=True):
         try:
             checkpoint = _read_training(path)
         except UsageError as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            told = '; '.join(problems)
-            print(f'warning: {told}: resuming {path}', file=sys.stderr)
-        return str(path), checkpoint
-    raise UsageError(
-        'no checkpoint to resume from can be read:\n  '
-        + '\n  '.join(problems)
-        + '\nTo start anew, remove these, or choose another --work-dir'
-    )
+            problems.append(f'{error}: not resumed')
+            print(f'warning: {problems[-1]}', file=sys.stderr)
+        else:
+            return path, checkpoint
+    if problems:
+        raise UsageError('; '.join([*problems, 'choose another --work-dir']))
+    return None, None
 
 
 def _read_training(path: str | Path) -> dict:
     """Read what mmengine's ``Runner.resume`` needs."""
     checkpoint = read_checkpoint(path)
     needed = ('meta', 'state_dict', 'message_hub')
-    missing = [name for name in needed if name not in checkpoint]
-    if missing or not isinstance(checkpoint['meta'], dict):
+    if not all(isinstance(checkpoint.get(name), dict) for name in needed):
         raise UsageError(
-            f'{path} is not a checkpoint to resume from: it lacks '
-            f'{", ".join(missing or ["meta of mmengine"])}'
+            f'{path} is not a checkpoint to resume from: that of a training '
+            f'has {", ".join(needed)}'
         )
     return checkpoint
 
@@ -373,38 +320,31 @@ class ResumableRunner(Runner):
     """mmengine's runner that can be stopped, killed and resumed.
 
     Attributes:
-        checkpoint: What :func:`take_checkpoint` read; it is loaded in place
-            of the file.
-        strict: Refuse a checkpoint of another model, as a test and a resumed
-            training must. Others warn.
-        run_state: What a checkpoint has beyond mmengine's, in
-            ``meta['run_state']``; None for a fresh run and for a checkpoint
-            of another runner.
+        checkpoint: What :func:`take_checkpoint` read, in place of the file.
+        strict: Refuse a checkpoint of another model, as a test must.
+        run_state: ``meta['run_state']`` of the checkpoint that is resumed, if
+            this runner wrote it.
         epoch_start: Iteration with which the epoch under way began.
-        last_saved: Iteration and path of the last checkpoint to resume from.
     """
 
     checkpoint: dict | None = None
     strict: bool = False
     run_state: dict | None = None
     epoch_start: int = 0
-    last_saved: tuple[int, str] = (-1, '')
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """Register hooks of our own beside mmengine's, unless taken out."""
-        hooks = dict(hooks or {})
-        saving = hooks.get('checkpoint', dict(type=CheckpointHook, interval=1))
-        if isinstance(saving, dict):
-            kind = saving.get('type', CheckpointHook)
-            if isinstance(kind, str):
-                kind = MMENGINE_HOOKS.get(kind)
-            if kind is CheckpointHook:
-                safe = dict(type='anchorformer_mm.SafeCheckpointHook')
-                hooks['checkpoint'] = dict(saving) | safe
-        for name, kind in HOOKS.items():
-            hook = hooks.pop(name, {})
-            if hook is not None:
-                hooks[name] = dict(type=kind) | dict(hook)
+        hooks = HOOKS | dict(hooks or {})
+        saving = hooks.get('checkpoint', dict(interval=1)) or {}
+        kind = saving.get('type', CheckpointHook) if saving else None
+        if isinstance(kind, str):
+            kind = MMENGINE_HOOKS.get(kind)
+        if kind is CheckpointHook:
+            safe = dict(type='anchorformer_mm.SafeCheckpointHook')
+            hooks['checkpoint'] = dict(saving) | safe
+        for name in HOOKS:
+            if hooks[name] is None:
+                del hooks[name]
         super().register_default_hooks(hooks)
 
     def wrap_model(
@@ -416,20 +356,15 @@ class ResumableRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_dataloader(
-        self,
-        dataloader: DataLoader | dict,
-        seed: int | None = None,
-        diff_rank_seed: bool = False,
+        self, dataloader: DataLoader | dict, *args, **kwargs
     ) -> DataLoader:
         """Build a loader; the batches of a training follow from the seed."""
-        built = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        built = Runner.build_dataloader(dataloader, *args, **kwargs)
         # The seed of its workers: drawn from the model's stream otherwise.
         built.generator = torch.Generator().manual_seed(self.seed)
         built.worker_init_fn = partial(_start_worker, built.worker_init_fn)
         if dataloader is self._train_dataloader:
-            meta = (self.checkpoint or {}).get('meta', {})
-            entropy = self.seed, get_rank()
-            number_batches(built, entropy, meta.get('iter', 0))
+            number_batches(built, (self.seed, get_rank()))
         return built
 
     def train(self) -> nn.Module:
@@ -450,16 +385,8 @@ class ResumableRunner(Runner):
                 ' the small last batch out: train_dataloader.drop_last=True'
             ) from error
 
-    def load_checkpoint(
-        self,
-        filename: str,
-        map_location: Any = 'cpu',
-        strict: bool = False,
-        **kwargs,
-    ) -> dict:
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         """Load the weights of a checkpoint; run no code from it.
-
-        Arguments are mmengine's; ``strict`` is as the attribute.
 
         Raises:
             UsageError: It cannot be read, or is of another model although the
@@ -468,15 +395,11 @@ class ResumableRunner(Runner):
         checkpoint, self.checkpoint = self.checkpoint, None
         if checkpoint is None and '://' in str(filename):
             with weights_only():
-                checkpoint = CheckpointLoader.load_checkpoint(
-                    filename, map_location
-                )
+                checkpoint = CheckpointLoader.load_checkpoint(filename, 'cpu')
         elif checkpoint is None:
             checkpoint = read_checkpoint(filename)
-        weights = {
-            name.removeprefix('module.'): value
-            for name, value in checkpoint.get('state_dict', checkpoint).items()
-        }
+        weights = checkpoint.get('state_dict', checkpoint)
+        weights = {n.removeprefix('module.'): w for n, w in weights.items()}
         checkpoint = dict(checkpoint, state_dict=weights)
         meta = checkpoint.get('meta') or {}
         # As mmcv 1.x wrote it. mmengine would run it, as it does configs.
@@ -485,23 +408,16 @@ class ResumableRunner(Runner):
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        fit = fit_weights(model, weights)
-        strict = strict or self.strict or self._resume
-        if fit.problems and (strict or not fit.taken):
-            more = len(fit.problems) - 1
-            raise UsageError(
-                f'{filename} is of another model: {fit.problems[0]}'
-                + (f', and {more} more' if more else '')
-            )
-        if fit.problems:
+        strict = self.strict or self._resume
+        taken, table = fit_weights(model, weights, filename, strict)
+        if table:
             self.logger.warning(
                 f'{filename} does not fit the whole model; what it lacks '
-                f'keeps its initial values:\n{fit.table()}'
+                f'keeps its initial values:\n{table}'
             )
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model.load_state_dict(
-            {name: weights[name] for name in fit.taken}, strict=False
-        )
+        # Hooks exchange weights, as those of averages do.
+        model.load_state_dict({n: weights[n] for n in taken}, strict=False)
         if self._resume:
             self.run_state = meta.get('run_state')
         self._has_loaded = True
@@ -509,55 +425,43 @@ class ResumableRunner(Runner):
         return checkpoint
 
     def save_checkpoint(
-        self,
-        out_dir: str,
-        filename: str,
-        *args,
-        meta: dict | None = None,
-        **kwargs,
+        self, out_dir: str, filename: str, *args, meta: dict, **kwargs
     ) -> None:
         """Write a checkpoint that is whole or not there.
 
-        Arguments are mmengine's; ``meta`` may have ``run_state``, as far as
-        it is not to be derived from the ``epoch`` and ``iter`` that are done.
+        Arguments are mmengine's; ``meta`` has the ``epoch`` and ``iter`` that
+        are done, and may have parts of ``run_state``.
 
         Raises:
             UsageError: The file cannot be written.
         """
-        meta = dict(meta or {})
-        meta['run_state'] = self._state_at(meta) | meta.get('run_state', {})
-        # All processes have to be here: their states are gathered.
-        meta['run_state']['random'] = all_gather_object(get_random_states())
-        if kwargs.get('save_optimizer', True):
-            self.last_saved = meta['iter'], os.path.join(out_dir, filename)
+        meta = dict(meta)
+        # mmengine saves before it counts an iteration or epoch as done, and
+        # again, with the numbers as they are, after an evaluation.
+        done = meta['epoch'], meta['iter']
+        in_epoch = done == (self.epoch, self.iter + 1) and isinstance(
+            self.train_loop, EpochBasedTrainLoop
+        )
+        state = dict(
+            batches_done=meta['iter'] - self.epoch_start if in_epoch else 0,
+            evaluation_due=not in_epoch and done != (self.epoch, self.iter),
+            # All processes have to be here: their states are gathered.
+            random=all_gather_object(get_random_states()),
+        )
+        meta['run_state'] = state | meta.get('run_state', {})
         if not is_main_process():
             return
-        save = partial(super().save_checkpoint, out_dir, meta=meta, **kwargs)
+        kwargs['meta'] = meta
         if '://' in str(out_dir):
-            # A store of objects, which it writes as a whole.
-            save(filename, *args)
+            # A store of objects writes it as a whole.
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        path = Path(out_dir) / filename
+        path = Path(out_dir, filename)
         try:
-            with replacing(path) as unfinished:
-                save(unfinished.name, *args)
+            with replacing(path) as new:
+                super().save_checkpoint(out_dir, new.name, *args, **kwargs)
                 # The content is on the disk before its name is.
-                with unfinished.open('rb+') as file:
+                with new.open('rb+') as file:
                     os.fsync(file.fileno())
         except OSError as error:
             raise UsageError(f'cannot write {path}: {error}') from error
-
-    def _state_at(self, meta: dict) -> dict:
-        """Tell evaluation and epoch from what a checkpoint calls done.
-
-        mmengine saves before it counts an iteration or epoch as done, and
-        again, with the numbers as they are, after an evaluation.
-        """
-        epoch, done = meta.get('epoch'), meta.get('iter')
-        if (epoch, done) == (self.epoch, self.iter):
-            return dict(evaluation_due=False, batches_done=0)
-        in_epoch = isinstance(self.train_loop, EpochBasedTrainLoop)
-        if in_epoch and epoch == self.epoch:
-            batches = done - self.epoch_start
-            return dict(evaluation_due=False, batches_done=batches)
-        return dict(evaluation_due=True, batches_done=0)

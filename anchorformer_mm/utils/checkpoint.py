@@ -5,10 +5,10 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,7 @@ _STATISTICS = ('min', 'max', 'current', 'mean')
 
 
 def _history_statistic(owner: type, name: str):
-    """Stand in for ``getattr`` while a checkpoint is read.
-
-    mmengine's history buffers refer to their own statistics methods, which
-    pickle writes as ``getattr(HistoryBuffer, 'mean')``.
-    """
+    """Stand in for ``getattr(HistoryBuffer, 'mean')`` in a checkpoint."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise pickle.UnpicklingError(
             f'the checkpoint asks for attribute {name!r} of {owner!r}; only '
@@ -41,12 +37,8 @@ def admit_mmengine_checkpoints() -> None:
     """Let ``torch.load(..., weights_only=True)`` read a training checkpoint.
 
     Beside tensors, mmengine stores its history buffers and NumPy scalars.
-    Exactly those classes are admitted. The original mmengine (0.10.7) cannot
-    resume from its own checkpoints on torch >= 2.6 without. Older torch, which
-    has no such list, is left as it is.
+    Exactly those classes are admitted; mmengine 0.10.7 admits none.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
     core = np._core if hasattr(np, '_core') else np.core
     torch.serialization.add_safe_globals(
         [
@@ -66,34 +58,23 @@ def weights_only() -> Iterator[None]:
     """Let no ``torch.load`` inside run code from a file.
 
     For functions that offer no argument for this, such as mmengine's
-    ``load_checkpoint``, which on its forks would run code from a file that
-    refuses to load without. It works through an environment variable of
-    torch, hence for all threads of the process.
+    ``load_checkpoint``. It works through an environment variable of torch,
+    hence for all threads of the process.
     """
-    before = os.environ.get(_FORCE)
+    before = {k: v for k, v in os.environ.items() if k == _FORCE}
     admit_mmengine_checkpoints()
     os.environ[_FORCE] = '1'
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(_FORCE, None)
-        else:
-            os.environ[_FORCE] = before
+        os.environ.pop(_FORCE, None)
+        os.environ.update(before)
         # The forks take back what they admit, though we had admitted it.
         admit_mmengine_checkpoints()
 
 
 def require_checkpoint(path: str | Path) -> None:
-    """Check a checkpoint before anything is built for it.
-
-    Args:
-        path: Names with a scheme (``https://...``, ``s3://...``) are left to
-            mmengine.
-
-    Raises:
-        UsageError: As :func:`read_checkpoint`.
-    """
+    """Refuse as :func:`read_checkpoint`; leave ``https://...`` to mmengine."""
     if '://' not in str(path):
         read_checkpoint(path)
 
@@ -108,55 +89,40 @@ def read_checkpoint(path: str | Path) -> Mapping:
     if not Path(path).is_file():
         raise UsageError(f'checkpoint not found: {path}')
     try:
-        _require_checksums(path)
+        if zipfile.is_zipfile(path):
+            # torch does not look at the checksums.
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()
+            if damaged:
+                raise zipfile.BadZipFile(f'the checksum of {damaged} differs')
         with weights_only(), warnings.catch_warnings():
             # They tell of formats that are not torch's, as the error does.
             warnings.simplefilter('ignore')
             checkpoint = torch.load(
                 path, map_location='cpu', weights_only=True
             )
-    except UsageError:
-        raise
     except Exception as error:
         # Whatever torch, zip or pickle make of damaged bytes.
         raise UsageError(
             f'{path} cannot be read as weights and plain data '
             f'({_reason(error)})'
         ) from error
-    if not isinstance(checkpoint, Mapping):
-        raise UsageError(
-            f'{path} is no checkpoint: it holds a '
-            f'{type(checkpoint).__name__}, not a dictionary of weights'
-        )
-    weights = checkpoint.get('state_dict', checkpoint)
+    weights = checkpoint
+    if isinstance(checkpoint, Mapping):
+        weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, Mapping):
         raise UsageError(
-            f'{path} is no checkpoint: its state_dict is a '
-            f'{type(weights).__name__}, not a dictionary of weights'
+            f'{path} is no checkpoint: it holds a {type(weights).__name__}, '
+            'not a dictionary of weights'
         )
     return checkpoint
-
-
-def _require_checksums(path: str | Path) -> None:
-    """Look at the checksums of a zip file, which torch does not do."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as file:
-        changed = file.testzip()
-    if changed:
-        raise UsageError(
-            f'{path} was damaged after it was written, or written without '
-            f'checksums: that of {printable(changed)[:200]} in it differs'
-        )
 
 
 def _reason(error: Exception) -> str:
     """Reason of an error, without torch's advice to run the file's code."""
     text = str(error)
     told = re.search(
-        r'[^.\n]*\bunsupported\b.*|WeightsUnpickler error:\s*\S.*',
-        text,
-        re.IGNORECASE,
+        r'(?i)[^.\n]*\bunsupported\b.*|WeightsUnpickler error:\s*\S.*', text
     )
     words = (told.group() if told else text.strip().split('\n')[0]).split()
     sentence = ' '.join(words).split('. ')[0].rstrip('.')
@@ -174,60 +140,29 @@ def require_pretrained_weights(cfg: Mapping) -> None:
         cfg: A whole config.
 
     Raises:
-        UsageError: A local file is missing, and the message names where in the
-            config it stands; or it cannot be read without running code.
-            Names with a scheme (``https://...``, ``torchvision://...``,
-            ``open-mmlab://...``) are not looked up.
+        UsageError: A local file is missing, or cannot be read without running
+            code. Names with a scheme (``https://...``, ``torchvision://...``)
+            are not looked up.
     """
-    found = [
-        (name, str(value))
-        for name, value in config_leaves(cfg.get('model') or {}, 'model')
-        if name.endswith('init_cfg.checkpoint') and value
-    ]
-    for name, path in found:
-        if '://' not in path and not Path(path).is_file():
+    for name, path in config_leaves(cfg.get('model') or {}, 'model'):
+        if not name.endswith('init_cfg.checkpoint') or not path:
+            continue
+        if '://' not in str(path) and not Path(path).is_file():
             raise UsageError(
                 'the weights that this config starts from are not there, '
-                f'relative to {Path.cwd()}: {name}={path!r}. Train them '
+                f'relative to {Path.cwd()}: {name}={str(path)!r}. Train them '
                 'first, or name another file, or start from scratch with '
                 f'--cfg-options {name.removesuffix(".checkpoint")}=None'
             )
         require_checkpoint(path)
 
 
-class Fit(NamedTuple):
-    """How the weights of a checkpoint fit a model.
-
-    Attributes:
-        taken: Weights that are in both, with the same shape.
-        other_shape: How the shapes of a weight differ, by name.
-        missing: Parameters of the model that the checkpoint lacks.
-        unused: Weights that the checkpoint alone has.
-    """
-
-    taken: dict[str, Tensor]
-    other_shape: dict[str, str]
-    missing: list[str]
-    unused: list[str]
-
-    @property
-    def problems(self) -> list[str]:
-        """Faults of the checkpoint if it should be of this model."""
-        absent = [f'{name} is not in the checkpoint' for name in self.missing]
-        return [*self.other_shape.values(), *absent]
-
-    def table(self) -> str:
-        """Table of what is taken and what is not, by part of the model."""
-        groups = self.taken, self.other_shape, self.missing, self.unused
-        names = [[n.partition('.')[0] for n in group] for group in groups]
-        parts = dict.fromkeys(part for group in names for part in group)
-        return markdown_table(
-            ('weights', 'taken', 'other shape', 'not in it', 'only in it'),
-            [(p, *(str(group.count(p)) for group in names)) for p in parts],
-        )
-
-
-def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
+def fit_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    strict: bool,
+) -> tuple[list[str], str]:
     """Compare a checkpoint's weights with those of a model; load nothing.
 
     Buffers, and parameters that are not trained, may be absent.
@@ -235,22 +170,48 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     Args:
         model: Without what wraps it for several processes.
         weights: The ``state_dict`` of a checkpoint.
+        path: Name of the checkpoint, for messages.
+        strict: Whether the checkpoint must be of this model.
+
+    Returns:
+        tuple[list[str], str]: Names of weights that are in both with the same
+        shape; and if the checkpoint lacks others, a table by part of the
+        model of what is taken and what is not.
+
+    Raises:
+        UsageError: A strict one does not fit, or nothing of it does.
     """
     own = model.state_dict()
-    other_shape = {
-        name: f'{name} is {tuple(weights[name].shape)} in the checkpoint and '
-        f'{tuple(value.shape)} in the model'
-        for name, value in own.items()
-        if name in weights and weights[name].shape != value.shape
-    }
-    trained = (n for n, p in model.named_parameters() if p.requires_grad)
-    return Fit(
-        {
-            name: value
-            for name, value in weights.items()
-            if name in own and name not in other_shape
-        },
-        other_shape,
-        [name for name in trained if name not in weights],
-        [name for name in weights if name not in own],
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    taken, problems, columns = [], [], Counter()
+    for name in dict.fromkeys([*own, *weights]):
+        if name not in own:
+            column = 'only in it'
+        elif name not in weights:
+            if name not in trained:
+                continue
+            column = 'not in it'
+            problems.append(f'{name} is not in the checkpoint')
+        elif weights[name].shape == own[name].shape:
+            column = 'taken'
+            taken.append(name)
+        else:
+            column = 'other shape'
+            problems.append(
+                f'{name} is {tuple(weights[name].shape)} in the checkpoint '
+                f'and {tuple(own[name].shape)} in the model'
+            )
+        columns[name.partition('.')[0], column] += 1
+    if problems and (strict or not taken):
+        more = f', and {len(problems) - 1} more' if len(problems) > 1 else ''
+        raise UsageError(f'{path} is of another model: {problems[0]}{more}')
+    if not problems:
+        return taken, ''
+    header = ('taken', 'other shape', 'not in it', 'only in it')
+    return taken, markdown_table(
+        ('weights', *header),
+        [
+            (part, *(str(columns[part, column]) for column in header))
+            for part in dict.fromkeys(part for part, _ in columns)
+        ],
     )

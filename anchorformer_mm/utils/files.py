@@ -36,8 +36,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: File to make or replace; its folder is made if need be.
 
     Yields:
-        Path: Where to write, with the same suffix. It is renamed to ``path``
-        at the end, and removed if the body raises.
+        Path: Where to write, with the same suffix; renamed at the end.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,53 +61,40 @@ def config_leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def split_datasets(cfg: Mapping, split: str) -> list:
-    """Data sets that a split draws from, without what wraps them.
+    """Configs of the data sets of a split, without what wraps them.
 
     Args:
         cfg: A whole config.
-        split: ``'train'``, ``'val'`` or ``'test'``.
-
-    Returns:
-        list[ConfigDict]: Their configs, none if the config lacks the split.
+        split: ``'train'``, ``'val'`` or ``'test'``; it may be absent.
     """
+
+    def innermost(node: Any) -> Iterator[Any]:
+        if isinstance(node, (list, tuple)):
+            for item in node:
+                yield from innermost(item)
+        elif 'dataset' in node or 'datasets' in node:
+            yield from innermost(node.get('dataset') or node['datasets'])
+        else:
+            yield node
+
     loader = cfg.get(f'{split}_dataloader')
-    return list(_innermost(loader['dataset'])) if loader else []
-
-
-def _innermost(cfg: Any) -> Iterator[Any]:
-    if isinstance(cfg, (list, tuple)):
-        for item in cfg:
-            yield from _innermost(item)
-    elif 'dataset' in cfg:
-        yield from _innermost(cfg['dataset'])
-    elif 'datasets' in cfg:
-        yield from _innermost(cfg['datasets'])
-    else:
-        yield cfg
+    return list(innermost(loader['dataset'])) if loader else []
 
 
 def dataset_paths(dataset: Mapping) -> list[Path]:
-    """Files and folders that one data set names, relative ones joined.
+    """Annotation file and image folders of a data set, without remote ones.
 
     Args:
         dataset: Config of a data set with ``data_root``, ``ann_file`` and
             ``data_prefix`` as every OpenMMLab library has them.
-
-    Returns:
-        list[Path]: Annotation file, then image folders; remote paths
-        (``s3://`` and the like) are left out.
     """
     root = str(dataset.get('data_root') or '')
     prefix = dataset.get('data_prefix') or {}
     names = [dataset.get('ann_file')]
     names += list(prefix.values()) if isinstance(prefix, dict) else [prefix]
-    names = [str(name) for name in names if name]
-    if not names and root:
-        names = ['']
-    joined = [n if Path(n).is_absolute() else f'{root}/{n}' for n in names]
-    if '://' in root or not root:
-        joined = [n for n in names if Path(n).is_absolute()]
-    return [Path(name) for name in joined if '://' not in name]
+    names = [str(name) for name in names if name] or ['']
+    paths = [os.path.join(root, name) for name in names]
+    return [Path(path) for path in paths if path and '://' not in path]
 
 
 def require_datasets(cfg: Mapping, splits: Sequence[str]) -> None:
@@ -119,18 +105,12 @@ def require_datasets(cfg: Mapping, splits: Sequence[str]) -> None:
         splits: Of ``'train'``, ``'val'`` and ``'test'``, what will run.
 
     Raises:
-        UsageError: Something is missing; the one message names the expected
-            tree, what of it is missing and where to get it. Or something is
-            a pickle (:func:`require_no_pickles`).
+        UsageError: Something is missing, and where to get it; or
+            is a pickle (:func:`require_no_pickles`).
     """
     require_no_pickles(cfg, splits)
-    paths = [
-        path
-        for split in splits
-        for dataset in split_datasets(cfg, split)
-        for path in dataset_paths(dataset)
-    ]
-    paths = list(dict.fromkeys(paths))
+    datasets = [d for split in splits for d in split_datasets(cfg, split)]
+    paths = list(dict.fromkeys(p for d in datasets for p in dataset_paths(d)))
     if all(path.exists() for path in paths):
         return
     width = max(len(str(path)) for path in paths)
@@ -147,10 +127,8 @@ def require_datasets(cfg: Mapping, splits: Sequence[str]) -> None:
         'the data set of this config is not complete. Expected, relative to '
         f'{Path.cwd()}:\n{tree}'
         + (f'\nGet it: {"; ".join(hints)}' if hints else '')
-        + '\nAnother place: --cfg-options '
-        'train_dataloader.dataset.data_root=... '
-        'val_dataloader.dataset.data_root=..., and ann_file of the '
-        'evaluators, or a link to it under data/'
+        + '\nAnother place: a link to it under data/, or --cfg-options '
+        'train_dataloader.dataset.data_root=... and the like'
     )
 
 
@@ -158,16 +136,14 @@ def require_no_pickles(cfg: Mapping, splits: Sequence[str]) -> None:
     """Check that a model, data sets and evaluators read no pickle and no YAML.
 
     Reading these runs what is in them, and mmengine reads them wherever a
-    name ends like this: annotations and proposals of data sets, the weights
-    of classes of mmseg's losses.
+    name ends like this.
 
     Args:
         cfg: A whole config.
         splits: Of ``'train'``, ``'val'`` and ``'test'``, what will run.
 
     Raises:
-        UsageError: A file name says so; the message names where in the config
-            it stands.
+        UsageError: A file name says so; the message has its place.
     """
     parts = ['model']
     for split in splits:

@@ -82,19 +82,11 @@ def tool(folder, name, *args):
     )
 
 
-def train(folder, work_dir, epochs, *args):
-    return tool(
-        folder,
-        'train.py',
-        CONFIG,
-        '--work-dir',
-        work_dir,
-        '--skip-data-check',
-        *args,
-        '--cfg-options',
-        f'train_cfg.max_epochs={epochs}',
-        *OPTIONS,
-    )
+def training(work_dir, *args):
+    """Arguments of a training of two epochs, on data that are as they are."""
+    options = ['train_cfg.max_epochs=2', *OPTIONS]
+    args = [CONFIG, '--work-dir', work_dir, '--skip-data-check', *args]
+    return [*args, '--cfg-options', *options]
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +95,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
     spec = DigitsSpec(num_train=8, num_val=3, scene_size=(96, 64))
     write_digits(folder / 'data' / 'digits', spec)
-    out = train(folder, 'run', 2, '--resume')
+    out = tool(folder, 'train.py', *training('run', '--resume'))
     assert out.returncode == 0, out.stderr[-3000:]
     return folder
 
@@ -117,23 +109,20 @@ def load(path):
 @pytest.mark.smoke
 def test_a_killed_run_ends_like_an_unbroken_one(folder):
     """By SIGKILL, with its workers, somewhere in the second epoch."""
-    options = f'train_cfg.max_epochs=2 {" ".join(OPTIONS)}'.split()
-    command = [sys.executable, ROOT / 'tools' / 'train.py', CONFIG]
-    command += ['--work-dir', 'killed', '--skip-data-check', '--cfg-options']
-    training = subprocess.Popen(
-        [*command, *options],
+    process = subprocess.Popen(
+        [sys.executable, ROOT / 'tools' / 'train.py', *training('killed')],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     while not (folder / 'killed' / 'epoch_1.pth').is_file():
-        assert training.poll() is None
+        assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(training.pid, signal.SIGKILL)
-    training.wait()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     assert not (folder / 'killed' / 'epoch_2.pth').is_file()
-    out = train(folder, 'killed', 2, '--resume')
+    out = tool(folder, 'train.py', *training('killed', '--resume'))
     assert out.returncode == 0, out.stderr[-3000:]
     killed = load(folder / 'killed' / 'epoch_2.pth')
     unbroken = load(folder / 'run' / 'epoch_2.pth')
@@ -179,7 +168,6 @@ def test_evaluation_dumps_and_draws(folder):
         'run/epoch_2.pth',
         '--work-dir',
         'eval',
-        '--skip-data-check',
         '--out',
         'eval/results.pkl',
         '--show-dir',
@@ -204,7 +192,7 @@ def test_a_segmentor_trains_and_its_label_maps_are_written(folder):
         folder,
         'train.py',
         config,
-        *('--work-dir', 'maps', '--skip-data-check', '--cfg-options'),
+        *('--work-dir', 'maps', '--cfg-options'),
         *('train_dataloader.batch_size=2', *options),
     )
     assert out.returncode == 0, out.stderr[-3000:]

@@ -71,29 +71,25 @@ def test_the_environment_is_left_as_it_was(monkeypatch, before, fails):
     assert os.environ.get(FORCE) == before
 
 
-@pytest.mark.smoke
-def test_mmengine_runs_no_code_from_a_checkpoint(tmp_path, capsys):
-    model = nn.Linear(1, 1)
-    content = dict(state_dict=model.state_dict(), meta=Malicious())
-    torch.save(content, tmp_path / 'a.pth')
+def test_mmengine_reads_training_checkpoints_and_runs_no_code(tmp_path):
+    model, path = nn.Linear(1, 1), str(tmp_path / 'a.pth')
+    content = dict(state_dict=model.state_dict())
+    torch.save(content | dict(meta=Malicious()), path)
     with pytest.raises(pickle.UnpicklingError), weights_only():
-        load_checkpoint(model, str(tmp_path / 'a.pth'))
-    assert 'ran' not in capsys.readouterr().out
-
-
-def test_training_checkpoints_load_inside_and_afterwards(tmp_path):
-    model = nn.Linear(1, 1)
-    hub = dict(loss=HistoryBuffer([1.0], [1]))
-    content = dict(state_dict=model.state_dict(), message_hub=hub)
-    torch.save(content, tmp_path / 'a.pth')
+        load_checkpoint(model, path)
+    torch.save(content | dict(message_hub=HistoryBuffer([1.0], [1])), path)
     torch.serialization.clear_safe_globals()
     with weights_only():
-        loaded = load_checkpoint(model, str(tmp_path / 'a.pth'))
-    assert loaded['message_hub']['loss'].current() == 1
-    loaded = torch.load(tmp_path / 'a.pth', weights_only=True)
-    assert loaded['message_hub']['loss'].current() == 1
+        loaded = load_checkpoint(model, path)
+    assert loaded['message_hub'].current() == 1
+    # Its forks take back what they admit.
+    assert torch.load(path, weights_only=True)['message_hub'].current() == 1
 
 
+FUZZED = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 WEIGHTS = dict(state_dict=dict(a=torch.arange(400.0)))
 
 
@@ -111,18 +107,15 @@ def refusal(path):
     return line
 
 
-@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('zipped', [True, False, None])
 def test_a_checkpoint_with_code_is_one_line(tmp_path, zipped, capsys):
     content = dict(state_dict=Malicious())
-    torch.save(
-        content, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped
-    )
-    line = refusal(tmp_path / 'a.pth')
-    assert (
-        'a.pth cannot be read as weights and plain data (UnpicklingError: '
-        in line
-    )
-    assert 'Unsupported global: GLOBAL print was not' in line
+    path = tmp_path / 'a.pth'
+    if zipped is None:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert 'a.pth cannot be read as weights and plain data' in refusal(path)
     assert 'ran' not in capsys.readouterr().out
 
 
@@ -131,13 +124,9 @@ def test_names_in_a_file_do_nothing_to_the_terminal(tmp_path):
     assert r'GLOBAL a\x1b[2J.b' in refusal(tmp_path / 'a.pth')
 
 
-def test_other_pickles_are_one_line(tmp_path, capsys):
-    (tmp_path / 'a.pth').write_bytes(pickle.dumps(Malicious()))
-    refusal(tmp_path / 'a.pth')
-    script = torch.jit.script(nn.Linear(1, 1))
-    script.save(tmp_path / 'b.pth')
+def test_a_script_is_one_line(tmp_path):
+    torch.jit.script(nn.Linear(1, 1)).save(tmp_path / 'b.pth')
     assert 'Cannot use ``weights_only=True``' in refusal(tmp_path / 'b.pth')
-    assert 'ran' not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -161,17 +150,10 @@ def test_a_changed_bit_of_a_weight_is_one_line(tmp_path):
     # torch does not see it.
     loaded = torch.load(path, weights_only=True)['state_dict']['a']
     assert not torch.equal(loaded, WEIGHTS['state_dict']['a'])
-    assert (
-        'a.pth was damaged after it was written, or written without '
-        'checksums: that of a/data/0 in it differs'
-    ) in refusal(path)
+    assert 'the checksum of a/data/0 differs' in refusal(path)
 
 
-@settings(
-    max_examples=200,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(FUZZED, max_examples=200)
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_any_changed_bit_is_refused_or_has_no_effect(tmp_path, place, bit):
     path = tmp_path / 'a.pth'
@@ -188,11 +170,7 @@ def test_any_changed_bit_is_refused_or_has_no_effect(tmp_path, place, bit):
     assert torch.equal(loaded['state_dict']['a'], expected)
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(FUZZED, max_examples=40)
 @given(content=st.binary(max_size=200))
 def test_noise_is_one_line(tmp_path, content):
     (tmp_path / 'a.pth').write_bytes(content)
@@ -200,16 +178,10 @@ def test_noise_is_one_line(tmp_path, content):
     refusal(tmp_path / 'a.pth')
 
 
-@pytest.mark.parametrize(
-    ('content', 'words'),
-    [
-        ([1, 2], 'is no checkpoint: it holds a list'),
-        (dict(state_dict='a'), 'is no checkpoint: its state_dict is a str'),
-    ],
-)
-def test_what_has_no_weights_is_one_line(tmp_path, content, words):
+@pytest.mark.parametrize('content', [[1, 2], dict(state_dict='a')])
+def test_what_has_no_weights_is_one_line(tmp_path, content):
     torch.save(content, tmp_path / 'a.pth')
-    assert words in refusal(tmp_path / 'a.pth')
+    assert 'not a dictionary of weights' in refusal(tmp_path / 'a.pth')
 
 
 def test_a_checkpoint_that_is_not_here(tmp_path):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import mmengine
 import pytest
 from mmengine.config import Config
 from mmengine.fileio.handlers import JsonHandler, file_handlers
@@ -69,29 +68,21 @@ class TestDatasets:
         assert [f'{tmp_path}/train', 'ok'] in lines
 
     @pytest.mark.parametrize(
-        ('config', 'paths', 'layout'),
+        ('config', 'path', 'layout'),
         [
-            (
-                'picodet_anchorformer_s_coco',
-                ('annotations/instances_val2017.json', 'train2017'),
-                'coco',
-            ),
-            ('picodet_s_bccd', ('bccd/train.json', 'bccd/images'), 'bccd'),
-            (
-                'semfpn_anchorformer_s_ade20k',
-                ('images/training', 'annotations/validation'),
-                'ade',
-            ),
+            ('picodet_anchorformer_s_coco', 'train2017', 'coco'),
+            ('picodet_s_bccd', 'bccd/train.json', 'bccd'),
+            ('semfpn_anchorformer_s_ade20k', 'images/training', 'ade'),
         ],
     )
     def test_absent_ones_are_told_with_where_to_get_them(
-        self, tmp_path, monkeypatch, config, paths, layout
+        self, tmp_path, monkeypatch, config, path, layout
     ):
         monkeypatch.chdir(tmp_path)
         cfg = Config.fromfile(CONFIGS / f'{config}.py')
         with pytest.raises(UsageError) as error:
             require_datasets(cfg, ('train', 'val'))
-        assert all(path in str(error.value) for path in paths)
+        assert path in str(error.value)
         assert f'Get it: {LAYOUTS[layout]}\n' in str(error.value)
 
     @pytest.mark.parametrize(
@@ -101,12 +92,9 @@ class TestDatasets:
             (dict(data_root='d'), ['d']),
             (dict(data_root='s3://d', ann_file='a.json'), []),
             (dict(data_root='d', ann_file='/x/a.json'), ['/x/a.json']),
+            (dict(ann_file='a.json', data_prefix=''), ['a.json']),
             (
-                dict(
-                    data_root='d',
-                    ann_file='',
-                    data_prefix=dict(img_path='i', seg_map_path='s'),
-                ),
+                dict(data_root='d', data_prefix=dict(img='i', seg='s')),
                 ['d/i', 'd/s'],
             ),
         ],
@@ -164,14 +152,6 @@ class TestPickles:
             if isinstance(handler, JsonHandler)
         }
         assert set(UNSAFE_FORMATS) == set(file_handlers) - safe
-
-    def test_mmengine_takes_a_file_for_what_its_name_ends_in(
-        self, tmp_path, monkeypatch
-    ):
-        # Why a name without a suffix is refused too.
-        monkeypatch.chdir(tmp_path)
-        mmengine.dump([1], 'pkl', file_format='pkl')
-        assert mmengine.load('pkl') == [1]
 
     def test_what_will_not_run_or_is_written_is_let_pass(self):
         cfg = dict(
