@@ -337,14 +337,14 @@ def test_padding_is_cut_off_and_not_counted(tmp_path):
     image = np.full((40, 70, 3), 100, np.uint8)
     image[16:32, 32:48] = 20, 200, 90
     path = tmp_path / 'a.png'
-    options = dict(input_size=(64, 96), scales=[1, 4], cell=140)
+    options = dict(input_size=(64, 96), scales=[1, 4])
     draw_clusters(image, {4: layer}, path, **options)
     sheet = cv2.imread(str(path))[..., ::-1]
     y, x = np.nonzero((sheet == (20, 200, 90)).all(axis=2))
-    # Beside the image; lines are one pixel wide.
-    right = x > 150
-    assert np.ptp(x[right]) + 1 == pytest.approx(32, abs=2)
-    assert np.ptp(y[right]) + 1 == pytest.approx(32, abs=2)
+    # Beside the image, 4.8 times as large; lines are one pixel wide.
+    right = x > 350
+    assert np.ptp(x[right]) + 1 == pytest.approx(77, abs=2)
+    assert np.ptp(y[right]) + 1 == pytest.approx(77, abs=2)
     with pytest.raises(UsageError, match='scales of attn are 1, 4; got 3'):
         draw_clusters(image, {4: layer}, tmp_path / 'b.png', scales=[3])
     assert not (tmp_path / 'b.png').exists()
