@@ -445,17 +445,17 @@ def test_pictures_show_the_heat_and_the_pixels_explained(tmp_path):
         RegionEvidence(heat, 1, labels, 'layer'),
     ):
         path = tmp_path / 'cam.png'
-        options = dict(classes=['a', 'b', 'c'], palette=palette, cell=200)
+        options = dict(classes=['a', 'b', 'c'], palette=palette)
         draw_grad_cam(image, evidence, path, **options)
-        sheets.append(cv2.imread(str(path))[24:124, :, ::-1].astype(int))
-    for sheet, x in zip(sheets, (216, 424), strict=True):
-        assert (sheet[:, 8:208] == (40, 160, 90)).all()
-        overlay = sheet[:, x : x + 200]
-        hot, cold = overlay[2:38, 124:176], overlay[64:]
+        sheets.append(cv2.imread(str(path))[24:192, :, ::-1].astype(int))
+    for sheet, x in zip(sheets, (352, 696), strict=True):
+        assert (sheet[:, 8:344] == (40, 160, 90)).all()
+        overlay = sheet[:, x : x + 336]
+        hot, cold = overlay[4:60, 208:296], overlay[108:]
         assert (hot[..., 0] > hot[..., 2] + 50).all()
         assert (cold[..., 2] > cold[..., 0] + 50).all()
     rows, columns = np.nonzero((overlay == 255).all(axis=2))
-    assert (rows.min(), rows.max()) == (20, 59)
-    assert (columns.min(), columns.max()) == (40, 79)
-    explained = (sheets[1][:, 216:416] == palette[1]).all(axis=2)
-    assert explained.sum() == 40 * 40
+    assert (rows.min(), rows.max()) == pytest.approx((34, 100), abs=1)
+    assert (columns.min(), columns.max()) == pytest.approx((67, 133), abs=1)
+    explained = (sheets[1][:, 352:688] == palette[1]).all(axis=2)
+    assert explained.sum() == pytest.approx(67 * 67, rel=0.03)

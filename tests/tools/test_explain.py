@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from anchorformer_mm.apis import build_model, read_config
-from anchorformer_mm.datasets import (
-    SEGMENTATION_PALETTE,
-)
+from anchorformer_mm.datasets import SEGMENTATION_PALETTE
 from anchorformer_mm.utils import environment
+from anchorformer_mm.utils.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 TOOL = 'analysis_tools/explain.py'
@@ -167,17 +166,13 @@ def test_class_and_layer_of_grad_cam_are_chosen(
 
 
 def test_without_grad_cam_its_package_is_named(explain, monkeypatch):
-    find = environment._spec
-    monkeypatch.setattr(
-        environment,
-        '_spec',
-        lambda name: None if name == 'pytorch_grad_cam' else find(name),
-    )
-    status, _, errors = explain(
-        'classify', 'photo.png', '--method', 'grad-cam'
-    )
-    assert status == 2
-    assert 'pip install grad-cam' in errors[-1]
+    def refuse(names):
+        if 'pytorch_grad_cam' in names:
+            raise UsageError('pip install grad-cam')
+
+    monkeypatch.setattr(environment, 'check_environment', refuse)
+    out = explain('classify', 'photo.png', '--method', 'grad-cam')
+    assert out == (2, [], ['error: pip install grad-cam'])
 
 
 @pytest.mark.parametrize(
