@@ -141,25 +141,15 @@ def val(step, value):
     return {'coco/bbox_mAP': value, 'step': step, 'time': 0.1}
 
 
-@pytest.fixture
-def resumed(tmp_path):
+def test_the_parts_of_a_run_are_joined_and_the_later_wins(tmp_path):
     """Killed after 30 iterations, resumed from 20."""
-    write_log(
-        tmp_path,
-        '20260101_000000',
-        [train(10, 3.0), train(20, 2.0), val(1, 0.1), train(30, 1.9)],
-    )
-    write_log(
-        tmp_path,
-        '20260101_010000',
-        [train(30, 1.5), train(40, 1.0), val(2, 0.4)],
-    )
-    return tmp_path
-
-
-def test_the_parts_of_a_run_are_joined_and_the_later_wins(resumed):
-    run = read_run(resumed)
+    first = [train(10, 3.0), train(20, 2.0), val(1, 0.1), train(30, 1.9)]
+    write_log(tmp_path, '20260101_000000', first)
+    second = [train(30, 1.5), train(40, 1.0), val(2, 0.4)]
+    write_log(tmp_path, '20260101_010000', second)
+    run = read_run(tmp_path)
     assert run.curve('loss') == ([10, 20, 30, 40], [3.0, 2.0, 1.5, 1.0])
+    assert run.curve(run.metric) == ([20, 40], [0.1, 0.4])
 
 
 @pytest.mark.parametrize(
@@ -193,11 +183,6 @@ def test_evaluations_stand_where_the_log_says_that_they_were_made(
 def test_the_figure_of_every_task_is_known(tmp_path, name):
     write_log(tmp_path, 'a', [train(1, 1.0), {name: 0.5, 'step': 1}])
     assert read_run(tmp_path).metric == name
-
-
-def test_evaluations_of_the_parts_of_a_run_are_joined(resumed):
-    run = read_run(resumed)
-    assert run.curve(run.metric) == ([20, 40], [0.1, 0.4])
 
 
 @pytest.mark.parametrize('value', [0.4, 41.5])
