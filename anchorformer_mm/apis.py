@@ -6,11 +6,10 @@ Example:
     >>> sample.pred_instances.bboxes
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +32,6 @@ from anchorformer_mm.utils.checkpoint import require_checkpoint, weights_only
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
 
-OWN = 'anchorformer_mm'
 TASK_LIBRARIES = ('mmdet', 'mmpretrain', 'mmseg')
 
 # mmengine looks for mmseg's configs in the distribution of the originals.
@@ -52,17 +50,16 @@ def config_path(name: str | Path) -> Path:
         UsageError: There is no such library or config.
     """
     library, mark, file = str(name).partition('::')
-    known = (*TASK_LIBRARIES, OWN)
-    if mark and library not in known:
-        raise UsageError(
-            f'the library of a config must be one of {", ".join(known)}, '
-            f'got {name}'
-        )
     path = Path(name)
     if mark:
-        check_environment([library] if library != OWN else [])
-        folder = Path(find_spec(library).origin).parent / '.mim' / 'configs'
-        path = folder / file
+        known = ('anchorformer_mm', *TASK_LIBRARIES)
+        if library not in known:
+            raise UsageError(
+                f'the library of a config must be one of {", ".join(known)}, '
+                f'got {name}'
+            )
+        check_environment([library] if library in LIBRARIES else [])
+        path = Path(find_spec(library).origin).parent / '.mim/configs' / file
     if not path.is_file():
         raise UsageError(f'config not found: {path}')
     return path
@@ -76,8 +73,7 @@ def read_config(
     Args:
         name: A path, or a name as of :func:`config_path`. ``_base_`` takes
             names of mmdet, mmpretrain and mmseg too.
-        cfg_options: Keys with dots, and the values that replace those of the
-            config.
+        cfg_options: Values for keys with dots, in place of the config's.
 
     Raises:
         UsageError: There is no such config, it cannot be parsed, or a library
@@ -131,7 +127,6 @@ def build_model(cfg: Config, *, backbone_only: bool = False) -> nn.Module:
     try:
         return MODELS.build(model)
     except Exception as error:
-        # Whatever the constructor of an unknown model may raise.
         reason = _reason(error)
         raise UsageError(f'the model cannot be built: {reason}') from error
 
@@ -173,10 +168,7 @@ def load_model(
 
 
 def dataset_meta(cfg: Config) -> dict:
-    """Meta information of the test set of a config, such as ``classes``.
-
-    It is what the class of the data set and its ``metainfo`` tell.
-    """
+    """Meta information of the test set of a config, such as ``classes``."""
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     kind = dataset.get('type')
     if isinstance(kind, str):
@@ -203,11 +195,6 @@ class PreparedImage:
     inputs: Tensor
     data_samples: list
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of the network's input, px."""
-        return tuple(self.inputs.shape[2:])
-
 
 def require_image(path: str | Path) -> None:
     """Raise a UsageError unless OpenCV can decode a file."""
@@ -233,15 +220,10 @@ def image_pipeline(cfg: Config) -> Compose:
         name = getattr(kind, '__name__', str(kind))
         if name.endswith('LoadImageFromFile'):
             load = TRANSFORMS.build(transform)
-            transforms.append(partial(_load_unless_given, load))
+            transforms.append(lambda x, f=load: x if 'img' in x else f(x))
         elif not name.endswith('LoadAnnotations'):
             transforms.append(transform)
     return Compose(transforms)
-
-
-def _load_unless_given(load: Callable[[dict], dict], data: dict) -> dict:
-    """Read an image, unless its pixels are there."""
-    return data if 'img' in data else load(data)
 
 
 def image_data(image: ImageLike) -> dict:
@@ -283,11 +265,7 @@ def image_data(image: ImageLike) -> dict:
 def prepare_with(
     pipeline: Compose, data_preprocessor: nn.Module, image: ImageLike
 ) -> PreparedImage:
-    """Take an image through a pipeline and the data preprocessor of a model.
-
-    Arguments and errors are those of :func:`image_pipeline` and
-    :func:`image_data`.
-    """
+    """Take an image, as of :func:`image_data`, through both."""
     data = pipeline(image_data(image))
     batch = data_preprocessor(pseudo_collate([data]), False)
     return PreparedImage(
@@ -303,14 +281,11 @@ def prepare_image(
 
 
 def to_rgb(inputs: Tensor) -> np.ndarray:
-    """Picture of what a pipeline packed.
+    """Picture, RGB, uint8, shape (h, w, 3), of what a pipeline packed.
 
     Args:
         inputs: BGR, as mmcv reads images, shape (3, h, w), or grey, shape
             (1, h, w). What is not uint8 is stretched to the whole range.
-
-    Returns:
-        np.ndarray: RGB, uint8, shape (h, w, 3).
     """
     if inputs.dtype != torch.uint8:
         inputs = inputs.float() - inputs.min()
@@ -348,11 +323,8 @@ def predict(
             raise UsageError('predict needs a checkpoint for a config')
         cfg = model if isinstance(model, Config) else read_config(model)
         model = load_model(cfg, checkpoint, device)
-    pipeline = image_pipeline(model.cfg)
-    several = isinstance(images, (list, tuple))
-    samples = []
-    for image in images if several else [images]:
-        batch = pseudo_collate([pipeline(image_data(image))])
-        with torch.no_grad():
-            samples.append(model.test_step(batch)[0].cpu())
-    return samples if several else samples[0]
+    if isinstance(images, (list, tuple)):
+        return [predict(model, image) for image in images]
+    data = image_pipeline(model.cfg)(image_data(images))
+    with torch.no_grad():
+        return model.test_step(pseudo_collate([data]))[0].cpu()

@@ -16,7 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from textwrap import shorten
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import torch
 from mmengine.model import BaseModel, revert_sync_batchnorm
@@ -27,16 +27,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-# For modules that still look for it here.
-from anchorformer_mm.models.fusing import (
-    fuse,
-    has_foldable,
-    take_paper_order,
-)
+from anchorformer_mm.models.fusing import fuse, has_foldable, take_paper_order
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.text import (
-    markdown_table,
-)
+from anchorformer_mm.utils.text import markdown_table
 
 # Of torch.ops.aten, without the underscore of those that work in place.
 KINDS = {
@@ -60,9 +53,6 @@ KINDS = {
     'distances': '_cdist_forward _euclidean_dist',
     'gathering': 'index index_put index_select gather scatter scatter_add '
     'scatter_reduce index_add embedding take_along_dim nonzero',
-}
-KIND_OF = {
-    name: kind for kind, names in KINDS.items() for name in names.split()
 }
 # They make and move tensors, or their types, and compute nothing.
 MOVES = (
@@ -162,8 +152,7 @@ def raw_outputs(model: nn.Module, images: Tensor) -> object:
     There is no decoding of boxes, no suppression, no resizing to the image.
 
     Args:
-        model: A detector, a segmentor or a classifier; or any network that
-            is called with images, such as a backbone.
+        model: As of :func:`count_complexity`.
         images: Normalised, shape (B, 3, H, W).
     """
     if not isinstance(model, BaseModel):
@@ -247,29 +236,18 @@ def _countable() -> Iterator[None]:
         extension = sys.modules.get('mmcv._ext')
         for name, value in list(vars(extension).items() if extension else ()):
             if callable(value) and not name.startswith('_'):
-                refuse = partial(_refuse, name)
+                error = UsageError(f'{name} is a compiled operator of mmcv')
+                refuse = Mock(side_effect=error)
                 stack.enter_context(patch.object(extension, name, refuse))
         yield
 
 
-def _refuse(name: str, *_, **__) -> None:
-    raise UsageError(f'{name} is a compiled operator of mmcv')
-
-
 def _params(module: nn.Module | None) -> int:
-    if module is None:
-        return 0
-    return sum(p.numel() for p in module.parameters())
+    return sum(p.numel() for p in module.parameters()) if module else 0
 
 
 class UncountedOperators(TorchDispatchMode):
-    """Counts calls of operators for which torch counts no operations.
-
-    Views, copies and new tensors, which compute nothing, are left out.
-
-    Attributes:
-        calls: Names of operators of ``torch.ops.aten``, and their calls.
-    """
+    """Counts calls of operators that compute, and torch does not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,51 +268,40 @@ class UncountedOperators(TorchDispatchMode):
 
 
 def complexity_table(rows: Mapping[str, Complexity]) -> str:
-    """Write complexities as a table of Markdown, in millions and billions.
-
-    Args:
-        rows: Names, and what they cost.
-    """
-    there = {part for cost in rows.values() for part in cost.parts}
-    parts = [part for part in ('backbone', 'neck', 'head') if part in there]
-    header = ['config', 'params (M)', 'trainable', 'auxiliary']
-    header += ['MACs (G)', 'FLOPs = 2 x MACs (G)']
-    folds = any(cost.folded is not None for cost in rows.values())
-    header += ['MACs, folded (G)'] * folds
-    header += [f'{part} (M, G)' for part in parts]
+    """Table of Markdown of named complexities, in millions and billions."""
+    names = ('backbone', 'neck', 'head')
+    header = ['config', 'params (M)', 'trainable', 'auxiliary', 'MACs (G)']
+    header += ['FLOPs = 2 x MACs (G)', 'MACs, folded (G)']
+    header += [f'{name} (M, G)' for name in names]
     lines = []
-    for name, cost in rows.items():
+    for config, cost in rows.items():
         millions = (cost.params, cost.trainable, cost.auxiliary)
-        line = [name, *(f'{n / 1e6:.3f}' for n in millions)]
-        line += [f'{cost.macs / 1e9:.3f}', f'{2 * cost.macs / 1e9:.3f}']
-        if folds:
-            is_folded = cost.folded is not None
-            line.append(f'{cost.folded / 1e9:.3f}' if is_folded else '-')
-        for part in parts:
-            of_part = cost.parts.get(part)
-            line.append(
-                '-'
-                if of_part is None
-                else f'{of_part.params / 1e6:.3f}, {of_part.macs / 1e9:.3f}'
-            )
-        lines.append(line)
+        billions = (cost.macs, 2 * cost.macs, cost.folded)
+        parts = [cost.parts.get(name) for name in names]
+        lines.append(
+            [config]
+            + [f'{n / 1e6:.3f}' for n in millions]
+            + ['-' if n is None else f'{n / 1e9:.3f}' for n in billions]
+            + [
+                f'{part.params / 1e6:.3f}, {part.macs / 1e9:.3f}'
+                if part
+                else '-'
+                for part in parts
+            ]
+        )
+    columns = zip(header, *lines, strict=True)
+    # What no model has needs no column.
+    used = [column for column in columns if {*column[1:]} != {'-'}]
+    header, *lines = zip(*used, strict=True)
     return markdown_table(header, lines)
 
 
 def in_words(calls: Mapping[str, int]) -> str:
-    """Calls by kind, such as ``'softmax 12; norms 25; other: erfinv 1'``.
-
-    Args:
-        calls: Operators, and their calls.
-    """
-    kinds: Counter[str] = Counter()
-    others = {}
-    for name, count in calls.items():
-        if name in KIND_OF:
-            kinds[KIND_OF[name]] += count
-        else:
-            others[name] = count
-    words = [f'{kind} {kinds[kind]}' for kind in KINDS if kind in kinds]
+    """Calls of operators by kind, such as ``'norms 25; other: erfinv 1'``."""
+    words, others = [], dict(calls)
+    for kind, names in KINDS.items():
+        count = sum(others.pop(name, 0) for name in names.split())
+        words += [f'{kind} {count}'] if count else []
     if others:
         names = ', '.join(f'{n} {others[n]}' for n in sorted(others))
         words.append(f'other: {names}')

@@ -54,8 +54,7 @@ class RegionEvidence:
     """Grad-CAM of the pixels that a segmentor gives to a class.
 
     Attributes:
-        heat: From 0 to 1, shape (h, w) of the image; zero everywhere if
-            nothing speaks for the class.
+        heat: As of :class:`ClassEvidence`, shape (h, w) of the image.
         target: The class.
         labels: Predicted class of each pixel, shape (h, w).
         layer: Name of the layer that was looked at.
@@ -71,11 +70,6 @@ def class_index(
     target: str | int, classes: Sequence[str], num_classes: int
 ) -> int:
     """Find a class by its name, or else by its number.
-
-    Args:
-        target: Name or number.
-        classes: Names, empty if they are not known.
-        num_classes: Classes of the model.
 
     Raises:
         UsageError: There is no such class.
@@ -101,14 +95,10 @@ def class_name(i: int, classes: Sequence[str]) -> str:
 def default_target_layer(model: nn.Module) -> str:
     """Name of the layer whose map Grad-CAM looks at.
 
-    Of a plain transformer that is the last block, if the model is a
-    segmentor. If it is a classifier, it is the first norm of that block: what
-    follows the last attention reaches a class token from its own place only,
-    so that the patches there have no gradient. Of a network with stages it
-    is the last one, otherwise the last part of the backbone with weights.
-
-    Args:
-        model: With a ``backbone``; segmentors have a ``decode_head`` too.
+    The last block of a plain transformer in a segmentor; in a classifier the
+    first norm of that block, as what follows the last attention reaches a
+    class token from its own place only. The last stage of a network with
+    stages, otherwise the last part of the backbone with weights.
     """
     backbone = model.backbone
     layers = getattr(backbone, 'layers', None)
@@ -118,28 +108,19 @@ def default_target_layer(model: nn.Module) -> str:
     stages = getattr(backbone, 'stages', None)
     if isinstance(stages, (nn.ModuleList, nn.Sequential)):
         return f'backbone.stages.{len(stages) - 1}'
-    parts = [
-        name
-        for name, part in backbone.named_children()
-        if next(part.parameters(), None) is not None
-    ]
+    parts = [n for n, p in backbone.named_children() if [*p.parameters()]]
     return f'backbone.{parts[-1]}'
 
 
-def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """Part of a model by its name, such as ``backbone.layers.5.ln1``.
-
-    Raises:
-        UsageError: There is none; the message names some that there are.
-    """
+def _find_layer(model: nn.Module, name: str) -> nn.Module:
+    """Part of a model by its name, such as ``backbone.layers.5.ln1``."""
     layers = dict(model.named_modules())
-    if name and name in layers:
+    if name in layers:
         return layers[name]
     shallow = [n for n in layers if 0 < n.count('.') < 3]
-    names = dict.fromkeys([*get_close_matches(name, layers), *shallow])
+    names = ', '.join(dict.fromkeys(get_close_matches(name, layers) + shallow))
     raise UsageError(
-        f'the model has no layer {name!r}; it has {", ".join(names)} and '
-        'their parts'
+        f'the model has no layer {name!r}; it has {names} and their parts'
     )
 
 
@@ -151,9 +132,7 @@ def grad_cam(
     classes: Sequence[str] = (),
     layer: str | None = None,
 ) -> ClassEvidence:
-    """Find the places of an image that speak for a class.
-
-    The model's weights and their gradients are left as they were.
+    """Find what speaks for a class in an image; the model stays as it was.
 
     Args:
         model: Classifier of mmpretrain, in evaluation mode.
@@ -168,16 +147,14 @@ def grad_cam(
             gives no map, or its map has no gradient.
     """
     name = layer or default_target_layer(model)
-    find_layer(model, name)
     with torch.no_grad():
         scores = model(inputs, mode='predict')[0].pred_score
-    target = (
-        int(scores.argmax())
-        if target is None
-        else class_index(target, classes, len(scores))
-    )
-    heat = _heat_map(model, name, inputs, ClassifierOutputTarget(target))
-    return ClassEvidence(heat, target, scores.cpu().numpy(), name)
+    chosen = int(scores.argmax())
+    if target is not None:
+        chosen = class_index(target, classes, len(scores))
+    score = ClassifierOutputTarget(chosen)
+    heat = _heat_map(model, model, name, inputs, score)
+    return ClassEvidence(heat, chosen, scores.cpu().numpy(), name)
 
 
 def segmentation_grad_cam(
@@ -199,15 +176,12 @@ def segmentation_grad_cam(
     Args:
         model: Segmentor of mmseg with ``encode_decode``, in evaluation mode.
         target: By default the class with most pixels.
-        image_size: Height and width (h, w) of the image in the inputs, px,
-            if it was padded at the right or bottom.
+        image_size: Height and width of the image, px, if it was padded.
 
     Raises:
-        UsageError: The class is predicted nowhere, or the model has one
-            channel for two classes.
+        UsageError: The class is nowhere, or has no channel of its own.
     """
     name = layer or default_target_layer(model)
-    find_layer(model, name)
     h, w = image_size or inputs.shape[2:]
     network = _PixelLogits(model)
     with torch.no_grad():
@@ -226,18 +200,17 @@ def segmentation_grad_cam(
         there = [class_name(i, classes) for i in np.flatnonzero(counts)]
         raise UsageError(
             f'{class_name(chosen, classes)} is found nowhere in the image, '
-            'and Grad-CAM explains pixels of a class that is: '
-            f'{", ".join(there)}'
+            f'take a class that is: {", ".join(there)}'
         )
     mask = np.zeros(inputs.shape[2:], np.float32)
     mask[:h, :w] = labels == chosen
     score = SemanticSegmentationTarget(chosen, mask)
-    heat = _heat_map(model, name, inputs, score, network=network)
+    heat = _heat_map(model, network, name, inputs, score)
     return RegionEvidence(heat[:h, :w], chosen, labels, name)
 
 
 class _PixelLogits(nn.Module):
-    """Logits of a segmentor, at the size of its inputs: (B, C, H, W)."""
+    """Logits (B, C, H, W) of a segmentor, at the size of its inputs."""
 
     def __init__(self, segmentor: nn.Module) -> None:
         super().__init__()
@@ -252,50 +225,37 @@ class _PixelLogits(nn.Module):
 
 def _heat_map(
     model: nn.Module,
+    network: nn.Module,
     layer: str,
     inputs: Tensor,
     target: Callable[[Tensor], Tensor],
-    *,
-    network: nn.Module | None = None,
 ) -> np.ndarray:
-    """Grad-CAM at one layer, from 0 to 1, shape (H, W) of the inputs.
-
-    ``target`` takes the output of ``network`` (the model, if there is none)
-    for the image, and gives the number that is explained.
-    """
+    """Grad-CAM of what ``network`` makes of the inputs, at one layer."""
     size = tuple(inputs.shape[2:])
-    backbone = model.backbone
     # mmpretrain's backbones have the number, mmseg's the flag.
-    with_cls_token = getattr(backbone, 'with_cls_token', False)
-    extra = getattr(backbone, 'num_extra_tokens', int(with_cls_token))
+    extra = int(getattr(model.backbone, 'with_cls_token', False))
+    extra = getattr(model.backbone, 'num_extra_tokens', extra)
 
     def lay_out(x: Tensor) -> Tensor:
-        try:
-            # A copy: what follows the layer may work in place.
-            return _to_map(x, size, extra).clone()
-        except (AttributeError, ValueError) as error:
-            raise UsageError(f'layer {layer} gives no map: {error}') from None
+        found = _to_map(x, size, extra) if isinstance(x, Tensor) else None
+        if found is None:
+            what = getattr(x, 'shape', type(x))
+            raise UsageError(f'layer {layer} gives no map: {what}')
+        # A copy: what follows the layer may work in place.
+        return found.clone()
 
     # Parameters may be frozen; the way from the image to the score is not.
     inputs = inputs.detach().clone().requires_grad_()
     gradients = {p: p.grad for p in model.parameters()}
-    cam = _CoveringGradCAM(
-        network or model,
-        [find_layer(model, layer)],
-        reshape_transform=lay_out,
-    )
+    layers = [_find_layer(model, layer)]
+    cam = _CoveringGradCAM(network, layers, lay_out)
+    cam.layer = layer
     try:
         heat = cam(inputs, [target])[0]
-        reached = any(g.any() for g in cam.activations_and_grads.gradients)
     finally:
         cam.activations_and_grads.release()
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
-    if not reached:
-        raise UsageError(
-            f'no gradient of the score reaches the map of layer {layer}; '
-            'take an earlier one'
-        )
     return heat[: size[0], : size[1]]
 
 
@@ -305,8 +265,11 @@ class _CoveringGradCAM(GradCAM):
     def get_cam_weights(
         self, input_tensor, target_layer, targets, activations, grads
     ) -> np.ndarray:
-        if grads is None:
-            return np.zeros(activations.shape[:2], np.float32)
+        if grads is None or not grads.any():
+            raise UsageError(
+                'no gradient of the score reaches the map of layer '
+                f'{self.layer}; take an earlier one'
+            )
         return super().get_cam_weights(
             input_tensor, target_layer, targets, activations, grads
         )
@@ -315,32 +278,24 @@ class _CoveringGradCAM(GradCAM):
         maps = self.activations_and_grads.activations
         if not maps:
             raise UsageError(
-                'the layer of Grad-CAM did not run as a whole; take one of '
-                'its parts'
+                f'layer {self.layer} did not run as a whole; take a part of it'
             )
         return covered_size(input_tensor.shape[2:], maps[0].shape[2:])[::-1]
 
 
-def _to_map(x: Tensor, size: Sequence[int], num_extra_tokens: int) -> Tensor:
-    """Lay out the output of a layer as a map (B, C, H, W).
-
-    It is a map (B, C, H, W) or (B, H, W, C), or tokens (B, n, C) row by row
-    after those that are not of the map; ``size`` is that of the inputs, px.
-    """
+def _to_map(x: Tensor, size: Sequence[int], extra: int) -> Tensor | None:
+    """Map (B, C, H, W) of a map, or of tokens after ``extra`` others."""
     if x.ndim == 4:
         last = is_map(size, x.shape[1:3]) and not is_map(size, x.shape[2:])
         return x.permute(0, 3, 1, 2) if last else x
     if x.ndim == 3:
-        n = x.shape[1] - num_extra_tokens
+        n = x.shape[1] - extra
         # At most one: more rows want a lesser stride, fewer columns a greater.
         for h in range(1, n + 1):
             if n % h == 0 and is_map(size, (h, n // h)):
-                patches = x[:, num_extra_tokens:].transpose(1, 2)
+                patches = x[:, extra:].transpose(1, 2)
                 return patches.unflatten(2, (h, n // h))
-    raise ValueError(
-        f'a tensor of shape {tuple(x.shape)} is no map of an image of '
-        f'{size[0]} x {size[1]} px with {num_extra_tokens} class tokens'
-    )
+    return None
 
 
 def draw_grad_cam(
@@ -350,7 +305,6 @@ def draw_grad_cam(
     *,
     classes: Sequence[str] = (),
     palette: Sequence[Sequence[int]] = (),
-    cell: int = 336,
 ) -> None:
     """Draw an image, and beside it what speaks for the class.
 
@@ -362,13 +316,13 @@ def draw_grad_cam(
         evidence: From :func:`grad_cam` or :func:`segmentation_grad_cam`.
         path: PNG to write.
         classes: Names of the classes.
-        palette: RGB colour of each class, shape (C, 3), for a segmentor.
-        cell: Longer side of a picture, px.
+        palette: RGB colour of each class, for a segmentor.
     """
 
     def name(i: int, share: float) -> str:
         return f'{class_name(i, classes)}, {share:.1%}'
 
+    cell = 336
     heat = evidence.heat[: image.shape[0], : image.shape[1]]
     overlay = fit(show_cam_on_image(image / np.float32(255), heat, True), cell)
     if isinstance(evidence, ClassEvidence):
@@ -378,21 +332,17 @@ def draw_grad_cam(
         title = name(evidence.target, evidence.scores[evidence.target])
     else:
         counts = np.bincount(evidence.labels.ravel(), minlength=len(palette))
-        shares = counts / evidence.labels.size
-        names = [name(i, share) for i, share in enumerate(shares)]
+        size = evidence.labels.size
+        names = [name(i, count / size) for i, count in enumerate(counts)]
         labels = colour_labels(evidence.labels, palette, cell)
         legend = class_legend(counts, names, palette)
-        panels = [
-            Panel(fit(image, cell), 'image'),
-            Panel(labels, 'predicted', legend=legend),
-        ]
+        panels = [Panel(fit(image, cell), 'image')]
+        panels += [Panel(labels, 'predicted', legend=legend)]
         title = class_name(evidence.target, classes)
         mask = np.uint8(evidence.labels == evidence.target)
-        lines, _ = cv2.findContours(
-            fit(mask, cell, smooth=False),
-            cv2.RETR_LIST,
-            cv2.CHAIN_APPROX_NONE,
-        )
+        mask = fit(mask, cell, smooth=False)
+        how = cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+        lines, _ = cv2.findContours(mask, *how)
         cv2.drawContours(overlay, lines, -1, (255, 255, 255), 1)
     nothing = '' if heat.any() else '\nnothing speaks for it'
     panels.append(Panel(overlay, f'Grad-CAM of {title}{nothing}'))

@@ -8,12 +8,14 @@ scales. Laid out over the image, the clusters show what is told apart.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -32,8 +34,8 @@ from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 
 ORDERS = ('contrast', 'mass')
-# Grey in place of a picture.
-_NOTHING = 235
+# Grey in place of a picture; pictures beside each other; px of a cluster map.
+_NOTHING, _COLUMNS, _CELL = 235, 4, 336
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,8 @@ class TokenClusters:
     Attributes:
         name: Of the attention in the model.
         scales: For each scale, the coarsest first, the cluster of each token,
-            int64, shape (B, H W), row by row, and the number of clusters,
-            some of which may be empty; or None where each token is a cluster
-            of its own.
+            int64, shape (B, H W), and the number of clusters, some of which
+            may be empty; None where each token is a cluster of its own.
         grid: Height and width (H, W) of the map of the tokens.
     """
 
@@ -96,50 +97,36 @@ class TokenClusters:
         Raises:
             UsageError: There is no such scale.
         """
-        scale = self.coarsest if scale is None else scale
+        scale = min(self.scales) if scale is None else scale
         if scale not in self.scales:
             known = ', '.join(map(str, self.scales))
             raise UsageError(f'scales of {self.name} are {known}; got {scale}')
         return self.scales[scale]
 
     @property
-    def coarsest(self) -> int:
-        """The scale with fewest clusters."""
-        return min(self.scales)
-
-    @property
     def stage(self) -> str:
         """Name of the list whose blocks have the layer, or of the layer."""
-        parts = self.name.split('.')
-        numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
-        return '.'.join(parts[: numbers[-1]] if numbers else parts)
+        return re.sub(r'(^|\.)\d+(\.\D[^.]*)*$', '', self.name)
 
 
-def _has_anchors(layer: nn.Module) -> bool:
-    return callable(getattr(layer, 'logits_of', None))
-
-
-def _has_clusters(layer: nn.Module) -> bool:
-    return isinstance(layer, ClusterAttention)
+_TAKES_PART = dict(
+    anchors=lambda layer: callable(getattr(layer, 'logits_of', None)),
+    clusters=lambda layer: isinstance(layer, ClusterAttention),
+)
 
 
 def maps_of(model: nn.Module) -> str:
-    """Kind of maps that the layers of a model make.
-
-    Returns:
-        str: ``'anchors'``, or ``'clusters'`` if it has these alone.
+    """Tell if layers of a model make 'anchors', or else 'clusters'.
 
     Raises:
-        UsageError: It has neither.
+        UsageError: They make neither.
     """
-    if any(map(_has_anchors, model.modules())):
-        return 'anchors'
-    if any(map(_has_clusters, model.modules())):
-        return 'clusters'
+    for kind, takes_part in _TAKES_PART.items():
+        if any(map(takes_part, model.modules())):
+            return kind
     raise UsageError(
-        'the model has neither anchors nor clusters to draw (no layer has a '
-        'method logits_of or is a ClusterAttention): vanilla attention and '
-        'convolutions have none'
+        'the model has neither anchors nor clusters to draw: no layer has a '
+        'method logits_of or is a ClusterAttention'
     )
 
 
@@ -151,23 +138,14 @@ def collect_anchor_weights(
     A layer takes part if it has a method ``logits_of`` that gives the
     similarities of tokens and anchors, (B, h, n, m), and takes tokens and
     their ``hw_shape``, or a map (B, H, W, C). What is kept is what the method
-    gave to the layer. The model is left as it was, whatever happens.
-
-    Args:
-        model: Any model with such layers.
-        *args: Passed to the model.
-        **kwargs: Passed to the model.
-
-    Returns:
-        list[AnchorWeights]: In the order in which the layers ran.
+    gave to the layer. The model is left as it was, whatever happens. The list
+    is in the order in which the layers ran.
 
     Raises:
         UsageError: The model has no such layer, none of them ran, or one was
             not told the shape of its map.
     """
-    return _collect(
-        model, _has_anchors, _watch_anchors, 'anchors', args, kwargs
-    )
+    return _collect('anchors', _watch_anchors, model, args, kwargs)
 
 
 def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
@@ -176,30 +154,21 @@ def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
     What is kept is what the layer went on with. For the rest see
     :func:`collect_anchor_weights`.
     """
-    return _collect(
-        model, _has_clusters, _watch_clusters, 'clusters', args, kwargs
-    )
+    return _collect('clusters', _watch_clusters, model, args, kwargs)
 
 
 def _collect(
-    model: nn.Module,
-    takes_part: Callable[[nn.Module], bool],
-    watch: Callable[[nn.Module, str, dict[str, Any], ExitStack], None],
     kind: str,
+    watch: Callable[[nn.Module, str, dict[str, Any], ExitStack], None],
+    model: nn.Module,
     args: tuple,
     kwargs: dict,
 ) -> list[Any]:
-    """Run a model without gradients while some of its layers are watched.
-
-    ``watch`` puts what a layer makes in the dict, under the layer's name, and
-    gives the stack what undoes the watching.
-    """
+    """Run a model; ``watch`` stores what a layer makes under its name."""
+    takes_part = _TAKES_PART[kind]
     layers = {n: m for n, m in model.named_modules() if takes_part(m)}
     if not layers:
-        raise UsageError(
-            f'no layer of the model has {kind} to draw: vanilla attention and '
-            'convolutions have none'
-        )
+        raise UsageError(f'no layer of the model has {kind} to draw')
     found = {}
     with ExitStack() as stack, torch.no_grad():
         for name, layer in layers.items():
@@ -208,15 +177,6 @@ def _collect(
     if not found:
         raise UsageError(f'none of the {len(layers)} layers with {kind} ran')
     return list(found.values())
-
-
-def _shadow(
-    layer: nn.Module, method: str, replacement: Callable, stack: ExitStack
-) -> None:
-    """Call ``replacement(original, ...)`` until ``stack`` is left."""
-    # In the instance; the method of the class stays behind it.
-    setattr(layer, method, partial(replacement, getattr(layer, method)))
-    stack.callback(vars(layer).pop, method)
 
 
 def _grid_of(name: str, shape: Sequence[int] | None) -> tuple[int, int]:
@@ -235,28 +195,26 @@ def _watch_anchors(
     stack: ExitStack,
 ) -> None:
     logits = []
+    logits_of = layer.logits_of
 
-    def kept(original, *args, **kwargs):
-        logits[:] = [original(*args, **kwargs)]
+    def keep(*args, **kwargs):
+        logits[:] = [logits_of(*args, **kwargs)]
         return logits[0]
 
     def record(layer, args, kwargs, output):
+        shape = args[1] if len(args) > 1 else kwargs.get('hw_shape')
         if args[0].ndim == 4:
             shape = args[0].shape[1:3]
-        else:
-            shape = args[1] if len(args) > 1 else kwargs.get('hw_shape')
         grid = _grid_of(name, shape)
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
         weights = logits[0].to(dtype).softmax(dim=-1).cpu()
         found[name] = AnchorWeights(name, weights, grid)
 
-    if getattr(layer, 'order', 'paper') != 'paper':
+    if hasattr(layer, 'order'):
         # The folded order has no keys that could be told from the rest.
-        stack.callback(setattr, layer, 'order', layer.order)
-        layer.order = 'paper'
-    _shadow(layer, 'logits_of', kept, stack)
-    hook = layer.register_forward_hook(record, with_kwargs=True)
-    stack.callback(hook.remove)
+        stack.enter_context(patch.object(layer, 'order', 'paper'))
+    stack.enter_context(patch.object(layer, 'logits_of', keep))
+    stack.enter_context(layer.register_forward_hook(record, with_kwargs=True))
 
 
 def _watch_clusters(
@@ -265,9 +223,11 @@ def _watch_clusters(
     found: dict[str, TokenClusters],
     stack: ExitStack,
 ) -> None:
-    def kept(original, x, hw_shape=None):
+    cluster = layer.cluster
+
+    def keep(x, hw_shape=None):
         grid = _grid_of(name, hw_shape)
-        clusters = original(x, hw_shape)
+        clusters = cluster(x, hw_shape)
         scales = {
             scale: (made[0].cpu(), made[1]) if made else None
             for scale, made in zip(layer.scales, clusters, strict=True)
@@ -275,19 +235,16 @@ def _watch_clusters(
         found[name] = TokenClusters(name, scales, grid)
         return clusters
 
-    _shadow(layer, 'cluster', kept, stack)
+    stack.enter_context(patch.object(layer, 'cluster', keep))
 
 
 def choose_layers(
     made: Sequence[AnchorWeights] | Sequence[TokenClusters],
     indices: Sequence[int] | None = None,
 ) -> dict[int, AnchorWeights] | dict[int, TokenClusters]:
-    """Layers by their number, in the order in which they ran.
+    """Layers by their number, from 0, in the order in which they ran.
 
-    Args:
-        made: From :func:`collect_anchor_weights` or :func:`collect_clusters`.
-        indices: Numbers from 0; None is all with anchors, or the last of each
-            stage with clusters.
+    None chooses all with anchors, or the last of each stage with clusters.
 
     Raises:
         UsageError: There is no such layer.
@@ -309,46 +266,36 @@ def picture_layers(
     image: PreparedImage,
     prefix: str | Path,
     *,
-    kind: str | None = None,
+    kind: str,
     layers: Sequence[int] | None = None,
     **options,
 ) -> list[Path]:
-    """Draw the anchors of an image and the assignment of its patches, or the
-    clusters.
+    """Draw anchors and the patches that they lead, or clusters, as files.
 
     Args:
         model: Detector, segmentor or classifier.
         image: From :func:`~anchorformer_mm.apis.prepare_image`.
-        prefix: Folder, and what the names of the pictures begin with.
-        kind: ``'anchors'`` or ``'clusters'``; that of :func:`maps_of` for
-            None.
+        prefix: Folder, and beginning of the names of the pictures.
+        kind: ``'anchors'`` or ``'clusters'``, as of :func:`maps_of`.
         layers: Of :func:`choose_layers`.
         **options: ``heads``, ``num_anchors`` and ``order`` of
             :func:`draw_anchor_maps`, or ``scales`` of :func:`draw_clusters`.
-
-    Returns:
-        list[Path]: The pictures.
-
-    Raises:
-        UsageError: The model has none, or an argument has no meaning.
     """
-    kind = kind or maps_of(model)
     collect = collect_clusters
-    pictures = dict(clusters=(draw_clusters, options))
+    pictures = dict(clusters=partial(draw_clusters, **options))
     if kind == 'anchors':
         collect = collect_anchor_weights
-        heads = dict(heads=options.get('heads'))
+        heads = options.get('heads')
         pictures = dict(
-            anchors=(draw_anchor_maps, options),
-            assignment=(draw_assignment, heads),
+            anchors=partial(draw_anchor_maps, **options),
+            assignment=partial(draw_assignment, heads=heads),
         )
     made = collect(model, image.inputs, image.data_samples, mode='tensor')
     chosen = choose_layers(made, layers)
-    paths = []
-    for name, (draw, given) in pictures.items():
-        paths.append(Path(f'{prefix}_{name}.png'))
-        size = image.input_size
-        draw(image.pixels, chosen, paths[-1], input_size=size, **given)
+    size = image.inputs.shape[2:]
+    paths = [Path(f'{prefix}_{name}.png') for name in pictures]
+    for path, draw in zip(paths, pictures.values(), strict=True):
+        draw(image.pixels, chosen, path, input_size=size)
     return paths
 
 
@@ -376,8 +323,7 @@ def draw_anchor_maps(
         num_anchors: Anchors drawn, at most.
         order: Anchors with the greatest difference between two patches first
             (``'contrast'``), or with the greatest share of all (``'mass'``).
-        input_size: Height and width of the network's input, px, if it was
-            padded.
+        input_size: Height and width of the network's input, px, if padded.
 
     Raises:
         UsageError: There is no such head or order, or ``num_anchors`` < 1.
@@ -388,7 +334,6 @@ def draw_anchor_maps(
         raise UsageError(f'num_anchors must be >= 1, got {num_anchors}')
     rows = list(_rows(layers, heads))
     cell = cell_size(len(rows), num_anchors + 1)
-    size = image.shape[:2]
     sheet = []
     for title, maps in rows:
         shares = maps.mean(axis=(1, 2))
@@ -397,12 +342,11 @@ def draw_anchor_maps(
         panels = [Panel(fit(image, cell), title)]
         for j in np.argsort(-rank, kind='stable')[:num_anchors]:
             heat = (maps[j] - low[j]) / max(high[j] - low[j], 1e-6)
-            heat = enlarge(heat, input_size or size, size)
-            caption = (
-                f'anchor {j}: {shares[j]:.1%} of the mass\n'
-                f'a patch gives {low[j]:.1%} to {high[j]:.1%}'
-            )
-            panels.append(Panel(fit(heat_overlay(image, heat), cell), caption))
+            heat = enlarge(heat, input_size, image.shape[:2])
+            overlay = fit(_heat_overlay(image, heat), cell)
+            caption = f'anchor {j}: {shares[j]:.1%} of the mass\n'
+            caption += f'a patch gives {low[j]:.1%} to {high[j]:.1%}'
+            panels.append(Panel(overlay, caption))
         sheet.append(panels)
     draw_panels(sheet, path)
 
@@ -413,43 +357,33 @@ def draw_assignment(
     path: str | Path,
     *,
     heads: Sequence[int] | None = None,
-    columns: int = 4,
     input_size: tuple[int, int] | None = None,
 ) -> None:
     """Draw every patch in the colour of the anchor with its greatest share.
 
     An anchor has the same colour in every picture. Below stand the anchors
-    that have most patches, and their part of them. There are at most
-    ``columns`` pictures beside each other; the rest is as for
+    that have most patches, and their part of them. The rest is as for
     :func:`draw_anchor_maps`.
     """
     rows = list(_rows(layers, heads))
-    columns = min(columns, len(rows) + 1)
+    columns = min(_COLUMNS, len(rows) + 1)
     cell = cell_size(len(rows) // columns + 1, columns)
-    size = image.shape[:2]
     panels = [Panel(fit(image, cell), 'input')]
     for title, maps in rows:
         colours = anchor_colours(len(maps))
         best = maps.argmax(axis=0)
         picture = enlarge(
-            colours[best], input_size or size, size, smooth=False
+            colours[best], input_size, image.shape[:2], smooth=False
         )
         count = np.bincount(best.ravel(), minlength=len(maps))
         used = np.argsort(-count, kind='stable')[: np.count_nonzero(count)]
-        panels.append(
-            Panel(
-                fit(picture, cell, smooth=False),
-                f'{title}\n{len(used)} of {len(maps)} anchors lead',
-                legend=[
-                    (f'{j}: {count[j] / best.size:.0%}', colours[j])
-                    for j in used[:6]
-                ],
-            )
-        )
-    draw_panels(
-        [panels[i : i + columns] for i in range(0, len(panels), columns)],
-        path,
-    )
+        caption = f'{title}\n{len(used)} of {len(maps)} anchors lead'
+        shares = count / best.size
+        legend = [(f'{j}: {shares[j]:.0%}', colours[j]) for j in used[:6]]
+        picture = fit(picture, cell, smooth=False)
+        panels.append(Panel(picture, caption, legend=legend))
+    starts = range(0, len(panels), columns)
+    draw_panels([panels[i : i + columns] for i in starts], path)
 
 
 def _rows(
@@ -464,14 +398,7 @@ def _rows(
 
 
 def anchor_colours(count: int) -> np.ndarray:
-    """Colours that are told apart; the first ones are always the same.
-
-    Args:
-        count: Colours wanted.
-
-    Returns:
-        np.ndarray: RGB, uint8, shape (count, 3).
-    """
+    """Colours that differ, RGB, uint8, (count, 3); the first stay the same."""
     i = np.arange(count)
     # The golden ratio spreads the hues of any number of colours.
     hsv = [i * 0.618034 % 1, 1 - i % 2 * 0.45, 1 - i // 2 % 2 * 0.4]
@@ -485,30 +412,21 @@ def draw_clusters(
     *,
     scales: Sequence[int] | None = None,
     input_size: tuple[int, int] | None = None,
-    columns: int = 4,
-    cell: int = 336,
 ) -> None:
     """Draw every cluster in the mean colour of its pixels.
 
     A row begins with the image and has a picture of each layer. The caption
     tells how many clusters have pixels, and how many there are; where each
-    token is a cluster, it says so and nothing is drawn.
-
-    Args:
-        image: As for :func:`draw_anchor_maps`.
-        layers: By their number, from :func:`choose_layers`.
-        path: PNG to write.
-        scales: A row for each; None draws the coarsest of each layer.
-        input_size: As for :func:`draw_anchor_maps`.
-        columns: Pictures beside each other, at most; longer rows are broken.
-        cell: Longer side of a picture, px.
+    token is a cluster, it says so and nothing is drawn. There is a row for
+    each of ``scales``; None draws the coarsest of each layer. Other arguments
+    are those of :func:`draw_anchor_maps`.
 
     Raises:
         UsageError: A layer has no such scale.
     """
     sheet = []
     for scale in (None,) if scales is None else scales:
-        row = [Panel(fit(image, cell), 'input')]
+        row = [Panel(fit(image, _CELL), 'input')]
         for i, layer in layers.items():
             made = layer.at(scale)
             h, w = layer.grid
@@ -517,38 +435,27 @@ def draw_clusters(
                 what = f'each of {h} x {w} tokens is a cluster'
             else:
                 ids = made[0][0].view(h, w).numpy().astype(np.int32)
-                size = image.shape[:2]
-                ids = enlarge(ids, input_size or size, size, smooth=False)
-                picture = superpixels(image, ids, cell)
+                ids = enlarge(ids, input_size, image.shape[:2], smooth=False)
+                picture = _superpixels(image, ids, _CELL)
                 shown = len(np.unique(ids))
                 what = f'{shown} of {made[1]} clusters, {h} x {w} tokens'
-            which = layer.coarsest if scale is None else scale
+            which = min(layer.scales) if scale is None else scale
             name = layer.name.removesuffix('.attn')
             title = f'layer {i}, scale {which}\n{name}\n{what}'
             row.append(Panel(picture, title))
-        sheet += [row[j : j + columns] for j in range(0, len(row), columns)]
+        sheet += [row[j : j + _COLUMNS] for j in range(0, len(row), _COLUMNS)]
     draw_panels(sheet, path)
 
 
-def superpixels(image: np.ndarray, ids: np.ndarray, cell: int) -> np.ndarray:
-    """Fill each region of an image with its mean colour, and line it.
-
-    Args:
-        image: RGB, uint8, shape (h, w, 3).
-        ids: Region of each pixel, int32, from 0, shape (h, w).
-        cell: Longer side wanted, px.
-
-    Returns:
-        np.ndarray: RGB, uint8, shape (cell, w', 3) or (h', cell, 3). Lines
-        are one pixel wide, darker than the colour, or lighter if it is dark.
-    """
+def _superpixels(image: np.ndarray, ids: np.ndarray, cell: int) -> np.ndarray:
+    """Regions of an image in their mean colour, scaled, with thin borders."""
     flat = ids.ravel()
     sums = [np.bincount(flat, channel) for channel in image.reshape(-1, 3).T]
-    counts = np.bincount(flat)
-    means = np.round(np.stack(sums, 1) / np.maximum(counts, 1)[:, None])
-    colours = means.astype(np.uint8)
-    light = cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY)[0] > 64
-    lines = colours // 3 * 2 + np.where(light, 0, 85)[:, None].astype(np.uint8)
+    counts = np.maximum(np.bincount(flat), 1)
+    colours = np.uint8(np.round(np.stack(sums, 1) / counts[:, None]))
+    # Darker lines, or lighter ones where it is dark.
+    dark = cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY)[0] <= 64
+    lines = colours // 3 * 2 + 85 * dark[:, None].astype(np.uint8)
     big = fit(ids, cell, smooth=False)
     border = np.zeros(big.shape, bool)
     border[:, :-1] |= big[:, :-1] != big[:, 1:]
@@ -558,12 +465,9 @@ def superpixels(image: np.ndarray, ids: np.ndarray, cell: int) -> np.ndarray:
 
 def _strides(size: Sequence[int], grid: Sequence[int]) -> tuple[float, float]:
     """Strides s with ceil(size / s) == grid on both axes: low <= s < high."""
-    low = max(a / n for a, n in zip(size, grid, strict=True))
-    high = min(
-        a / (n - 1) if n > 1 else math.inf
-        for a, n in zip(size, grid, strict=True)
-    )
-    return low, high
+    pairs = list(zip(size, grid, strict=True))
+    high = min(a / (n - 1) if n > 1 else math.inf for a, n in pairs)
+    return max(a / n for a, n in pairs), high
 
 
 def is_map(size: Sequence[int], grid: Sequence[int]) -> bool:
@@ -576,16 +480,9 @@ def covered_size(size: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
     """Height and width that a grid of cells covers, px.
 
     A network pads an image to whole cells, so the last ones reach beyond it:
-    100 px are seven cells of 16 px, which cover 112.
-
-    Args:
-        size: Height and width of the network's input, px.
-        grid: Rows and columns of cells, from its top left corner.
-
-    Returns:
-        tuple[int, int]: Rows and columns times the stride. The stride is the
-        power of two that gives this grid, or else the least whole number that
-        does; where there is none, the cells are taken to cover the input.
+    100 px are seven cells of 16 px, which cover 112. The stride is the power
+    of two that gives this grid, or else the least whole number that does;
+    where there is none, the cells are taken to cover the input.
     """
     low, high = _strides(size, grid)
     for stride in (2 ** math.ceil(math.log2(low)), math.ceil(low)):
@@ -596,7 +493,7 @@ def covered_size(size: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
 
 def enlarge(
     token_map: np.ndarray,
-    input_size: Sequence[int],
+    input_size: Sequence[int] | None,
     image_size: Sequence[int],
     *,
     smooth: bool = True,
@@ -605,33 +502,19 @@ def enlarge(
 
     Args:
         token_map: A value for each cell, (H, W), or a colour, (H, W, 3).
-        input_size: Height and width of the network's input, px, with what
-            was padded at its right and bottom.
-        image_size: Those of the image in it, px.
+        input_size: Height and width of the network's input, px, if padded.
+        image_size: Those of the image at its top left, px.
         smooth: Interpolate bilinearly, or fill the cells.
-
-    Returns:
-        np.ndarray: Shape (h, w) or (h, w, 3) with ``image_size`` (h, w).
     """
-    h, w = covered_size(input_size, token_map.shape[:2])
+    h, w = covered_size(input_size or image_size, token_map.shape[:2])
     method = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST_EXACT
     big = cv2.resize(token_map, (w, h), interpolation=method)
     return big[: image_size[0], : image_size[1]]
 
 
-def heat_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Colour a grey version of an image by a heat map.
-
-    Args:
-        image: RGB, uint8, shape (h, w, 3).
-        heat: From 0 (blue) to 1 (red), shape (h, w).
-
-    Returns:
-        np.ndarray: RGB, uint8, shape (h, w, 3).
-    """
+def _heat_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A grey version of an image, coloured from blue (0) to red (1)."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     heat = np.round(255 * np.clip(heat, 0, 1)).astype(np.uint8)
-    colours = cv2.applyColorMap(heat, cv2.COLORMAP_TURBO)
-    colours = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
-    grey = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(grey, 0.35, colours, 0.6, 12)
+    colours = cv2.applyColorMap(heat, cv2.COLORMAP_TURBO)[..., ::-1]
+    return cv2.addWeighted(cv2.merge([grey] * 3), 0.35, colours, 0.6, 12)

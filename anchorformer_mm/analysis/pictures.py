@@ -12,7 +12,6 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -45,15 +44,13 @@ class Panel:
     Attributes:
         image: RGB, uint8, shape (h, w, 3).
         title: Lines above it; long ones are broken.
-        colour: Name of the colour of the title and the frame.
-        framed: Draw a frame around the picture.
+        colour: Name of the colour of the title, and of a frame unless black.
         legend: Below it, pairs of a label and its RGB colour.
     """
 
     image: np.ndarray
     title: str = ''
     colour: str = 'black'
-    framed: bool = False
     legend: Sequence[LegendEntry] = ()
 
 
@@ -71,10 +68,6 @@ def fit(image: np.ndarray, cell: int, *, smooth: bool = True) -> np.ndarray:
         image: RGB, uint8, shape (h, w, 3); or any map, shape (h, w).
         cell: Longer side wanted, px.
         smooth: Interpolate, or repeat pixels.
-
-    Returns:
-        np.ndarray: RGB, uint8, shape (cell, w', 3) or (h', cell, 3); or the
-        map, shape (cell, w') or (h', cell).
     """
     h, w = image.shape[:2]
     scale = cell / max(h, w)
@@ -104,18 +97,14 @@ def draw_panels(
     slot = max(_NARROWEST, *widths)
     width = _MARGIN + max(map(len, rows)) * (slot + _MARGIN)
     strips = [_row(row, slot, width) for row in rows]
-    if legend:
-        below = _legend(legend, width - 2 * _MARGIN)
-        strips.append(
-            Image.new('RGB', (width, below.height + _MARGIN), 'white')
-        )
-        strips[-1].paste(below, (_MARGIN, 4))
-    height = _MARGIN + sum(strip.height for strip in strips)
-    sheet = Image.new('RGB', (width, height), 'white')
+    below = _legend(legend, width - 2 * _MARGIN)
+    height = sum(strip.height for strip in strips) + below.height
+    sheet = Image.new('RGB', (width, height + 2 * _MARGIN), 'white')
     y = _MARGIN
     for strip in strips:
         sheet.paste(strip, (0, y))
         y += strip.height
+    sheet.paste(below, (_MARGIN, y))
     with replacing(path) as temporary:
         sheet.save(temporary)
 
@@ -151,7 +140,7 @@ def _row(row: Sequence[Panel], slot: int, width: int) -> Image.Image:
         for j, line in enumerate(titles[i]):
             draw.text((x, y + j * _LINE), line, panel.colour, _font())
         strip.paste(Image.fromarray(panel.image), (x, top))
-        if panel.framed:
+        if panel.colour != 'black':
             box = (x, top, x + w - 1, top + h - 1)
             draw.rectangle(box, outline=panel.colour, width=3)
         strip.paste(legends[i], (x, top + h + 4))
@@ -161,7 +150,11 @@ def _row(row: Sequence[Panel], slot: int, width: int) -> Image.Image:
 def _legend(entries: Sequence[LegendEntry], room: int) -> Image.Image:
     """Labels in columns as wide as the longest of them."""
     before, after = SWATCH + 4, 12
-    entries = [(_clip(name, room - before), c) for name, c in entries]
+    most = (room - before) // _CHARACTER
+    entries = [
+        (name if len(name) <= most else f'{name[: most - 1]}…', colour)
+        for name, colour in entries
+    ]
     widest = max((_font().getlength(name) for name, _ in entries), default=0)
     column = before + round(widest) + after
     columns = max((room + after) // column, 1)
@@ -180,25 +173,11 @@ def _legend(entries: Sequence[LegendEntry], room: int) -> Image.Image:
     return picture
 
 
-def _clip(text: str, room: int) -> str:
-    """As much of a line as there is room for, px."""
-    if _font().getlength(text) <= room:
-        return text
-    while text and _font().getlength(f'{text}…') > room:
-        text = text[:-1]
-    return f'{text}…'
-
-
 def hatching(height: int, width: int) -> np.ndarray:
-    """Diagonal stripes in grey: no palette has them.
-
-    Returns:
-        np.ndarray: RGB, uint8, shape (height, width, 3).
-    """
+    """Diagonal stripes in grey, RGB, uint8: no palette has them."""
     y, x = np.indices((height, width))
     light = (x + y) // _STRIPE % 2 == 0
-    grey = np.where(light, _LIGHT, _DARK).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    return cv2.merge([np.where(light, _LIGHT, _DARK).astype(np.uint8)] * 3)
 
 
 def colour_labels(
@@ -211,9 +190,6 @@ def colour_labels(
             of the palette, such as the 255 of ignored pixels, is hatched.
         palette: RGB colour of each class, shape (C, 3).
         cell: Longer side of the picture, px.
-
-    Returns:
-        np.ndarray: RGB, uint8, shape (cell, w', 3) or (h', cell, 3).
     """
     # Scaled first: stripes keep their width, and colours do not mix.
     labels = fit(labels.astype(np.int16), cell, smooth=False)
@@ -227,19 +203,12 @@ def class_legend(
     counts: np.ndarray,
     names: Sequence[str],
     palette: Sequence[Sequence[int]],
-    *,
-    most: int = 20,
 ) -> list[LegendEntry]:
     """Names and colours of the classes that occur, in their order.
 
-    Args:
-        counts: Pixels of each class, shape (C,).
-        names: Label of each class, C.
-        palette: RGB colour of each class, shape (C, 3).
-        most: Classes named, those with most pixels; of others it is told how
-            many there are.
+    Named are the 20 with most of the pixels, ``counts``, shape (C,).
     """
-    kept = np.argsort(-counts, kind='stable')[:most]
+    kept = np.argsort(-counts, kind='stable')[:20]
     entries: list[LegendEntry] = [
         (names[i], palette[i]) for i in sorted(kept) if counts[i]
     ]
@@ -248,19 +217,13 @@ def class_legend(
 
 
 def palette_of(meta: dict, classes: Sequence[str]) -> np.ndarray:
-    """Colours of classes, RGB, uint8, shape (C, 3).
-
-    They are the ``palette`` in the meta information of a data set, or, where
-    there is none for these classes, those that mmseg makes up.
-    """
-    # Needs mmseg, which other pictures do without.
+    """Colours of classes, RGB, uint8, (C, 3); without any, those of mmseg."""
     from mmseg.datasets import BaseSegDataset
 
     palette = meta.get('palette') or ()
     if len(palette) != len(classes):
-        made_up = BaseSegDataset(
-            metainfo=dict(classes=list(classes)), lazy_init=True
-        )
+        metainfo = dict(classes=list(classes))
+        made_up = BaseSegDataset(metainfo=metainfo, lazy_init=True)
         palette = made_up.metainfo['palette']
     return np.array(palette, np.uint8)
 
@@ -276,28 +239,23 @@ def draw_predictions(
     checkpoint: str | Path,
     path: str | Path,
     *,
-    num_images: int | None = None,
     score_thr: float = 0.4,
-    device: str = 'cpu',
 ) -> None:
     """Draw test images with their ground truth and the model's predictions.
 
-    Detections and label maps stand beside the ground truth; images of a
-    classifier have the true and the found class, red where they differ.
+    Twelve images, evenly spread over the test set, stand beside the ground
+    truth and the detections or label maps; or 32 of a classifier have the
+    true and the found class, red where they differ.
 
     Args:
         cfg: Config of mmdet, mmpretrain or mmseg with a ``test_dataloader``.
         checkpoint: Its weights.
         path: PNG to write.
-        num_images: Images, evenly spread over the test set; by default 12,
-            or 32 of a classifier.
         score_thr: Least score of a drawn detection.
-        device: Where the model runs.
 
     Raises:
         UsageError: The config is of no such library, the data set has no
-            classes, or an image has no ground truth, or another than one
-            class.
+            classes, or an image not one of them as its ground truth.
     """
     scope = cfg.get('default_scope')
     if scope not in _LAYOUTS:
@@ -306,7 +264,7 @@ def draw_predictions(
             f'segmentors; {cfg.filename} is of {scope}'
         )
     most, columns, cell = _LAYOUTS[scope]
-    model = load_model(cfg, checkpoint, device)
+    model = load_model(cfg, checkpoint)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     meta = dataset.metainfo
     if scope == 'mmseg' and not meta.get('classes'):
@@ -315,8 +273,8 @@ def draw_predictions(
             'metainfo=dict(classes=...)'
         )
     groups, counts = [], 0
-    count = min(num_images or most, len(dataset))
-    for i in np.linspace(0, len(dataset) - 1, count).round().astype(int):
+    last = len(dataset) - 1
+    for i in np.linspace(0, last, min(most, last + 1)).round():
         data = dataset[int(i)]
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([data]))[0].cpu()
@@ -330,10 +288,8 @@ def draw_predictions(
             panels, found = _segmentation(sample, meta, cell, ignored)
             groups.append(panels)
             counts = counts + found
-    rows = [
-        sum(groups[i : i + columns], [])
-        for i in range(0, len(groups), columns)
-    ]
+    starts = range(0, len(groups), columns)
+    rows = [sum(groups[i : i + columns], []) for i in starts]
     legend = []
     if scope == 'mmseg':
         legend = class_legend(counts[:-1], meta['classes'], meta['palette'])
@@ -359,39 +315,25 @@ def _detections(
         instances.bboxes = instances.bboxes * scale
         # Of the size of the file.
         instances.pop('masks', None)
-    panels = []
-    for title, drawn in (
-        ('ground truth', dict(draw_pred=False)),
-        (f'prediction (score > {score_thr})', dict(draw_gt=False)),
-    ):
-        visualizer.add_datasample(
-            title, image, sample, pred_score_thr=score_thr, **drawn
-        )
-        panels.append(Panel(visualizer.get_image(), title))
-    return panels
+    visualizer.add_datasample('', image, sample, pred_score_thr=score_thr)
+    truth, found = np.split(visualizer.get_image(), 2, axis=1)
+    title = f'prediction (score > {score_thr})'
+    return [Panel(truth, 'ground truth'), Panel(found, title)]
 
 
 def _classification(
     image: np.ndarray, sample: 'DataSample', meta: dict
 ) -> Panel:
-    classes = meta.get('classes') or ()
-
-    def name(label: int) -> str:
-        return classes[label] if label < len(classes) else str(label)
-
+    names = dict(enumerate(meta.get('classes') or ()))
     truth = sample.get('gt_label')
     if truth is None or len(truth) != 1:
-        raise UsageError(
-            'predictions are drawn of images with one class each, got '
-            f'gt_label={truth}'
-        )
+        raise UsageError(f'an image must have one class, gt_label={truth}')
     true, found = int(truth), int(sample.pred_score.argmax())
     return Panel(
         image,
-        f'true: {name(true)}\n'
-        f'found: {name(found)} {float(sample.pred_score.max()):.0%}',
+        f'true: {names.get(true, true)}\n'
+        f'found: {names.get(found, found)} {sample.pred_score[found]:.0%}',
         colour='black' if true == found else 'red',
-        framed=true != found,
     )
 
 
@@ -402,8 +344,8 @@ def _segmentation(
     name = sample.img_path
     if 'gt_sem_seg' not in sample:
         raise UsageError(
-            f'{name} has no ground truth, which the pipeline of '
-            'test_dataloader loads with LoadAnnotations'
+            f'{name} has no ground truth: test_dataloader has no '
+            'LoadAnnotations in its pipeline'
         )
     panels = [Panel(fit(cv2.imread(name)[..., ::-1], cell), Path(name).stem)]
     none = len(meta['classes'])
@@ -457,13 +399,9 @@ class RunLog:
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Iterations and values of a scalar, of training or evaluation."""
-        records = {
-            i: r[name]
-            for side in (self.train, self.val)
-            for i, r in side.items()
-            if name in r
-        }
-        return sorted(records), [records[i] for i in sorted(records)]
+        records = (*self.train.items(), *self.val.items())
+        values = {i: record[name] for i, record in records if name in record}
+        return sorted(values), [values[i] for i in sorted(values)]
 
 
 def read_run(work_dir: str | Path) -> RunLog:
@@ -496,34 +434,18 @@ def read_run(work_dir: str | Path) -> RunLog:
                 # are never more than the iterations logged in them.
                 run.val[max(iteration, record['step'])] = record
     if not run.train and not run.val:
-        raise UsageError(
-            f'no */vis_data/scalars.json with records in {work_dir}'
-        )
+        raise UsageError(f'no records in {work_dir}/*/vis_data/scalars.json')
     return run
 
 
 def in_words(metric: str, value: float) -> str:
-    """A figure as it is written, with its unit.
-
-    Args:
-        metric: One of :data:`METRICS`.
-        value: As it was logged.
-    """
+    """Write a logged figure, of one of :data:`METRICS`, with its unit."""
     return f'{value:.2f}%' if metric in PERCENT else f'{value:.3f}'
 
 
 def draw_curve(run: RunLog, path: str | Path) -> None:
-    """Draw the losses (left) and the evaluated figure (right axis).
-
-    Args:
-        run: From :func:`read_run`.
-        path: PNG to write.
-
-    Raises:
-        UsageError: The run has no evaluation.
-    """
+    """Draw the losses (left) and the evaluated figure (right axis) as PNG."""
     figure = Figure(figsize=(8, 4.5), layout='constrained')
-    FigureCanvasAgg(figure)
     losses = figure.add_subplot(xlabel='iteration', ylabel='loss')
     metric = losses.twinx()
     names = {n for r in run.train.values() for n in r if 'loss' in n}
@@ -535,26 +457,12 @@ def draw_curve(run: RunLog, path: str | Path) -> None:
     iterations, values = run.curve(run.metric)
     metric.plot(iterations, values, 'k.-', label=run.metric)
     best = max(values)
-    metric.annotate(
-        in_words(run.metric, best),
-        (iterations[values.index(best)], best),
-        xytext=(0, 4),
-        textcoords='offset points',
-        ha='right',
-    )
+    place = iterations[values.index(best)], best
+    metric.annotate(in_words(run.metric, best), place, ha='right', va='bottom')
     unit = ' (%)' if run.metric in PERCENT else ''
     metric.set(ylabel=f'{run.metric}{unit}', ylim=(0, 1.1 * best or None))
     losses.set(ylim=(0, None))
     losses.grid(alpha=0.3)
-    handles = [*losses.get_lines(), *metric.get_lines()]
-    # Of 800 px, 40 for a line and its gaps and 7 for a letter.
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(800 // (40 + 7 * longest), 1)
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=min(len(handles), columns),
-        fontsize=8,
-    )
+    figure.legend(loc='outside lower center', ncols=3, fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -8,11 +8,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from anchorformer_mm.analysis.grad_cam import (
-    ClassEvidence,
-    RegionEvidence,
     class_index,
     default_target_layer,
-    draw_grad_cam,
     grad_cam,
     segmentation_grad_cam,
 )
@@ -429,33 +426,3 @@ def test_vision_transformers_of_mmseg_are_explained_too():
         nn.init.normal_(parameter, std=0.3)
     evidence = segmentation_grad_cam(model, torch.rand(1, 3, 32, 48))
     assert evidence.heat.shape == (32, 48)
-
-
-def test_pictures_show_the_heat_and_the_pixels_explained(tmp_path):
-    image = np.full((50, 100, 3), (40, 160, 90), np.uint8)
-    heat = np.zeros((64, 128), np.float32)
-    heat[:20, 60:90] = 1
-    labels = np.zeros((50, 100), np.int64)
-    labels[10:30, 20:40] = 1
-    palette = [(0, 0, 0), (250, 120, 0), (9, 99, 199)]
-    scores = np.array([0.25, 0.75])
-    sheets = []
-    for evidence in (
-        ClassEvidence(heat, 0, scores, 'layer'),
-        RegionEvidence(heat, 1, labels, 'layer'),
-    ):
-        path = tmp_path / 'cam.png'
-        options = dict(classes=['a', 'b', 'c'], palette=palette, cell=200)
-        draw_grad_cam(image, evidence, path, **options)
-        sheets.append(cv2.imread(str(path))[24:124, :, ::-1].astype(int))
-    for sheet, x in zip(sheets, (216, 424), strict=True):
-        assert (sheet[:, 8:208] == (40, 160, 90)).all()
-        overlay = sheet[:, x : x + 200]
-        hot, cold = overlay[2:38, 124:176], overlay[64:]
-        assert (hot[..., 0] > hot[..., 2] + 50).all()
-        assert (cold[..., 2] > cold[..., 0] + 50).all()
-    rows, columns = np.nonzero((overlay == 255).all(axis=2))
-    assert (rows.min(), rows.max()) == (20, 59)
-    assert (columns.min(), columns.max()) == (40, 79)
-    explained = (sheets[1][:, 216:416] == palette[1]).all(axis=2)
-    assert explained.sum() == 40 * 40

@@ -1,13 +1,11 @@
-"""Sheets of pictures, and the curve of a run.
-
-Predictions on them: see tools/test_summarize_run.py.
-"""
+"""Sheets of pictures, detections, and the curve of a run."""
 
 import json
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from anchorformer_mm.analysis.pictures import (
     SWATCH,
@@ -16,11 +14,13 @@ from anchorformer_mm.analysis.pictures import (
     colour_labels,
     draw_curve,
     draw_panels,
+    draw_predictions,
     fit,
     hatching,
     palette_of,
     read_run,
 )
+from anchorformer_mm.apis import build_model, read_config
 from anchorformer_mm.utils.errors import UsageError
 
 PALETTE = [(250, 0, 10), (0, 240, 20), (30, 0, 230)]
@@ -77,15 +77,14 @@ def test_classes_have_their_colours_and_the_rest_is_hatched():
 
 
 def test_a_legend_keeps_the_classes_with_most_pixels_in_their_order():
-    counts = np.array([3, 0, 9, 9, 1, 2])
-    palette = [(i, i, i) for i in range(6)]
-    assert class_legend(counts, list('abcdef'), palette, most=3) == [
-        ('a', palette[0]),
-        ('c', palette[2]),
-        ('d', palette[3]),
-        ('and 2 more', None),
-    ]
-    assert len(class_legend(counts, list('abcdef'), palette)) == 5
+    counts = np.array([3, 0, 1, 2] + 19 * [9])
+    names = [f'c{i}' for i in range(23)]
+    palette = [(i, i, i) for i in range(23)]
+    kept = [(names[i], palette[i]) for i in (0, *range(4, 23))]
+    legend = class_legend(counts, names, palette)
+    assert legend == [*kept, ('and 2 more', None)]
+    counts[0] = 0
+    assert len(class_legend(counts[:9], names, palette)) == 7
 
 
 def test_colours_are_made_up_where_there_are_none():
@@ -98,6 +97,34 @@ def test_colours_are_made_up_where_there_are_none():
     np.testing.assert_array_equal(
         palette_of(dict(palette=PALETTE), list('abcd')), made_up
     )
+
+
+def test_detections_stand_beside_the_ground_truth(tmp_path):
+    image = np.full((40, 80, 3), 128, np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
+    cfg = read_config('anchorformer_mm::picodet_anchorformer_t_digits.py')
+    dataset = cfg.test_dataloader.dataset
+    box = dict(bbox=[20, 10, 40, 20], area=800, iscrowd=0)
+    content = dict(
+        images=[dict(id=1, file_name='a.png', height=40, width=80)],
+        annotations=[dict(id=1, image_id=1, category_id=1, **box)],
+        categories=[dict(id=1, name=dataset.metainfo['classes'][0])],
+    )
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    dataset.update(data_root=str(tmp_path), ann_file='a.json')
+    dataset.data_prefix = dict(img='')
+    weights = dict(state_dict=build_model(cfg).state_dict())
+    torch.save(weights, tmp_path / 'a.pth')
+    path = tmp_path / 'sheet.png'
+    # No score is above 1.
+    draw_predictions(cfg, tmp_path / 'a.pth', path, score_thr=1.0)
+    sheet = cv2.imread(str(path))
+    assert contains(sheet, np.full((160, 320, 3), 128, np.uint8))
+    # The true box is drawn four times as large, in the left picture alone.
+    rows, columns = np.nonzero(np.ptp(sheet.astype(int), axis=2))
+    assert np.ptp(columns) == pytest.approx(4 * 40, abs=4)
+    assert np.ptp(rows) == pytest.approx(4 * 20, abs=4)
+    assert columns.max() < 8 + 320
 
 
 def write_log(folder, name, records):
@@ -114,25 +141,15 @@ def val(step, value):
     return {'coco/bbox_mAP': value, 'step': step, 'time': 0.1}
 
 
-@pytest.fixture
-def resumed(tmp_path):
+def test_the_parts_of_a_run_are_joined_and_the_later_wins(tmp_path):
     """Killed after 30 iterations, resumed from 20."""
-    write_log(
-        tmp_path,
-        '20260101_000000',
-        [train(10, 3.0), train(20, 2.0), val(1, 0.1), train(30, 1.9)],
-    )
-    write_log(
-        tmp_path,
-        '20260101_010000',
-        [train(30, 1.5), train(40, 1.0), val(2, 0.4)],
-    )
-    return tmp_path
-
-
-def test_the_parts_of_a_run_are_joined_and_the_later_wins(resumed):
-    run = read_run(resumed)
+    first = [train(10, 3.0), train(20, 2.0), val(1, 0.1), train(30, 1.9)]
+    write_log(tmp_path, '20260101_000000', first)
+    second = [train(30, 1.5), train(40, 1.0), val(2, 0.4)]
+    write_log(tmp_path, '20260101_010000', second)
+    run = read_run(tmp_path)
     assert run.curve('loss') == ([10, 20, 30, 40], [3.0, 2.0, 1.5, 1.0])
+    assert run.curve(run.metric) == ([20, 40], [0.1, 0.4])
 
 
 @pytest.mark.parametrize(
@@ -166,11 +183,6 @@ def test_evaluations_stand_where_the_log_says_that_they_were_made(
 def test_the_figure_of_every_task_is_known(tmp_path, name):
     write_log(tmp_path, 'a', [train(1, 1.0), {name: 0.5, 'step': 1}])
     assert read_run(tmp_path).metric == name
-
-
-def test_evaluations_of_the_parts_of_a_run_are_joined(resumed):
-    run = read_run(resumed)
-    assert run.curve(run.metric) == ([20, 40], [0.1, 0.4])
 
 
 @pytest.mark.parametrize('value', [0.4, 41.5])

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     from anchorformer_mm.apis import PreparedImage
 
-# Pictures of what layers themselves make; and all methods.
+# Pictures of what layers themselves make.
 MAPS = ('anchors', 'clusters')
-METHODS = (*MAPS, 'grad-cam')
 # Arguments that only some methods make use of.
 BELONGS = dict(
     layers=MAPS,
@@ -46,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--method',
-        choices=METHODS,
+        choices=[*MAPS, 'grad-cam'],
         help='default: anchors, or clusters of a model that has these alone',
     )
     parser.add_argument('--device', default='cpu')
@@ -107,11 +106,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuse what is wrong before anything is loaded.
-
-    Raises:
-        UsageError: A file is missing, an argument has no use or no meaning.
-    """
+    """Refuse what is wrong before anything is loaded."""
     check_belonging(args, [args.method] if args.method else MAPS)
     if not Path(args.checkpoint).is_file():
         raise UsageError(f'checkpoint not found: {args.checkpoint}')
@@ -121,17 +116,13 @@ def check_args(args: argparse.Namespace) -> None:
     for image in args.images:
         if stems.count(image.stem) > 1:
             raise UsageError(
-                f'several images are named {image.stem!r}, and so would be '
-                'their pictures: explain them with another --out each'
+                f'several images are named {image.stem!r}: explain them with '
+                'another --out each'
             )
 
 
 def check_belonging(args: argparse.Namespace, methods: Sequence[str]) -> None:
-    """Refuse arguments of which none of the methods makes use.
-
-    Raises:
-        UsageError: There is one.
-    """
+    """Refuse arguments of which none of the methods makes use."""
     for name, users in BELONGS.items():
         if getattr(args, name) is not None and not {*users} & {*methods}:
             flag = f'--{name.replace("_", "-")}'
@@ -142,11 +133,7 @@ def check_belonging(args: argparse.Namespace, methods: Sequence[str]) -> None:
 
 
 def chosen_heads(heads: list[str] | None) -> list[int] | None:
-    """Numbers of heads, None for their mean.
-
-    Raises:
-        UsageError: They are neither.
-    """
+    """Numbers of heads, None for their mean."""
     if heads in (None, ['mean']):
         return None
     if not all(head.isdecimal() for head in heads):
@@ -159,12 +146,7 @@ def chosen_heads(heads: list[str] | None) -> list[int] | None:
 def layer_painter(
     args: argparse.Namespace, model: 'nn.Module'
 ) -> Callable[['PreparedImage', Path], list[Path]]:
-    """Function that draws what the layers of a model make of an image.
-
-    Raises:
-        UsageError: They make neither anchor maps nor clusters, or an argument
-            is not of what they make.
-    """
+    """Function that draws what the layers of a model make of an image."""
     from anchorformer_mm.analysis.layer_maps import maps_of, picture_layers
 
     kind = args.method or maps_of(model)
@@ -192,12 +174,12 @@ def class_painter(
     )
 
     classes = model.dataset_meta.get('classes') or ()
-    explain, options, colours = grad_cam, {}, {}
     segments = hasattr(model, 'encode_decode')
+    explain = segmentation_grad_cam if segments else grad_cam
+    options, colours = {}, {}
     if segments:
         from anchorformer_mm.analysis.pictures import palette_of
 
-        explain = segmentation_grad_cam
         classes = [class_name(i, classes) for i in range(model.num_classes)]
         colours = dict(palette=palette_of(model.dataset_meta, classes))
 
@@ -253,8 +235,7 @@ def main() -> None:
         except UsageError as error:
             # One image has the class, another has not.
             raise UsageError(f'{path}: {error}') from error
-        for picture in pictures:
-            print(picture)
+        print(*pictures, sep='\n')
 
 
 if __name__ == '__main__':

@@ -62,10 +62,7 @@ def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
     args = parse_args()
     if min(args.shape) < 1:
-        raise UsageError(
-            f'--shape must be two numbers >= 1, got {args.shape[0]} '
-            f'{args.shape[1]}'
-        )
+        raise UsageError(f'--shape must be two numbers >= 1: {args.shape}')
     if args.json is not None and args.json.is_dir():
         raise UsageError(f'--json must be a file, got the folder {args.json}')
     names = [Path(config).stem for config in args.configs]
@@ -93,11 +90,9 @@ def main() -> None:
             errors.append(f'{config}: {error}')
     if costs:
         rows = {Path(config).stem: cost for config, cost in costs.items()}
-        print(complexity_table(rows))
-        print()
-        print(CONVENTION.format(*args.shape))
-        print()
-        print('Ran and was not counted, by calls:')
+        convention = CONVENTION.format(*args.shape)
+        print(complexity_table(rows), convention, sep='\n\n')
+        print('\nRan and was not counted, by calls:')
         for name, cost in rows.items():
             print(f'- {name}: {in_words(cost.not_counted)}')
     if costs and args.json is not None:

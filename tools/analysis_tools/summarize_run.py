@@ -20,11 +20,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def newest(work_dir: Path, pattern: str, what: str) -> Path:
-    """The file that was written last.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """The file that was written last."""
     files = sorted(work_dir.glob(pattern), key=lambda p: p.stat().st_mtime)
     if not files:
         raise UsageError(f'{work_dir} has no {what} ({pattern})')
@@ -58,8 +54,7 @@ def main() -> None:
     log = newest(args.work_dir, '*/*.log', 'log')
     figure = in_words(run.metric, values[-1])
     print(f'{run.metric}: {figure} after {iterations[-1]} iterations')
-    for path in (checkpoint, log, curve, predictions):
-        print(path)
+    print(checkpoint, log, curve, predictions, sep='\n')
 
 
 if __name__ == '__main__':
