@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.text import (
-    listing,
-)
+from anchorformer_mm.utils.text import listing
 
 # Paddle's own entries: parameter names by keys, and arrays cut into slices.
 NAME_TABLE = 'StructuredToParameterName@@'
@@ -402,7 +400,7 @@ def convert_paddle(
         )
     kinds = {}
     for part in ['backbone'] if backbone_only else PARTS:
-        kinds[part] = type(getattr(model, PARTS[part])).__name__
+        kinds[part] = type(getattr(model, PARTS[part], None)).__name__
         prefix = f'{part}.' if prefixed else ''
         names = [
             k.removeprefix(prefix) for k in arrays if k.startswith(prefix)

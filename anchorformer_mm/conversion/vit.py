@@ -26,9 +26,7 @@ from anchorformer_mm.models.layers import (
 )
 from anchorformer_mm.utils import checkpoint
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.text import (
-    listing,
-)
+from anchorformer_mm.utils.text import listing
 
 _TOKENS = dict(
     cls_token='class token and its position',
@@ -264,17 +262,12 @@ class Inventory:
         return sorted(rows, key=lambda r: self.ACTIONS.index(r['action']))
 
     def __str__(self) -> str:
-        rows = self.rows()
-        width = max((len(row['kind']) for row in rows), default=0)
-        lines = [f'{"":{width + 2}}  {"tensors":>7}  {"parameters":>11}']
-        for action in self.ACTIONS:
-            group = [row for row in rows if row['action'] == action]
-            lines.append(action if group else f'{action}: nothing')
-            lines += [
-                f'  {row["kind"]:{width}}  {row["tensors"]:>7}  '
-                f'{row["parameters"]:>11,}  {row["note"]}'.rstrip()
-                for row in group
-            ]
+        lines = [f'{"tensors":>53} {"parameters":>11}']
+        lines += [
+            f'{row["action"]:8}{row["kind"]:36}  {row["tensors"]:>7} '
+            f'{row["parameters"]:>11,}  {row["note"]}'.rstrip()
+            for row in self.rows()
+        ]
         return '\n'.join(lines)
 
 

@@ -156,7 +156,7 @@ CLASSES = 'test_dataloader.dataset.metainfo.classes=[a,b]'
         ((*OPTION, 'model.bbox_head.num_classes=20'), 'conv_cls.0.weight'),
         ((*OPTION, CLASSES), 'num_classes=80'),
         ((*OPTION, 'model.backbone.arch=2x'), "'2x'"),
-        (('s.pdparams', '--config', 'bare.py', *ON[3:]), 'model.backbone'),
+        (('s.pdparams', '--config', 'bare.py', *ON[3:]), 'no model'),
     ],
 )
 def test_what_cannot_work_is_one_error_and_writes_nothing(
