@@ -12,10 +12,7 @@ from mmengine.utils import scandir
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from anchorformer_mm.apis import (
-    image_pipeline,
-    prepare_with,
-)
+from anchorformer_mm.apis import image_pipeline, prepare_with
 from anchorformer_mm.models.backbones import AnchorFormer
 from anchorformer_mm.utils.errors import UsageError
 

@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.text import (
-    listing,
-)
+from anchorformer_mm.utils.text import listing
 
 # Paddle's own entries: parameter names by keys, and arrays cut into slices.
 NAME_TABLE = 'StructuredToParameterName@@'
@@ -133,10 +131,9 @@ def read_paddle(path: str | Path) -> dict[str, np.ndarray]:
     """Read a ``.pdparams`` file of a state dict, and run no code from it.
 
     A pickle is a program. This one may call for NumPy arrays, tuples and
-    dictionaries; whatever else it names is refused before it is looked up.
-    Not even NumPy's own unpickling runs: stand-ins make the arrays. What
-    :func:`paddle.save` does to a state dict is undone: slices of an array are
-    joined, a tensor kept as its name and its array is the array.
+    dictionaries; whatever else it names is refused before it is looked up,
+    and stand-ins for NumPy's own unpickling make the arrays. Slices of an
+    array are joined; a tensor kept as its name and its array is the array.
 
     Args:
         path: Written by ``paddle.save`` with pickle protocol 2, 3 or 4.
@@ -317,18 +314,13 @@ RULES = dict(
 
 @dataclass(frozen=True)
 class PaddleKey:
-    """What became of one key.
+    """What became of one key, and why or how.
 
-    Args:
-        part: ``'backbone'``, ``'neck'``, ``'head'`` or ``'other'``.
-        key: As the file has it.
-        shape: Of its array.
-        targets: Names of our weights that it fills: none, one, or two that
-            are one in Paddle.
-        note: Why or how.
+    ``targets`` are the names of our weights that it fills: none, one, or two
+    that are one in Paddle.
     """
 
-    part: str
+    part: str  # backbone, neck, head or other
     key: str
     shape: tuple[int, ...]
     targets: tuple[str, ...] = ()
@@ -349,22 +341,13 @@ class PaddleKey:
 
 
 def key_counts(keys: Sequence[PaddleKey]) -> list[dict]:
-    """Count keys by what became of them, for each part and for all.
-
-    Returns:
-        Plain data, a row for each: ``part``, the number of keys by each of
-        ``ACTIONS``, and ``values``, the numbers in the arrays of those that
-        are not left.
-    """
+    """Count keys by ``ACTIONS``, and values not left, by part and of all."""
     rows = []
     for part in [*dict.fromkeys(key.part for key in keys), 'all']:
         mine = [key for key in keys if part in (key.part, 'all')]
-        counts = Counter(key.action for key in mine)
+        counts = dict.fromkeys(ACTIONS, 0) | Counter(k.action for k in mine)
         values = sum(prod(key.shape) for key in mine if key.targets)
-        rows.append(
-            dict(part=part, values=values)
-            | {action: counts[action] for action in ACTIONS}
-        )
+        rows.append(dict(part=part, values=values) | counts)
     return rows
 
 
@@ -402,12 +385,28 @@ def convert_paddle(
         )
     kinds = {}
     for part in ['backbone'] if backbone_only else PARTS:
-        kinds[part] = type(getattr(model, PARTS[part])).__name__
+        kinds[part] = type(getattr(model, PARTS[part], None)).__name__
         prefix = f'{part}.' if prefixed else ''
         names = [
             k.removeprefix(prefix) for k in arrays if k.startswith(prefix)
         ]
-        _require_kind(part, names, kinds[part])
+        if kinds[part] not in RULES:
+            raise UsageError(
+                f'the {part} of the config is {kinds[part]}; only of '
+                f'{", ".join(RULES)} are there weights'
+            )
+        found = [
+            kind
+            for kind, sign in SIGNS[part].items()
+            if any(re.search(sign, name) for name in names)
+        ]
+        if not found:
+            raise UsageError(f'the file has no {part} of a PicoDet')
+        if found[0] != kinds[part].removeprefix('Anchor'):
+            raise UsageError(
+                f'the file has another {part} than the config: {found[0]}, '
+                f'not {kinds[part]}'
+            )
     prefixes = tuple(f'{PARTS[part]}.' for part in kinds)
     target = {
         name: value
@@ -417,7 +416,7 @@ def convert_paddle(
     keys, values, sources, misfits, foreign = [], {}, {}, [], []
     for key, array in arrays.items():
         part, pieces, note = _pieces(key, arrays, kinds, prefixed)
-        first = next((sources[ours] for ours in pieces if ours in sources), '')
+        first = next(map(sources.get, pieces), None)
         if first:
             # The same predictor under two names.
             if not np.array_equal(array, arrays[first]):
@@ -473,27 +472,6 @@ def convert_paddle(
     if not np.allclose(bins, np.arange(bins.size), rtol=0.01):
         raise UsageError(f'{DISTANCES} must be near 0, 1, 2, ..., got {bins}')
     return state_dict, keys
-
-
-def _require_kind(part: str, names: Sequence[str], ours: str) -> None:
-    """Refuse a part of another kind than the config's."""
-    if ours not in RULES:
-        raise UsageError(
-            f'the {part} of the config is {ours}; only of '
-            f'{", ".join(RULES)} are there weights'
-        )
-    kinds = [
-        kind
-        for kind, sign in SIGNS[part].items()
-        if any(re.search(sign, name) for name in names)
-    ]
-    if not kinds:
-        raise UsageError(f'the file has no {part} of a PicoDet')
-    if kinds[0] != ours.removeprefix('Anchor'):
-        raise UsageError(
-            f'the file has another {part} than the config: {kinds[0]}, not '
-            f'{ours}'
-        )
 
 
 def _pieces(

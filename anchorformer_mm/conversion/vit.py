@@ -26,9 +26,7 @@ from anchorformer_mm.models.layers import (
 )
 from anchorformer_mm.utils import checkpoint
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.text import (
-    listing,
-)
+from anchorformer_mm.utils.text import listing
 
 _TOKENS = dict(
     cls_token='class token and its position',
@@ -264,17 +262,12 @@ class Inventory:
         return sorted(rows, key=lambda r: self.ACTIONS.index(r['action']))
 
     def __str__(self) -> str:
-        rows = self.rows()
-        width = max((len(row['kind']) for row in rows), default=0)
-        lines = [f'{"":{width + 2}}  {"tensors":>7}  {"parameters":>11}']
-        for action in self.ACTIONS:
-            group = [row for row in rows if row['action'] == action]
-            lines.append(action if group else f'{action}: nothing')
-            lines += [
-                f'  {row["kind"]:{width}}  {row["tensors"]:>7}  '
-                f'{row["parameters"]:>11,}  {row["note"]}'.rstrip()
-                for row in group
-            ]
+        lines = [f'{"tensors":>53} {"parameters":>11}']
+        lines += [
+            f'{row["action"]:8}{row["kind"]:36}  {row["tensors"]:>7} '
+            f'{row["parameters"]:>11,}  {row["note"]}'.rstrip()
+            for row in self.rows()
+        ]
         return '\n'.join(lines)
 
 
@@ -298,8 +291,8 @@ def warm_start(
 
     Returns:
         tuple: The state dict, which shares memory with ``backbone`` and
-        ``head``: names with the prefixes ``backbone.`` and, if the head was
-        carried, ``head.``. And what came from the source, and what did not.
+        ``head``; names have the prefixes ``backbone.`` and ``head.``. And
+        what came from the source, and what did not.
 
     Raises:
         UsageError: Sizes differ, or the positions are on a grid that the
@@ -370,11 +363,7 @@ def _kind(name: str) -> str:
 def _embeddings(
     source: ViTWeights, ours: Mapping[str, Tensor], inventory: Inventory
 ) -> OrderedDict[str, Tensor]:
-    """The source's class tokens and positions, as a state dict to load.
-
-    A distillation token that only the target has is a copy of the class
-    token.
-    """
+    """The source's class tokens and positions, as a state dict to load."""
     positions = source.backbone['pos_embed']
     state = OrderedDict(pos_embed=positions)
     if source.grid is not None:
@@ -416,12 +405,13 @@ def _load_head(
     }
     state = {**source, **copied}
     note = ''
-    if absent := [name for name in ours if name not in state]:
-        note = f'it has no {", ".join(absent)}'
-    for name in ours:
-        if name in state and state[name].shape != ours[name].shape:
-            shapes = tuple(state[name].shape), tuple(ours[name].shape)
+    for name, value in ours.items():
+        if name not in state:
+            note = f'it has no {name}'
+        elif state[name].shape != value.shape:
+            shapes = tuple(state[name].shape), tuple(value.shape)
             note = '{} is {}, {} in the model'.format(name, *shapes)
+        if note:
             break
     if head is None or note:
         inventory.add('dropped', 'head', *source.values(), note=note)
@@ -455,11 +445,6 @@ def convert_attention(
     Returns:
         tuple: Weights by the layer's own names, and the relative residual of
         shared anchors (None where none were fitted).
-
-    Raises:
-        UsageError: The layer has no biases, and the source has query biases,
-            which vanilla attention needs, or value biases that a convolution
-            sees.
     """
     weight, bias = source['qkv.weight'], source.get('qkv.bias')
     projection = source['proj.weight'], source['proj.bias']

@@ -25,9 +25,7 @@ class DetectionNetwork(nn.Module):
     """A single-stage detector up to the boxes and scores of all priors.
 
     Boxes are clipped to the input where the head clips them to the image.
-
-    From (N, 3, H, W) to (N, A, 4) and (N, A, C). A head that predicts in a
-    way that is not known is a UsageError.
+    From (N, 3, H, W) to (N, A, 4) and (N, A, C).
     """
 
     task = 'detection'
@@ -75,16 +73,13 @@ def decoder_of(head: nn.Module) -> Decoder:
     """Find the decoding of a head, for all priors instead of the best.
 
     It takes the head and its raw outputs, and returns the boxes (N, A, 4),
-    xyxy in px, not clipped, and scores (N, A, C). A head that predicts in a
-    way that is not known here is a UsageError.
+    xyxy in px, not clipped, and scores (N, A, C). An unknown way to predict
+    is a UsageError.
     """
     kind = type(head)
-    if not isinstance(head, BaseDenseHead):
-        raise UsageError(
-            f'bbox_head {kind.__name__} is no dense head with priors, which '
-            'alone can be exported'
-        )
-    key = (kind.predict_by_feat, kind._predict_by_feat_single)
+    # A head without priors has neither.
+    names = ('predict_by_feat', '_predict_by_feat_single')
+    key = tuple(getattr(kind, name, None) for name in names)
     if key not in _DECODERS:
         raise UsageError(
             f'bbox_head {kind.__name__} predicts in a way of its own, which '
@@ -152,11 +147,11 @@ def _decode_dense(head: nn.Module, outs: tuple) -> tuple[Tensor, Tensor]:
 
 def _decode_gfl(head: nn.Module, outs: tuple) -> tuple[Tensor, Tensor]:
     distances = []
-    for x, stride in zip(outs[1], head.prior_generator.strides, strict=True):
-        flat = _flatten([x], 4 * (head.reg_max + 1))
-        distances.append(
-            head.integral(flat).reshape(x.shape[0], -1, 4) * stride[0]
-        )
+    strides = head.prior_generator.strides
+    for x, (stride, _) in zip(outs[1], strides, strict=True):
+        bins = _flatten([x], 4 * (head.reg_max + 1))
+        sides = head.integral(bins).reshape(x.shape[0], -1, 4)
+        distances.append(sides * stride)
     centres = head.anchor_center(_priors(head, outs[0]))
     boxes = _decode(head, centres, torch.cat(distances, dim=1))
     return boxes, _class_scores(head, outs[0])
@@ -182,12 +177,10 @@ def _decode_pico(head: nn.Module, outs: tuple) -> tuple[Tensor, Tensor]:
 
 # By what a head does at prediction, which its subclasses may inherit.
 _SINGLE = BaseDenseHead._predict_by_feat_single
+_DENSE = BaseDenseHead.predict_by_feat
 _DECODERS: dict[tuple[Callable, Callable], Decoder] = {
-    (BaseDenseHead.predict_by_feat, _SINGLE): _decode_dense,
-    (
-        BaseDenseHead.predict_by_feat,
-        GFLHead._predict_by_feat_single,
-    ): _decode_gfl,
+    (_DENSE, _SINGLE): _decode_dense,
+    (_DENSE, GFLHead._predict_by_feat_single): _decode_gfl,
     (YOLOXHead.predict_by_feat, _SINGLE): _decode_yolox,
     (BasePicoHead.predict_by_feat, _SINGLE): _decode_pico,
     (PicoHeadV2.predict_by_feat, _SINGLE): _decode_pico,
@@ -200,7 +193,7 @@ _DECODERS: dict[tuple[Callable, Callable], Decoder] = {
 class SuppressedDetections(nn.Module):
     """A detector up to the boxes that remain after NMS.
 
-    Of each image the ``pre_top_k`` boxes of highest class score are
+    Of each image the ``PRE_TOP_K`` boxes of highest class score are
     candidates, each with all of its classes above ``score_thr`` (YOLOX: with
     its likeliest one). NMS runs class by class, and at most ``max_per_img``
     boxes of an image remain. The thresholds and the limit are those of the
@@ -210,7 +203,6 @@ class SuppressedDetections(nn.Module):
 
     Args:
         network: Up to the boxes and scores of all priors.
-        pre_top_k: Candidates of an image, at most.
 
     Raises:
         UsageError: The NMS of ``test_cfg`` is not plain.
@@ -224,9 +216,7 @@ class SuppressedDetections(nn.Module):
     task = 'detection'
     output_names = ('boxes', 'scores', 'labels', 'image_ids')
 
-    def __init__(
-        self, network: DetectionNetwork, pre_top_k: int = PRE_TOP_K
-    ) -> None:
+    def __init__(self, network: DetectionNetwork) -> None:
         super().__init__()
         head = network.model.bbox_head
         cfg = head.test_cfg or ConfigDict()
@@ -236,7 +226,6 @@ class SuppressedDetections(nn.Module):
         self.max_per_img = limit if limit > 0 else None
         self.min_size = cfg.get('min_bbox_size', -1)
         self.one_label = isinstance(head, YOLOXHead)
-        self.pre_top_k = pre_top_k
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -262,7 +251,7 @@ class SuppressedDetections(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Choose the boxes (N, k, 4) and scores (N, k, C) that NMS sees."""
         best = scores.amax(dim=-1)
-        index = best.topk(smaller(self.pre_top_k, best.shape[1])).indices
+        index = best.topk(smaller(PRE_TOP_K, best.shape[1])).indices
         index = index[..., None]
         return (
             boxes.gather(1, index.expand(-1, -1, 4)),
@@ -274,7 +263,7 @@ class SuppressedDetections(nn.Module):
         picked = _NonMaxSuppression.apply(
             boxes,
             scores.transpose(1, 2),
-            self.max_per_img or self.pre_top_k,
+            self.max_per_img or PRE_TOP_K,
             self.iou_threshold,
             self.score_threshold,
         )
@@ -354,12 +343,9 @@ class _NonMaxSuppression(torch.autograd.Function):
         return torch.cat(picked)
 
     @staticmethod
-    def symbolic(
-        g, boxes, scores, max_per_class, iou_threshold, score_threshold
-    ):
+    def symbolic(g, boxes, scores, *limits):
         constants = (
-            g.op('Constant', value_t=torch.tensor([value]))
-            for value in (max_per_class, iou_threshold, score_threshold)
+            g.op('Constant', value_t=torch.tensor([value])) for value in limits
         )
         picked = g.op('NonMaxSuppression', boxes, scores, *constants)
         kind = boxes.type().with_dtype(torch.int64)

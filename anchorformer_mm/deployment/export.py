@@ -5,31 +5,29 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
-from anchorformer_mm.apis import (
-    dataset_meta,
-)
+from anchorformer_mm.apis import dataset_meta
 from anchorformer_mm.deployment.networks import (
     SizesFollowed,
     deployable,
     make_traceable,
 )
+from anchorformer_mm.deployment.onnx_model import open_session
 from anchorformer_mm.deployment.preprocessing import Preprocessing
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
 
 OPSET = 17
-STANDARD_DOMAINS = ('', 'ai.onnx')
 TOLERANCE = 1e-4
 # Multiples of 32 that are no one's: a trace at the size of a position
 # embedding would hold for that size only.
@@ -79,7 +77,16 @@ def export_model(
     )
     with replacing(path) as temporary:
         _trace(traced, images.to(device), temporary, dynamic)
-        _finish(temporary, metadata or {})
+        file = onnx.load(temporary)
+        foreign = {n.op_type for n in file.graph.node if n.domain}
+        if foreign:
+            raise UsageError(
+                'the model needs operators that are not standard: '
+                f'{", ".join(sorted(foreign))}'
+            )
+        onnx.helper.set_model_props(file, dict(metadata or {}))
+        onnx.checker.check_model(file)
+        onnx.save(file, temporary)
 
 
 def _trace(
@@ -111,36 +118,18 @@ def _trace(
 
 def _open_axes(network: nn.Module, dynamic: bool) -> dict:
     """Name the axes whose length is left open."""
-    names = network.output_names
-    if 'image_ids' in names:
-        axes = {name: {0: 'detections'} for name in names}
-    elif dynamic:
-        inner = {
-            'detection': {1: 'priors'},
-            'segmentation': {2: 'height', 3: 'width'},
-            'classification': {},
-        }[network.task]
-        axes = {name: {0: 'batch', **inner} for name in names}
-    else:
-        return {}
+    inner = dict(
+        detection={1: 'priors'},
+        segmentation={2: 'height', 3: 'width'},
+        classification={},
+    )[network.task]
+    outer = {0: 'batch', **inner} if dynamic else {}
+    if 'image_ids' in network.output_names:
+        outer = {0: 'detections'}
+    axes = dict.fromkeys(network.output_names, outer)
     if dynamic:
         axes['images'] = {0: 'batch', 2: 'height', 3: 'width'}
     return axes
-
-
-def _finish(path: Path, metadata: Mapping[str, str]) -> None:
-    """Check a file, and add its properties."""
-    model = onnx.load(path)
-    nodes = model.graph.node
-    foreign = {n.op_type for n in nodes if n.domain not in STANDARD_DOMAINS}
-    if foreign:
-        raise UsageError(
-            'the model needs operators that are not standard: '
-            f'{", ".join(sorted(foreign))}'
-        )
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
 
 
 # -------------------------------------------------------------- properties
@@ -257,20 +246,10 @@ def check_file(
     return worst
 
 
-def _session(model: str | bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Errors are raised; the log would repeat them.
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        model, options, providers=['CPUExecutionProvider']
-    )
-
-
 def _differences(
     eager: nn.Module, path: str | Path, batches: Sequence[Tensor]
 ) -> Iterator[float]:
-    session = _session(str(path))
+    session = open_session(path, torch.get_num_threads())
     for images in batches:
         feed = dict(images=images.numpy())
         found = session.run(list(eager.output_names), feed)
@@ -290,7 +269,10 @@ def _nms_differences(
             name = producers[name].input[0]
         inner.append(producers[name].input[0])
     graph.graph.output.extend(onnx.ValueInfoProto(name=n) for n in inner)
-    session = _session(graph.SerializeToString())
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / 'with_inner.onnx'
+        onnx.save(graph, file)
+        session = open_session(file, torch.get_num_threads())
     for images in batches:
         *found, boxes, scores, all_boxes, all_scores = session.run(
             [*eager.output_names, *inner], dict(images=images.numpy())

@@ -62,9 +62,9 @@ def deployable(
     if 'mmdet' in libraries:
         from mmdet.models.detectors import SingleStageDetector as base
 
-        from anchorformer_mm.deployment.detection import (
-            DetectionNetwork as network_type,
-        )
+        from anchorformer_mm.deployment import detection
+
+        network_type = detection.DetectionNetwork
     elif 'mmseg' in libraries:
         from mmseg.models.segmentors import EncoderDecoder as base
 
@@ -83,20 +83,18 @@ def deployable(
             f'{type(model).__name__} is no {base.__name__}; of the models of '
             f'{base.__module__.split(".")[0]} only these can be exported'
         )
+    if with_nms and network_type.task != 'detection':
+        raise UsageError(
+            f'with_nms is for detectors only, got {type(model).__name__}'
+        )
     # Norms that are synchronised between GPUs become plain ones.
     network = revert_sync_batchnorm(network_type(fuse(model)))
     if stretch_contrast:
         network.normalisation = nn.Sequential(
             ContrastStretch(), network.normalisation
         )
-    if with_nms and network.task != 'detection':
-        raise UsageError(
-            f'with_nms is for detectors only, got a model for {network.task}'
-        )
     if with_nms:
-        from anchorformer_mm.deployment.detection import SuppressedDetections
-
-        network = SuppressedDetections(network)
+        network = detection.SuppressedDetections(network)
     # The forks' version of some backbones returns None from `eval`.
     network.eval()
     return network.requires_grad_(False)

@@ -5,7 +5,6 @@ import os
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -25,9 +24,6 @@ OUTPUTS = dict(
     segmentation=('logits',),
     classification=('scores',),
 )
-DTYPES = {'tensor(float)': torch.float32, 'tensor(uint8)': torch.uint8}
-# Before 1.24 ONNX Runtime opens any file that a model names.
-_VERSION = tuple(map(int, onnxruntime.__version__.split('.')[:2]))
 
 
 def open_session(
@@ -58,7 +54,9 @@ def open_session(
         options.add_session_config_entry(key, value)
     try:
         content = Path(path).read_bytes()
-        if _VERSION < (1, 24) and b'location' in content:
+        # Before 1.24 ONNX Runtime opens any file that a model names.
+        version = tuple(map(int, onnxruntime.__version__.split('.')[:2]))
+        if version < (1, 24) and b'location' in content:
             raise ValueError('it may have data in other files')
         session = onnxruntime.InferenceSession(
             content, options, providers=['CPUExecutionProvider']
@@ -146,23 +144,19 @@ class OnnxModel(BaseModel):
         """
         if mode != 'predict':
             raise ValueError(f"mode must be 'predict', got {mode!r}")
-        return self._predict(self._run(self.pixels(inputs)), data_samples)
-
-    def pixels(self, inputs: Tensor) -> Tensor:
-        """Undo the normalisation: RGB from 0 to 255, same shape."""
         preprocessor = self.data_preprocessor
+        # RGB from 0 to 255 again.
         if hasattr(preprocessor, 'mean'):
             inputs = inputs * preprocessor.std + preprocessor.mean
-        return inputs if takes_rgb(preprocessor) else inputs[:, [2, 1, 0]]
+        if not takes_rgb(preprocessor):
+            inputs = inputs[:, [2, 1, 0]]
+        return self._predict(self._run(inputs), data_samples)
 
     def _run(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Give the outputs by name for each of the images (N, 3, H, W)."""
         port = self.session.get_inputs()[0]
         size = images.shape[2:]
-        images = self._fill_up(images, port.shape[2:])
-        if port.type == 'tensor(uint8)':
-            images = images.round()
-        images = images.to('cpu', DTYPES[port.type])
+        images = self._fill_up(images, port.shape[2:]).cpu().float()
         batch_size = port.shape[0]
         if not isinstance(batch_size, int):
             batch_size = len(images)
@@ -172,9 +166,21 @@ class OnnxModel(BaseModel):
             lacking = batch_size - len(batch)
             full = torch.cat([batch, batch[-1:].repeat(lacking, 1, 1, 1)])
             outputs = self.session.run(None, {port.name: full.numpy()})
-            names = (output.name for output in self.session.get_outputs())
-            named = dict(zip(names, outputs, strict=True))
-            results += _split_images(named, len(batch))
+            tensors = {
+                port.name: torch.from_numpy(output)
+                for port, output in zip(
+                    self.session.get_outputs(), outputs, strict=True
+                )
+            }
+            # Boxes of all images follow one another; these are whose.
+            ids = tensors.pop('image_ids', None)
+            results += [
+                {
+                    name: tensor[i if ids is None else ids == i]
+                    for name, tensor in tensors.items()
+                }
+                for i in range(len(batch))
+            ]
         if self.task == 'segmentation':
             for result in results:
                 result['logits'] = result['logits'][..., : size[0], : size[1]]
@@ -235,7 +241,7 @@ def _check_ports(
     if (
         task not in OUTPUTS
         or 'preprocess' not in metadata
-        or [kind in DTYPES for kind in kinds] != [True]
+        or kinds != ['tensor(float)']
     ):
         raise UsageError(
             f'{path} has no task, preprocess or single input that is known: '
@@ -249,16 +255,3 @@ def _check_ports(
             f'{", ".join(names)}{advice}'
         )
     return task, json.loads(metadata['preprocess'])
-
-
-def _split_images(
-    outputs: dict[str, np.ndarray], count: int
-) -> list[dict[str, Tensor]]:
-    """Part the outputs of a batch into those of its first images."""
-    # Boxes of all images follow one another; their image_ids (K,) are whose.
-    tensors = {name: torch.from_numpy(o) for name, o in outputs.items()}
-    ids = tensors.pop('image_ids', None)
-    return [
-        {k: t[i if ids is None else ids == i] for k, t in tensors.items()}
-        for i in range(count)
-    ]

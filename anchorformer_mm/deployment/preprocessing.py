@@ -1,6 +1,6 @@
 """Preprocessing of images, as a list of plain steps that a file can hold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -11,6 +11,10 @@ from anchorformer_mm.deployment.networks import takes_rgb
 from anchorformer_mm.utils.errors import UsageError
 
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'area')
+ALLOWED = (
+    'AutoContrast, CenterCrop, LoadImageFromFile, Pad, RandomGrayscale, '
+    'Resize, ResizeEdge'
+)
 # They change no pixel.
 _PASSIVE = ('LoadAnnotations', 'PackDetInputs', 'PackSegInputs', 'PackInputs')
 
@@ -102,26 +106,40 @@ def preprocessing_of(
     for transform in dataset['pipeline']:
         kind = transform['type']
         name = getattr(kind, '__name__', str(kind)).split('.')[-1]
-        if name in _PASSIVE:
+        colour = transform.get('color_type', 'color') == 'color'
+        if name in _PASSIVE or (name == 'LoadImageFromFile' and colour):
             continue
-        _require(name in _READERS, transform)
-        before = len(result.steps)
-        _READERS[name](transform, result)
-        if result.stretch_contrast and len(result.steps) > before:
+        if name == 'AutoContrast' and transform.get('prob', 0.5) >= 1:
+            result.stretch_contrast = True
+            continue
+        step = _step_of(name, transform, result.steps)
+        if step is None:
+            raise UsageError(
+                f'the test pipeline has {dict(transform)}, which cannot be '
+                f'expressed in the file; allowed are {ALLOWED}'
+            )
+        if result.stretch_contrast:
             raise UsageError(
                 f'the test pipeline has {name} after AutoContrast, which '
                 'must come last to be exported'
             )
-    _read_preprocessor(preprocessor, result)
-    return result
-
-
-def _require(fits: bool, transform: dict) -> None:
-    if not fits:
+        result.steps.append(step)
+        if transform.get('backend', 'cv2') != 'cv2':
+            result.remarks.append(
+                'the config resizes by Pillow, which smooths where it '
+                "shrinks; the file's preprocessing is OpenCV's, so that "
+                'scores differ a little'
+            )
+    size, divisor = _final_padding(preprocessor)
+    if size is None and divisor is None:
+        return result
+    if result.stretch_contrast:
         raise UsageError(
-            f'the test pipeline has {dict(transform)}, which cannot be '
-            f'expressed in the file; allowed are {", ".join(sorted(_READERS))}'
+            'data_preprocessor pads after AutoContrast, which must come last '
+            'to be exported'
         )
+    result.steps.append(_pad(result.pad_value, size, divisor))
+    return result
 
 
 def _pad(
@@ -137,87 +155,36 @@ def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)[::-1]
 
 
-def _read_load(transform: dict, result: Preprocessing) -> None:
-    _require(transform.get('color_type', 'color') == 'color', transform)
-
-
-def _read_resize(transform: dict, result: Preprocessing) -> None:
-    _require(transform.get('scale') is not None, transform)
-    step = dict(
-        op='resize',
-        size=_pair(transform['scale']),
-        keep_ratio=bool(transform.get('keep_ratio', False)),
-    )
-    _add_resize(step, transform, result)
-
-
-def _read_resize_edge(transform: dict, result: Preprocessing) -> None:
-    _require(transform.get('edge', 'short') == 'short', transform)
-    step = dict(op='resize_short_edge', size=transform['scale'])
-    _add_resize(step, transform, result)
-
-
-def _add_resize(step: dict, transform: dict, result: Preprocessing) -> None:
-    kind = transform.get('interpolation', 'bilinear')
-    _require(kind in INTERPOLATIONS, transform)
-    result.steps.append(step | dict(interpolation=kind))
-    if transform.get('backend', 'cv2') != 'cv2':
-        result.remarks.append(
-            'the config resizes by Pillow, which smooths where it shrinks; '
-            "the file's preprocessing is OpenCV's, so that scores differ a "
-            'little'
-        )
-
-
-def _read_crop(transform: dict, result: Preprocessing) -> None:
-    _require(not transform.get('auto_pad'), transform)
-    size = _pair(transform['crop_size'])
-    result.steps.append(dict(op='center_crop', size=size))
-
-
-def _read_pad(transform: dict, result: Preprocessing) -> None:
-    _require(
-        transform.get('padding_mode', 'constant') == 'constant', transform
-    )
-    value = transform.get('pad_val', 0)
+def _step_of(name: str, transform: dict, before: list[dict]) -> dict | None:
+    """Express a transform after other steps; None where it cannot be."""
+    get = transform.get
+    kind = get('interpolation', 'bilinear')
+    resize = dict(interpolation=kind) if kind in INTERPOLATIONS else None
+    if name == 'Resize' and resize and get('scale') is not None:
+        keep_ratio = bool(get('keep_ratio', False))
+        size = _pair(get('scale'))
+        return dict(op='resize', size=size, keep_ratio=keep_ratio) | resize
+    if name == 'ResizeEdge' and resize and get('edge', 'short') == 'short':
+        return dict(op='resize_short_edge', size=get('scale')) | resize
+    if name == 'CenterCrop' and not get('auto_pad'):
+        return dict(op='center_crop', size=_pair(get('crop_size')))
+    if name == 'RandomGrayscale' and get('prob', 0.1) >= 1:
+        alike = len(set(get('channel_weights', [1.0]))) == 1
+        return dict(op='grey') if alike and get('keep_channels') else None
+    if name != 'Pad' or get('padding_mode', 'constant') != 'constant':
+        return None
+    value = get('pad_val', 0)
     if isinstance(value, dict):
         value = value.get('img', 0)
     # Given as blue, green and red.
     value = 3 * [value] if isinstance(value, int | float) else value[::-1]
-    size = transform.get('size')
-    size = None if size is None else _pair(size)
-    if transform.get('pad_to_square'):
-        last = result.steps[-1] if result.steps else {}
-        size = last.get('size')
+    size = None if get('size') is None else _pair(get('size'))
+    if get('pad_to_square'):
+        size = before[-1].get('size') if before else None
         # Else it would depend on the image.
-        _require(last.get('op') == 'resize' and size[0] == size[1], transform)
-    result.steps.append(
-        _pad(map(float, value), size, transform.get('size_divisor'))
-    )
-
-
-def _read_grey(transform: dict, result: Preprocessing) -> None:
-    weights = transform.get('channel_weights', (1.0, 1.0, 1.0))
-    always = transform.get('prob', 0.1) >= 1
-    keeps = transform.get('keep_channels', False)
-    _require(always and keeps and len(set(weights)) == 1, transform)
-    result.steps.append(dict(op='grey'))
-
-
-def _read_contrast(transform: dict, result: Preprocessing) -> None:
-    _require(transform.get('prob', 0.5) >= 1, transform)
-    result.stretch_contrast = True
-
-
-_READERS: dict[str, Callable[[dict, Preprocessing], None]] = {
-    'LoadImageFromFile': _read_load,
-    'Resize': _read_resize,
-    'ResizeEdge': _read_resize_edge,
-    'CenterCrop': _read_crop,
-    'Pad': _read_pad,
-    'RandomGrayscale': _read_grey,
-    'AutoContrast': _read_contrast,
-}
+        if not size or before[-1]['op'] != 'resize' or size[0] != size[1]:
+            return None
+    return _pad(map(float, value), size, get('size_divisor'))
 
 
 def _pad_value(preprocessor: BaseDataPreprocessor) -> list[float]:
@@ -232,10 +199,10 @@ def _pad_value(preprocessor: BaseDataPreprocessor) -> list[float]:
     return [round(float(channel), 4) for channel in rgb]
 
 
-def _read_preprocessor(
-    preprocessor: BaseDataPreprocessor, result: Preprocessing
-) -> None:
-    """Add the padding that comes after the pipeline."""
+def _final_padding(
+    preprocessor: BaseDataPreprocessor,
+) -> tuple[list[int] | None, int | None]:
+    """Read to which size or divisor images are padded after the pipeline."""
     divisor, size = getattr(preprocessor, 'pad_size_divisor', 1), None
     # mmseg's pads in training only, unless it is told otherwise.
     if hasattr(preprocessor, 'seg_pad_val') and hasattr(
@@ -244,14 +211,5 @@ def _read_preprocessor(
         test_cfg = preprocessor.test_cfg or {}
         divisor = test_cfg.get('size_divisor') or 1
         size = test_cfg.get('size')
-    if divisor == 1 and size is None:
-        return
-    if result.stretch_contrast:
-        raise UsageError(
-            'data_preprocessor pads after AutoContrast, which must come last '
-            'to be exported'
-        )
     size = None if size is None else list(size)
-    result.steps.append(
-        _pad(result.pad_value, size, divisor if divisor > 1 else None)
-    )
+    return size, divisor if divisor > 1 else None

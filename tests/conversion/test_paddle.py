@@ -86,21 +86,16 @@ class Tensor:
 
 
 @pytest.mark.parametrize('protocol', [2, 3, 4])
-def test_a_tensor_is_its_array(path, protocol):
-    array = np.arange(4, dtype='f4')
-    write(path, OrderedDict(a=Tensor('conv2d_0.w_0', array)), protocol)
-    np.testing.assert_array_equal(read_paddle(path)['a'], array)
-
-
-@pytest.mark.parametrize('protocol', [2, 3])
-def test_slices_are_joined(path, protocol):
+def test_tensors_and_slices_are_arrays(path, protocol):
     array = np.arange(24, dtype='f4').reshape(2, 3, 4)
     parts = {f'a@@.{i}': array.ravel()[9 * i : 9 * i + 9] for i in range(3)}
     record = dict(OriginShape=array.shape, slices=[*parts])
-    write(path, {'b': array[0], **parts, SLICES: {'a': record}}, protocol)
+    tensor = Tensor('conv2d_0.w_0', array[0])
+    write(path, {'b': tensor, **parts, SLICES: {'a': record}}, protocol)
     arrays = read_paddle(path)
     assert set(arrays) == {'a', 'b'}
     np.testing.assert_array_equal(arrays['a'], array)
+    np.testing.assert_array_equal(arrays['b'], array[0])
 
 
 def test_strings_of_python_2_are_bytes(path):
@@ -130,11 +125,6 @@ class Nested:
         pass
 
 
-class Persistent(pickle.Pickler):
-    def persistent_id(self, obj):
-        return 'storage' if isinstance(obj, bytearray) else None
-
-
 def ran():
     raise AssertionError('code from the file ran')
 
@@ -148,12 +138,10 @@ HOSTILE = [
     # Protocol 2 looks a nested class up in the one around it.
     (Nested.Inner(), '(Inner|getattr)'),
     (Calls(ran), 'ran'),
-    (Calls(np.load, 'a.npy', None, True), 'numpy.load'),
     (Calls(np.fromfile, '/etc/hostname'), 'fromfile'),
     (np.ma.masked_array([1.0]), 'numpy.ma'),
     (np.array([{}, 'a'], object), "'O8'"),
     (np.array(['text']), "'U4'"),
-    (np.array([1j]), "'c16'"),
     (np.zeros(2, [('a', 'O'), ('b', 'f4')]), "'V12'"),
 ]
 
@@ -173,8 +161,7 @@ def test_what_asks_for_more_is_refused_by_name(
 
 
 def test_persistent_ids_are_refused(path):
-    with path.open('wb') as file:
-        Persistent(file, 2).dump(dict(a=bytearray(2)))
+    path.write_bytes(b'\x80\2Pstorage\n.')
     with pytest.raises(UsageError, match="'storage'"):
         read_paddle(path)
 
@@ -262,28 +249,16 @@ def test_a_file_cut_short_anywhere_is_refused(path):
                 read_paddle(path)
 
 
-@given(data=st.binary(max_size=40))
-def test_noise_is_refused(path, data):
-    # Instructions that would ask for a memo of gigabytes.
-    path.write_bytes(b'\x80\x04' + data.replace(b'r', b''))
-    with pytest.raises(UsageError, match=r'a\.pdparams'):
-        read_paddle(path)
-
-
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
         ([np.ones(2)], 'a list'),
         (np.ones(2), 'a ndarray'),
-        (None, 'a NoneType'),
         ({}, 'no array'),
-        ({NAME_TABLE: {}}, 'no array'),
         ({'a': 1.5}, "a float by the key 'a'"),
         ({'a': {'b': np.ones(2)}}, "a dict by the key 'a'"),
-        ({'a': ('b', 'c')}, "a str by the key 'a'"),
         ({1: np.ones(2)}, 'by the key 1'),
         ({'a': np.ones(2), SLICES: {'b': {}}}, 'slices'),
-        ({'a': np.ones(2), SLICES: 3}, 'pdparams'),
     ],
 )
 def test_other_contents_are_refused(path, content, message):
@@ -435,9 +410,6 @@ def test_published_sizes(v1):
 
 def test_counters_are_zero_and_the_model_is_not_changed(v1):
     model = build()
-    for name, buffer in model.named_buffers():
-        if name.endswith('num_batches_tracked'):
-            buffer.fill_(7)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state, _ = convert_paddle(v1, model)
     counters = [v for n, v in state.items() if n.endswith('_tracked')]
@@ -492,13 +464,10 @@ PROJECT = 'head.distribution_project.project'
             r'\(24, 3, 5, 5\).*backbone\.stem\.0\.conv.*\(24, 3, 3, 3\)$',
         ),
         ('backbone.2_1._conv_pw_2._conv.weight', None, r'branch2\.0\.'),
-        ('backbone.2_9._conv_pw._conv.weight', zeros(), r'backbone\.2_9'),
         ('backbone._conv1._conv.weight', None, 'no backbone of a PicoDet'),
         ('backbone.2_1._se.conv1.bias', np.zeros(11, int), 'int64'),
         ('head.head_cls3.bias', None, r'bbox_head\.conv_cls\.3\.bias'),
-        ('neck.blocks.weight', zeros(), r'neck\.blocks\.weight'),
         ('teacher.weight', zeros(), r'teacher\.weight'),
-        ('neck.top_down_blocks.0.main_conv.conv.weight', None, 'top_down'),
         ('head.conv_feat.reg_conv_dw0.0.conv.weight', zeros(), 'reg_conv_dw0'),
         (PROJECT, None, 'reg_max'),
         (PROJECT, zeros(8), 'must be near 0, 1, 2'),
@@ -514,36 +483,31 @@ def test_a_detector_that_does_not_fit_is_refused(v1, key, value, message):
             convert_paddle(changed, build(), backbone_only=True)
 
 
-def test_other_classes_name_both_keys_and_shapes(v1, v2):
+@pytest.mark.parametrize('version', [1, 2])
+def test_other_classes_name_both_keys_and_shapes(v1, v2, version):
     message = (
         r'head_cls0\.weight.*\(80, 96, 1, 1\).*bbox_head\.conv_cls\.0\.weight '
         r'.*\(20, 96, 1, 1\); 7 more'
     )
+    arrays, backbone = (v1, 'ESNet') if version == 1 else (v2, 'LCNet')
     with pytest.raises(UsageError, match=message):
-        convert_paddle(v1, build(classes=20))
-    with pytest.raises(UsageError, match=message):
-        convert_paddle(v2, build(20, version=2, backbone='LCNet'))
+        convert_paddle(arrays, build(20, version=version, backbone=backbone))
 
 
 def test_another_kind_is_named(v1, v2):
-    for arrays, model, message in (
-        (v1, build(version=2, backbone='LCNet'), 'backbone .*ESNet, not LCN'),
-        (v2, build(), 'backbone .*LCNet, not ESNet'),
-        (v1, build(version=2), 'neck .*CSPPAN, not LCPAN'),
-        (
-            {k: v for k, v in v1.items() if not k.startswith('head.')},
-            build(),
-            'no head of a PicoDet',
-        ),
-        ({'fc.bias': zeros()}, build(), r'--backbone-only.*fc\.bias$'),
-    ):
-        with pytest.raises(UsageError, match=message):
-            convert_paddle(arrays, model)
+    headless = {k: v for k, v in v1.items() if not k.startswith('head.')}
+    bare, clas = {'fc.bias': zeros()}, {'blocks.0.dw_1.conv.weight': zeros()}
     other = nn.ModuleDict(dict(backbone=nn.Conv2d(3, 8, 1)))
-    for arrays, model, message in (
-        ({'fc.bias': zeros()}, build(), 'no backbone of a PicoDet'),
-        ({'blocks.0.dw_1.conv.weight': zeros()}, build(), 'of PaddleClas'),
-        (v1, other, 'Conv2d'),
+    lcnet = build(version=2, backbone='LCNet')
+    for arrays, model, alone, message in (
+        (v1, lcnet, False, 'backbone .*ESNet, not LCNet'),
+        (v2, build(), False, 'backbone .*LCNet, not ESNet'),
+        (v1, build(version=2), False, 'neck .*CSPPAN, not LCPAN'),
+        (headless, build(), False, 'no head of a PicoDet'),
+        (bare, build(), False, r'--backbone-only.*fc\.bias$'),
+        (bare, build(), True, 'no backbone of a PicoDet'),
+        (clas, build(), True, 'of PaddleClas'),
+        (v1, other, True, 'Conv2d'),
     ):
         with pytest.raises(UsageError, match=message):
-            convert_paddle(arrays, model, backbone_only=True)
+            convert_paddle(arrays, model, backbone_only=alone)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from onnx import TensorProto, helper, load, numpy_helper, save
+from onnx import TensorProto, helper, load, numpy_helper, parser, save
 
 from anchorformer_mm.deployment.onnx_model import (
     OnnxModel,
@@ -57,40 +57,27 @@ DETECTOR = dict(
 )
 
 
-def write_model(path, task, shape=('n', 3, 'h', 'w'), pad=None, outputs=None):
+def write_model(path, task, shape='n,3,h,w', pad=None, outputs=None):
     """Classes are the channels of the mean pixel, or of each pixel."""
-    node = helper.make_node
-    nodes, constants = [], []
-    if task == 'classification':
-        nodes = [
-            node('GlobalAveragePool', ['images'], ['mean']),
-            node('Flatten', ['mean'], ['scores']),
-        ]
-    elif task == 'segmentation':
-        nodes = [node('Identity', ['images'], ['logits'])]
-    for name, array in (outputs or {}).items():
-        constants.append(numpy_helper.from_array(array, f'{name}_'))
-        nodes.append(node('Identity', [f'{name}_'], [name]))
-    names = list(outputs or [nodes[-1].output[0]])
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        'graph',
-        [value('images', TensorProto.FLOAT, shape)],
-        [
-            value(
-                n,
-                TensorProto.INT64
-                if n in ('labels', 'image_ids')
-                else TensorProto.FLOAT,
-                None,
-            )
-            for n in names
-        ],
-        constants,
+    nodes = dict(
+        classification=['mean = GlobalAveragePool(images)']
+        + ['scores = Flatten(mean)'],
+        segmentation=['logits = Identity(images)'],
+    ).get(task)
+    names = [nodes[-1].split()[0]] if nodes else []
+    if outputs:
+        names = list(outputs)
+        nodes = [f'{name} = Identity({name}_)' for name in names]
+    whole = ('labels', 'image_ids')
+    ports = (f'{"int64" if n in whole else "float"}[] {n}' for n in names)
+    model = parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 17]>
+        graph (float[{shape}] images) => ({', '.join(ports)})
+        {{ {' '.join(nodes)} }}"""
     )
-    opsets = [helper.make_opsetid('', 17)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    for name, array in (outputs or {}).items():
+        tensor = numpy_helper.from_array(array, f'{name}_')
+        model.graph.initializer.append(tensor)
     steps = [] if pad is None else [dict(op='pad', value=pad)]
     properties = dict(
         task=task, classes='["a", "b", "c"]', preprocess=json.dumps(steps)
@@ -130,7 +117,7 @@ def classify(path, count=3):
     return model.test_step(dict(inputs=list(images), data_samples=samples))
 
 
-@pytest.mark.parametrize('shape', [('n', 3, 'h', 'w'), (2, 3, 16, 16)])
+@pytest.mark.parametrize('shape', ['n,3,h,w', '2,3,16,16'])
 def test_a_classifier_sees_pixels_in_batches_of_any_size(tmp_path, shape):
     path = write_model(tmp_path / 'm.onnx', 'classification', shape)
     samples = classify(path)
@@ -142,7 +129,7 @@ def test_a_classifier_sees_pixels_in_batches_of_any_size(tmp_path, shape):
 
 
 def test_images_are_padded_to_the_size_of_the_file(tmp_path):
-    shape, pad = (1, 3, 32, 16), [30.0, 60.0, 90.0]
+    shape, pad = '1,3,32,16', [30.0, 60.0, 90.0]
     path = write_model(tmp_path / 'm.onnx', 'classification', shape, pad)
     (sample,) = classify(path, count=1)
     # Half of it is the padding.
@@ -154,7 +141,7 @@ def test_images_are_padded_to_the_size_of_the_file(tmp_path):
     ('size', 'pad'), [((8, 16), [0.0] * 3), ((32, 16), None)]
 )
 def test_images_of_another_size_are_refused(tmp_path, size, pad):
-    shape = (1, 3, *size)
+    shape = f'1,3,{size[0]},{size[1]}'
     path = write_model(tmp_path / 'm.onnx', 'classification', shape, pad)
     words = f'takes images of {size[0]} x {size[1]} px, but .* 16 x 16 px'
     with pytest.raises(UsageError, match=words):
@@ -164,7 +151,7 @@ def test_images_of_another_size_are_refused(tmp_path, size, pad):
 def test_a_segmentor_labels_the_original_image(tmp_path):
     from mmseg.structures import SegDataSample
 
-    shape, pad = (1, 3, 16, 32), [0.0, 0.0, 255.0]
+    shape, pad = '1,3,16,32', [0.0, 0.0, 255.0]
     path = write_model(tmp_path / 'm.onnx', 'segmentation', shape, pad)
     model = build(path, SEGMENTOR)
     # Left red, right green; half the size of the original.

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 from torch import nn
 
 from anchorformer_mm.deployment.quantization import METHODS, quantize
@@ -13,7 +13,7 @@ from anchorformer_mm.models.layers import AnchorAttention
 from anchorformer_mm.utils.errors import UsageError
 
 
-def write_model(path, task='detection', size=('h', 'w')):
+def write_model(path, task='detection'):
     """Two convolutions, and a product with a matrix after them."""
     rng = np.random.default_rng(0)
     weights = dict(
@@ -21,30 +21,25 @@ def write_model(path, task='detection', size=('h', 'w')):
         w2=rng.normal(size=(4, 8, 1, 1)) / 3,
         # Channels of very different sizes.
         gain=np.array([1.0, 30, 0.01, 1]).reshape(4, 1, 1, 1),
-        decode=rng.normal(size=(4, 4)),
+        weight=rng.normal(size=(4, 4)),
     )
     weights['w2'] *= weights.pop('gain')
-    node = helper.make_node
-    nodes = [
-        node('Conv', ['images', 'w1'], ['a'], 'conv1', pads=[1] * 4),
-        node('Relu', ['a'], ['b'], 'relu'),
-        node('Conv', ['b', 'w2'], ['c'], 'conv2'),
-        node('Transpose', ['c'], ['d'], 'transpose', perm=[0, 2, 3, 1]),
-        node('MatMul', ['d', 'decode'], ['out'], 'decode'),
-    ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        'graph',
-        [value('images', TensorProto.FLOAT, (1, 3, *size))],
-        [value('out', TensorProto.FLOAT, (1, *size, 4))],
-        [
-            numpy_helper.from_array(array.astype(np.float32), name)
-            for name, array in weights.items()
-        ],
+    model = parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 17]>
+        graph (float[1,3,h,w] images) => (float[1,h,w,4] decode) {
+            conv1 = Conv<pads = [1, 1, 1, 1]>(images, w1)
+            relu = Relu(conv1)
+            conv2 = Conv(relu, w2)
+            transpose = Transpose<perm = [0, 2, 3, 1]>(conv2)
+            decode = MatMul(transpose, weight)
+        }"""
     )
-    opsets = [helper.make_opsetid('', 17)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name)
+        for name, array in weights.items()
+    )
     properties = dict(task=task, classes='["a"]', preprocess='[]')
     helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
@@ -87,24 +82,15 @@ def test_it_stays_near_the_original_with_any_calibration(tmp_path, method):
     assert {8 * 3 * 9, 8 * 4} <= {
         numpy_helper.to_array(w).size for w in weights
     }
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        'float.onnx',
-        'int8.onnx',
-    ]
 
 
-def test_the_decoding_of_a_detector_stays_in_float(tmp_path):
-    detector = write_model(tmp_path / 'a.onnx')
-    classifier = write_model(tmp_path / 'b.onnx', task='classification')
-    assert quantize(detector, tmp_path / 'a8.onnx', images()) == [
-        'conv1',
-        'conv2',
-    ]
-    assert quantize(classifier, tmp_path / 'b8.onnx', images()) == [
-        'conv1',
-        'conv2',
-        'decode',
-    ]
+@pytest.mark.parametrize(
+    ('task', 'rest'), [('detection', []), ('classification', ['decode'])]
+)
+def test_the_decoding_of_a_detector_stays_in_float(tmp_path, task, rest):
+    source = write_model(tmp_path / 'a.onnx', task)
+    names = quantize(source, tmp_path / 'b.onnx', images())
+    assert names == ['conv1', 'conv2', *rest]
 
 
 def test_excluded_nodes_stay_in_float(tmp_path):
@@ -130,17 +116,6 @@ def test_bad_arguments_are_refused_and_write_nothing(tmp_path, change, words):
     arguments = dict(batches=images()) | change
     with pytest.raises(UsageError, match=words):
         quantize(source, tmp_path / 'int8.onnx', **arguments)
-    assert list(tmp_path.iterdir()) == [source]
-
-
-def test_a_broken_calibration_writes_nothing(tmp_path):
-    source = write_model(tmp_path / 'float.onnx')
-
-    def broken():
-        raise OSError('the image is gone')
-
-    with pytest.raises(OSError, match='the image is gone'):
-        quantize(source, tmp_path / 'int8.onnx', [*images(), broken])
     assert list(tmp_path.iterdir()) == [source]
 
 

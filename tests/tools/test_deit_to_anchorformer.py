@@ -114,31 +114,6 @@ def test_the_command_writes_a_checkpoint_for_the_model(folder, run_tool):
     assert scores.shape == (1, 7) and scores.isfinite().all()
 
 
-def test_anchors_are_centroids_of_the_queries_of_the_images(folder, convert):
-    backbone = BACKBONE | dict(attn_cfg=dict(share_anchors=False))
-    model = CLASSIFIER | dict(backbone=backbone)
-    write_config(folder / 'each.py', model, **CROPPED)
-    anchors = convert('each.py', *IMAGES)['backbone.layers.0.attn.anchors']
-    # The queries of the first layer, from the source and the pictures alone.
-    source = VisionTransformer(ARCH, img_size=64)
-    load_checkpoint(source, 'vit.pth', revise_keys=[(r'^backbone\.', '')])
-    pictures = []
-    for path in sorted((folder / 'images').rglob('*.png')):
-        picture = cv2.resize(cv2.imread(str(path)), (85, 64))[:, 10:74, ::-1]
-        picture = (torch.tensor(picture.copy()).float() - 120) / 60
-        pictures.append(picture.permute(2, 0, 1))
-    with torch.no_grad():
-        x, _ = source.patch_embed(torch.stack(pictures))
-        x = torch.cat((source.cls_token.expand(4, -1, -1), x), dim=1)
-        layer = source.layers[0]
-        q = layer.attn.qkv(layer.ln1(x + source.pos_embed))[..., :D]
-    q = q.reshape(-1, 2, D // 2).transpose(0, 1)
-    for head, centres in zip(q, anchors, strict=True):
-        nearest = torch.cdist(head, centres).argmin(dim=1)
-        means = torch.stack([head[nearest == j].mean(dim=0) for j in range(6)])
-        torch.testing.assert_close(centres, means, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize('args', [('--anchors', 'random'), IMAGES])
 def test_the_seed_decides_everything_that_is_drawn(convert, args):
     def anchors(*more):

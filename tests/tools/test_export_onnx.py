@@ -98,41 +98,30 @@ def test_nothing_stays_of_a_file_that_is_wrong(export, monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['x.py']
 
 
+KEEP_RATIO = [
+    'test_dataloader.dataset.pipeline.1.keep_ratio=True',
+    'test_dataloader.dataset.pipeline.1.type=Resize',
+    'test_dataloader.dataset.pipeline.2.type=LoadAnnotations',
+]
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
         (['--out', 'x.pt'], '--out must be a file *.onnx, got x.pt'),
-        (['--out', 'x.onnx', '--shape', '0', '8'], '--shape must be'),
-        (['--out', 'x.onnx', '--batch-size', '0'], '--batch-size must be'),
-        (
-            ['--out', 'x.onnx', '--dynamic', '--batch-size', '2'],
-            'no meaning with --dynamic',
-        ),
-        (['none.pth', '--out', 'x.onnx'], 'checkpoint not found: none.pth'),
-        (['--out', 'x.onnx', '--with-nms'], 'with_nms is for detectors only'),
-        (
-            ['--out', 'x.onnx', '--images', 'none.jpg'],
-            'image not found: none.jpg',
-        ),
-        (
-            ['--out', 'x.onnx', '--cfg-options', 'model.head.num_classes=4'],
-            'the model has 4 classes',
-        ),
-        (
-            [
-                '--out',
-                'x.onnx',
-                '--cfg-options',
-                'test_dataloader.dataset.pipeline.1.keep_ratio=True',
-                'test_dataloader.dataset.pipeline.1.type=Resize',
-                'test_dataloader.dataset.pipeline.2.type=LoadAnnotations',
-            ],
-            'choose one with --shape H W',
-        ),
+        (['--shape', '0', '8'], '--shape must be'),
+        (['--batch-size', '0'], '--batch-size must be'),
+        (['--dynamic', '--batch-size', '2'], 'no meaning with --dynamic'),
+        (['none.pth'], 'checkpoint not found: none.pth'),
+        (['--with-nms'], 'with_nms is for detectors only'),
+        (['--images', 'none.jpg'], 'image not found: none.jpg'),
+        (['--cfg-options', 'model.head.num_classes=4'], 'model has 4 classes'),
+        (['--cfg-options', *KEEP_RATIO], 'choose one with --shape H W'),
     ],
 )
 def test_bad_input_is_one_error(args, message, export, tmp_path):
-    status, out, err = export(*args)
+    out = [] if '--out' in args else ['--out', 'x.onnx']
+    status, out, err = export(*args, *out)
     assert status == 2
     assert out == ''
     assert message in err

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import CenterCrop, RandomGrayscale
-from onnx import TensorProto, helper, numpy_helper, save
-from PIL import Image
+from onnx import TensorProto, helper, load, numpy_helper, parser, save
+from PIL import Image, ImageFont
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'deployment' / 'predict_onnx.py'
 spec = importlib.util.spec_from_file_location('predict_onnx', TOOL)
@@ -38,6 +38,7 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
 F32, NAN = np.float32, np.float32('nan')
+SCORES = F32([[0.1, 0.2, 0.7]])
 BOXES = dict(
     boxes=F32([[8, 4, 24, 12], [0, 0, 64, 64]]),
     scores=F32([0.9, 0.2]),
@@ -45,53 +46,31 @@ BOXES = dict(
 )
 
 
-def write_model(
-    path,
-    kind,
-    *,
-    arrays=None,
-    shape=(1, 3, 'h', 'w'),
-    dtype='FLOAT',
-    tensors=(),
-    **meta,
-):
+def write_model(path, kind, *, arrays=None, dtype='float', **meta):
     """Classes are colours: of the mean pixel, or of each pixel.
 
     A detector, and any file with ``arrays``, gives the same for every image.
     """
-    nodes = [helper.make_node('Cast', ['images'], ['floats'], to=1)]
-    tensors = list(tensors)
-    if kind == 'detection':
-        arrays = BOXES | (arrays or {})
-    if arrays is not None:
-        for name, array in arrays.items():
-            tensors.append(numpy_helper.from_array(array, f'{name}_'))
-            nodes.append(helper.make_node('Identity', [f'{name}_'], [name]))
-    elif kind == 'classification':
-        nodes += [
-            helper.make_node('GlobalAveragePool', ['floats'], ['mean']),
-            helper.make_node('Flatten', ['mean'], ['flat']),
-            helper.make_node('Softmax', ['flat'], ['scores']),
+    arrays = BOXES | (arrays or {}) if kind == 'detection' else arrays
+    outputs = arrays or {dict(segmentation='logits').get(kind, 'scores'): 0}
+    nodes = [f'{name} = Identity({name}_)' for name in outputs]
+    if arrays is None and kind == 'segmentation':
+        nodes = ['logits = Identity(floats)']
+    elif arrays is None:
+        nodes = [
+            'mean = GlobalAveragePool(floats)',
+            'flat = Flatten(mean)',
+            'scores = Softmax(flat)',
         ]
-    else:
-        nodes.append(helper.make_node('Identity', ['floats'], ['logits']))
-    names = list(arrays or [nodes[-1].output[0]])
-    graph = helper.make_graph(
-        nodes,
-        'graph',
-        [
-            helper.make_tensor_value_info(
-                'images', getattr(TensorProto, dtype), shape
-            )
-        ],
-        [
-            helper.make_tensor_value_info(n, 7 if n == 'labels' else 1, None)
-            for n in names
-        ],
-        tensors,
+    ports = (f'{"int64" if n == "labels" else "float"}[] {n}' for n in outputs)
+    model = parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 17]>
+        graph ({dtype}[1,3,h,w] images) => ({', '.join(ports)})
+        {{ floats = Cast<to = 1>(images) {' '.join(nodes)} }}"""
     )
-    opsets = [helper.make_opsetid('', 17)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    for name, array in (arrays or {}).items():
+        tensor = numpy_helper.from_array(array, f'{name}_')
+        model.graph.initializer.append(tensor)
     default = dict(task=kind, classes=['red', 'green', 'blue'], preprocess=[])
     properties = {
         key: value if isinstance(value, str) else json.dumps(value)
@@ -125,7 +104,9 @@ def run(tmp_path, monkeypatch, capfd):
         try:
             tool.main()
         except SystemExit as end:
-            status = end.code
+            # What Python itself does with a message.
+            status = 1
+            print(end.code, file=sys.stderr)
         printed = capfd.readouterr()
         return status, printed.out, printed.err.splitlines()
 
@@ -206,14 +187,6 @@ def test_printing_colours_are_read(tmp_path):
     assert pixel[0] > 200 > 60 > pixel[1:].max()
 
 
-@pytest.mark.parametrize('form', ['EPS', 'PPM', 'ICO'])
-def test_only_formats_of_photographs_are_opened(tmp_path, form):
-    path = tmp_path / 'a.png'
-    Image.new('RGB', (16, 16), 'red').save(path, form)
-    with pytest.raises(tool.InputError, match=r'cannot read .*a\.png'):
-        tool.read_image(path)
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.integers(60, 200), st.integers(60, 200), st.booleans())
 def test_boxes_go_back_to_where_they_come_from(height, width, crops):
@@ -280,7 +253,7 @@ def predict(folder, task, **kwargs):
 
 
 def test_a_classifier_alone_tells_colours(folder):
-    images, written = predict(folder, 'classification', dtype='UINT8')
+    images, written = predict(folder, 'classification')
     assert [i['top'][0]['name'] for i in images] == ['red', 'green']
     assert sum(c['score'] for c in images[0]['top']) == pytest.approx(1)
     picture = Image.open(folder / 'out' / 'b.png')
@@ -300,7 +273,7 @@ def test_a_segmentor_alone_labels_every_pixel(folder):
 
 
 def test_a_detector_alone_finds_and_draws(folder):
-    images, _ = predict(folder, 'detection', shape=(1, 3, 64, 64))
+    images, _ = predict(folder, 'detection')
     # The second box has a score below 0.3; 64 of 80 px are left of the width.
     (found,) = images[0]['detections']
     assert found['box'] == pytest.approx([10, 5, 30, 15])
@@ -314,20 +287,15 @@ def test_a_detector_alone_finds_and_draws(folder):
 
 def test_sub_folders_are_kept(run, tmp_path):
     model = write_model(tmp_path / 'm.onnx', 'segmentation')
-    for camera in ('cam1', 'cam2', 'deep/cam1'):
-        write_image(tmp_path / 'in' / camera / '0001.jpg', noise(8, 8))
-    assert run(model, 'in', '--out', 'all')[0] == 0
-    assert len(list((tmp_path / 'all').rglob('*/0001.jpg'))) == 3
-    images = 'in/cam1/0001.jpg', 'in/cam2/0001.jpg'
-    assert run(model, *images, '--out', 'two')[0] == 0
-    entries = results_in(tmp_path / 'two')['images']
-    assert [e['picture'] for e in entries] == [
-        'cam1/0001.jpg',
-        'cam2/0001.jpg',
-    ]
+    names = {'cam1/0001.jpg', 'cam2/0001.jpg', 'deep/cam1/0001.jpg'}
+    for name in names:
+        write_image(tmp_path / 'in' / name, noise(8, 8))
+    assert run(model, 'in', '--out', 'out')[0] == 0
+    entries = results_in(tmp_path / 'out')['images']
+    assert {e['picture'] for e in entries} == names
     for entry in entries:
-        assert (tmp_path / 'two' / entry['picture']).is_file()
-        assert (tmp_path / 'two' / entry['label_map']).is_file()
+        assert (tmp_path / 'out' / entry['picture']).is_file()
+        assert (tmp_path / 'out' / entry['label_map']).is_file()
 
 
 def test_a_damaged_image_is_named_and_the_others_go_on(run, folder):
@@ -340,9 +308,8 @@ def test_a_damaged_image_is_named_and_the_others_go_on(run, folder):
     assert status == 1
     assert len(out.splitlines()) == 2
     named = [line for line in errors if line.startswith('error: cannot read')]
-    assert len(named) == 3
     for line, name in zip(
-        named, ('aa.png', 'c.jpg', 'empty.png'), strict=True
+        named, ['aa.png', 'c.jpg', 'empty.png'], strict=True
     ):
         assert f'images/{name}' in line
     found = [e['picture'] for e in results_in(folder / 'out')['images']]
@@ -361,12 +328,17 @@ def test_names_of_any_alphabet_are_drawn(run, folder):
 
     drawn, errors = picture(names[:2], '--font', DEJAVU)
     assert errors == []
-    boxes = [len(name) * '\U0010fffd' for name in names[:2]]
+    parts = results_in(folder / 'o')['images'][0]['top']
     crossed = tool.draw(
         tool.read_image(folder / 'images' / 'a.jpg'),
-        results_in(folder / 'o')['images'][0],
-        tool.open_font(DEJAVU, 10),
-        lambda label: [*boxes, 'class 2'][label],
+        dict(
+            top=[
+                part | dict(name=len(part['name']) * '\U0010fffd')
+                for part in parts
+            ]
+        ),
+        ImageFont.truetype(DEJAVU, 10),
+        set(),
     )
     crossed.save(folder / 'crossed.jpg', quality=95)
     assert drawn != (folder / 'crossed.jpg').read_bytes()
@@ -393,46 +365,31 @@ def test_names_do_nothing_to_the_terminal(run, folder):
 # ------------------------------------------------------------------ errors
 
 
-def tensor_elsewhere(location):
-    """A tensor of four bytes whose values are in another file."""
-    tensor = TensorProto(name='w', data_type=TensorProto.UINT8, dims=[4])
+# The last one ONNX Runtime takes for an address in its own memory.
+@pytest.mark.parametrize(
+    'location', ['secret', '../secret', '{}/secret', '*/_ORT_MEM_ADDR_/*']
+)
+@pytest.mark.parametrize('place', ['initializer', 'constant'])
+def test_no_other_file_is_read(run, folder, location, place):
+    (folder / 'x').mkdir()
+    for path in (folder / 'secret', folder / 'x' / 'secret'):
+        path.write_bytes(np.float32([[5, 6, 7]]).tobytes())
+    path = write_model(
+        folder / 'x' / 'm.onnx', 'classification', arrays=dict(scores=SCORES)
+    )
+    model = load(path)
+    (tensor,) = model.graph.initializer
+    tensor.ClearField('raw_data')
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in dict(location=location, offset='0', length='4').items():
-        tensor.external_data.add(key=key, value=value)
-    return tensor
-
-
-@pytest.mark.parametrize('kind', ['beside', 'above', 'absolute', 'memory'])
-def test_no_other_file_is_read(run, folder, kind):
-    for place in (folder, folder / 'x'):
-        place.mkdir(exist_ok=True)
-        (place / 'secret').write_bytes(bytes([50, 60, 70, 80]))
-    location = dict(
-        beside='secret',
-        above='../secret',
-        absolute=str(folder / 'secret'),
-        # What ONNX Runtime takes for an address in its own memory.
-        memory='*/_ORT_MEM_ADDR_/*',
-    )[kind]
-    elsewhere = tensor_elsewhere(location)
-    constant = helper.make_node('Constant', [], ['v'], value=elsewhere)
-    for tensors, node in (([elsewhere], None), ([], constant)):
-        model = helper.make_model(
-            helper.make_graph(
-                [node] if node else [],
-                'graph',
-                [helper.make_tensor_value_info('images', 1, (1, 3, 'h', 'w'))],
-                [helper.make_tensor_value_info('v' if node else 'w', 2, [4])],
-                tensors,
-            ),
-            opset_imports=[helper.make_opsetid('', 17)],
-            ir_version=9,
-        )
-        path = folder / 'x' / 'm.onnx'
-        path.write_bytes(model.SerializeToString())
-        status, _, errors = run(path, 'images', '--out', 'out')
-        assert status == 1
-        assert len(errors) == 1 and 'm.onnx is no usable' in errors[0]
+    tensor.external_data.add(key='location', value=location.format(folder))
+    if place == 'constant':
+        node = helper.make_node('Constant', [], ['scores_'], value=tensor)
+        model.graph.node.insert(0, node)
+        model.graph.initializer.pop()
+    path.write_bytes(model.SerializeToString())
+    status, _, errors = run(path, 'images', '--out', 'out')
+    assert status == 1
+    assert len(errors) == 1 and 'm.onnx is no usable' in errors[0]
     assert not (folder / 'out').exists()
 
 
@@ -445,7 +402,7 @@ def test_no_other_file_is_read(run, folder, kind):
         (dict(classes='{"a": 1}'), 'classes'),
         (dict(preprocess=None), 'preprocess'),
         (dict(preprocess='[' * 100_000), 'preprocess'),
-        (dict(dtype='INT64'), 'tensor(int64)'),
+        (dict(dtype='int64'), 'tensor(int64)'),
         (dict(task='detection'), '--with-nms'),
     ],
 )
@@ -465,17 +422,11 @@ RESIZE, PAD = dict(op='resize'), dict(op='pad')
     'step',
     [
         RESIZE,
-        RESIZE | dict(size=None),
-        RESIZE | dict(size=['a', 'b']),
         RESIZE | dict(size=[0, 0]),
         RESIZE | dict(size=[10**6] * 2),
-        RESIZE | dict(size=[4, 4, 4]),
         RESIZE | dict(size=[4, 4], interpolation=['x']),
         dict(op='resize_short_edge', size=[4]),
-        dict(op='center_crop', size=3),
-        PAD | dict(divisor='x'),
         PAD | dict(size=[10**6] * 2),
-        PAD | dict(value=[1, 2]),
         dict(op='grey', p=1),
         dict(op='rotate'),
         dict(op=['grey']),
@@ -494,13 +445,10 @@ def test_steps_that_cannot_be_are_one_line(run, folder, step):
     ('task', 'arrays'),
     [
         ('classification', dict(scores=F32(3))),
-        ('classification', dict(scores=F32([[1], [2]]))),
         ('classification', dict(scores=F32([[1, NAN]]))),
         ('segmentation', dict(logits=np.zeros((1, 2, 3, 3), F32))),
         ('segmentation', dict(logits=np.zeros((1, 0, 40, 80), F32))),
-        ('segmentation', dict(logits=np.full((1, 2, 40, 80), NAN))),
         ('detection', dict(scores=F32([1, 2, 3]))),
-        ('detection', dict(boxes=F32([[0, 1, NAN, 2], [0, 0, 1, 1]]))),
         ('detection', dict(boxes=F32([[0, 1], [0, 1]]))),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import helper, numpy_helper, parser, save
 from PIL import Image
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'deployment' / 'quantize_onnx.py'
@@ -17,23 +17,17 @@ STEPS = '[{"op": "resize", "size": [16, 16]}]'
 def folder(tmp_path):
     """A model whose scores are the means of the channels, and images."""
     weight = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1) / 255
-    graph = helper.make_graph(
-        [
-            helper.make_node('Conv', ['images', 'w'], ['c'], 'conv'),
-            helper.make_node('GlobalAveragePool', ['c'], ['mean'], 'pool'),
-            helper.make_node('Flatten', ['mean'], ['scores'], 'flatten'),
-        ],
-        'graph',
-        [
-            helper.make_tensor_value_info(
-                'images', TensorProto.FLOAT, (1, 3, 16, 16)
-            )
-        ],
-        [helper.make_tensor_value_info('scores', TensorProto.FLOAT, (1, 3))],
-        [numpy_helper.from_array(weight, 'w')],
+    model = parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 17]>
+        graph (float[1,3,16,16] images) => (float[1,3] scores) {
+            conv = Conv(images, w)
+            mean = GlobalAveragePool(conv)
+            scores = Flatten(mean)
+        }"""
     )
-    opsets = [helper.make_opsetid('', 17)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    model.graph.initializer.append(numpy_helper.from_array(weight, 'w'))
     properties = dict(
         task='classification', classes='["r", "g", "b"]', preprocess=STEPS
     )
@@ -80,36 +74,27 @@ def test_a_model_is_calibrated_with_the_images_of_a_folder(folder, run):
 
 
 @pytest.mark.parametrize(
-    ('args', 'message'),
+    ('change', 'message'),
     [
+        (dict(model='no.onnx'), 'model not found: no.onnx'),
+        ({'--images': 'no.png'}, 'image not found: no.png'),
         (
-            ('no.onnx', '--images', 'images', '--out', 'a.onnx'),
-            'model not found: no.onnx',
-        ),
-        (
-            ('float.onnx', '--images', 'no.png', '--out', 'a.onnx'),
-            'image not found: no.png',
-        ),
-        (
-            ('float.onnx', '--images', 'images', '--out', 'float.onnx'),
+            {'--out': 'float.onnx'},
             '--out would overwrite the model float.onnx',
         ),
+        ({'--count': '0'}, '--count must be 1 or more, got 0'),
         (
-            ('float.onnx', '--images', 'images', '--out', 'a.onnx')
-            + ('--count', '0'),
-            '--count must be 1 or more, got 0',
-        ),
-        (
-            ('float.onnx', '--images', 'images', '--out', 'a.onnx')
-            + ('--exclude', 'head'),
+            {'--exclude': 'head'},
             "exclude: 'head' fits no node that would be quantised; these are "
             'conv',
         ),
     ],
 )
-def test_bad_command_lines_end_in_one_message(folder, run, args, message):
+def test_bad_command_lines_end_in_one_message(folder, run, change, message):
     before = (folder / 'float.onnx').read_bytes()
-    status, _, errors = run(*args)
+    options = {'--images': 'images', '--out': 'a.onnx'} | change
+    model = options.pop('model', 'float.onnx')
+    status, _, errors = run(model, *(w for o in options.items() for w in o))
     assert status == 2, errors
     assert errors[-1] == f'error: {message}'
     assert not (folder / 'a.onnx').exists()

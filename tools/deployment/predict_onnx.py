@@ -13,8 +13,9 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -25,18 +26,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 # Of all that Pillow opens: for some of the others it starts programs.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-DTYPES = {'tensor(float)': np.float32, 'tensor(uint8)': np.uint8}
-OUTPUTS = dict(
-    detection={'boxes', 'scores', 'labels'},
-    segmentation={'logits'},
-    classification={'scores'},
-)
-INTERPOLATIONS = dict(
-    nearest=cv2.INTER_NEAREST,
-    bilinear=cv2.INTER_LINEAR,
-    bicubic=cv2.INTER_CUBIC,
-    area=cv2.INTER_AREA,
-)
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'area')  # as OpenCV
 MAX_PIXELS = 2**28  # of a preprocessed image: 3 GiB in floats
 # Pillow looks for them in the folders of the system.
 FONTS = ('DejaVuSans.ttf', 'arial.ttf', 'NotoSansCJK-Regular.ttc', 'msyh.ttc')
@@ -59,9 +49,6 @@ def reason_of(error: Exception) -> str:
     return text if own else f'{type(error).__name__}: {text}'
 
 
-# ---------------------------------------------------------------- the model
-
-
 @dataclass
 class Model:
     """An ONNX Runtime session, and what its file says of it."""
@@ -74,9 +61,7 @@ class Model:
 
     def batch(self, image: np.ndarray) -> np.ndarray:
         """Make the input of the network of a preprocessed image."""
-        dtype = DTYPES[self.session.get_inputs()[0].type]
-        image = np.rint(image) if dtype is np.uint8 else image
-        return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype)
+        return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
 
     def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Compute the outputs by name."""
@@ -87,18 +72,18 @@ class Model:
             raise InputError(f'{self.path} gives values that are not finite')
         return dict(zip(names, arrays, strict=True))
 
-    def name_of(self, label: int) -> str:
+    def part(self, label: int, **values) -> dict:
+        """Describe a part of a result; a class without a name has a number."""
         named = 0 <= label < len(self.classes) and self.classes[label]
-        return named or f'class {label}'
+        return dict(label=label, name=named or f'class {label}', **values)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Make the input of the network of an image file, (1, 3, H, W)."""
+        return self.batch(preprocess(read_image(path), self.steps).pixels)
 
 
 def load_model(path: Path, threads: int = 0) -> Model:
-    """Open an ONNX file; ``threads`` 0 means one for each core.
-
-    Raises:
-        InputError: ONNX Runtime refuses it, it has data in other files, or
-            it lacks metadata.
-    """
+    """Open an ONNX file with its metadata and all its data, or say why not."""
     if not path.is_file():
         raise InputError(f'model not found: {path}')
     options = ort.SessionOptions()
@@ -128,32 +113,24 @@ def load_model(path: Path, threads: int = 0) -> Model:
         raise InputError(
             f'{path} is no usable ONNX file: {reason_of(error)}'
         ) from error
+    task, lists = meta.get('task'), []
+    for key in ('classes', 'preprocess'):
+        with suppress(KeyError, RecursionError, ValueError):
+            lists.append(json.loads(meta[key]))
     kinds = [port.type for port in session.get_inputs()]
-    if meta.get('task') not in OUTPUTS or [k in DTYPES for k in kinds] != [1]:
+    if (
+        task not in TASKS
+        or kinds != ['tensor(float)']
+        or [type(value) for value in lists] != [list, list]
+    ):
         raise InputError(
-            f'{path} must have a task of {", ".join(OUTPUTS)} in its metadata '
-            f'and one input of {", ".join(DTYPES)}, got {meta.get("task")!r} '
-            f'and {kinds}: export it with export_onnx.py'
+            f'{path} must have in its metadata a task of {", ".join(TASKS)} '
+            'and the JSON lists classes and preprocess, and one input of '
+            f'tensor(float), got {task!r} and {kinds}: export it with '
+            'export_onnx.py'
         )
-    names = [
-        clean(str(name)[:1000]) for name in read_list(path, 'classes', meta)
-    ]
-    steps = read_list(path, 'preprocess', meta)
-    return Model(path, session, meta['task'], names, steps)
-
-
-def read_list(path: Path, key: str, meta: dict[str, str]) -> list:
-    """Read a list of the metadata, which are JSON."""
-    try:
-        value = json.loads(meta[key])
-        if isinstance(value, list):
-            return value
-    except (KeyError, RecursionError, ValueError):
-        pass
-    raise InputError(f'{path}: {key} in its metadata must be a JSON list')
-
-
-# ---------------------------------------------------------------- the image
+    names = [clean(str(name)[:1000]) for name in lists[0]]
+    return Model(path, session, task, names, lists[1])
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -192,11 +169,7 @@ def read_image(path: Path) -> np.ndarray:
 
 @dataclass
 class Prepared:
-    """An image on its way into the model.
-
-    A point (x, y) of the original is at ``scale * (x, y) - offset`` in
-    ``pixels``, which may be padded at the right and bottom.
-    """
+    """An image; its point p was at ``(p + offset) / scale``, x and y."""
 
     pixels: np.ndarray
     scale: np.ndarray
@@ -204,26 +177,17 @@ class Prepared:
 
 
 def preprocess(image: np.ndarray, steps: list[dict]) -> Prepared:
-    """Take an image through the steps that the metadata lists.
-
-    Raises:
-        InputError: A step is not known, or its arguments cannot be.
-    """
+    """Take an image through the steps that the metadata lists."""
     prepared = Prepared(image, np.ones(2), np.zeros(2))
     for step in steps:
         try:
-            arguments = {k: v for k, v in step.items() if k != 'op'}
-            STEPS[step['op']](prepared, **arguments)
+            arguments = dict(step)
+            STEPS[arguments.pop('op')](prepared, **arguments)
         except Exception as error:  # whatever wrong arguments lead to
             raise InputError(
                 f'step {step!r:.200} of preprocess: {reason_of(error)}'
             ) from error
     return prepared
-
-
-def read_input(model: Model, path: Path) -> np.ndarray:
-    """Make the input of the network of an image file, (1, 3, H, W)."""
-    return model.batch(preprocess(read_image(path), model.steps).pixels)
 
 
 def require_memory(height: int, width: int) -> None:
@@ -233,7 +197,10 @@ def require_memory(height: int, width: int) -> None:
 
 def step_resize(p, size, keep_ratio=False, interpolation='bilinear') -> None:
     height, width = p.pixels.shape[:2]
-    if keep_ratio:
+    if isinstance(size, int):  # of the shorter side
+        short = min(height, width)
+        size = [int(size * side / short) for side in (height, width)]
+    elif keep_ratio:
         # As OpenMMLab does: the long side of the size is for the long side of
         # the image, whichever that is.
         ratio = min(
@@ -242,18 +209,10 @@ def step_resize(p, size, keep_ratio=False, interpolation='bilinear') -> None:
         # Of a long and thin image one pixel remains.
         size = [max(1, int(side * ratio + 0.5)) for side in (height, width)]
     require_memory(*size)
-    kind = INTERPOLATIONS[interpolation]
+    kind = INTERPOLATIONS.index(interpolation)
     p.pixels = cv2.resize(p.pixels, size[::-1], interpolation=kind)
     change = np.array([size[1] / width, size[0] / height])
     p.scale, p.offset = p.scale * change, p.offset * change
-
-
-def step_resize_short_edge(p, size, interpolation='bilinear') -> None:
-    height, width = p.pixels.shape[:2]
-    new = [size, int(size * width / height)]
-    if width < height:
-        new = [int(size * height / width), size]
-    step_resize(p, new, interpolation=interpolation)
 
 
 def step_center_crop(p, size) -> None:
@@ -287,26 +246,22 @@ def step_pad(p, size=None, divisor=None, value=(0, 0, 0)) -> None:
 
 STEPS = dict(
     resize=step_resize,
-    resize_short_edge=step_resize_short_edge,
+    resize_short_edge=step_resize,
     center_crop=step_center_crop,
     grey=step_grey,
     pad=step_pad,
 )
 
 
-# ---------------------------------------------- from outputs to own results
-
-
 def detect(model, outputs, image, prepared, args) -> dict:
     """List boxes in px of the original image, by descending score."""
-    height, width = image.shape[:2]
     corners = outputs['boxes'].reshape(-1, 2, 2) + prepared.offset
-    boxes = (corners / prepared.scale).clip(0, (width, height)).reshape(-1, 4)
-    arrays = (boxes, outputs['scores'], outputs['labels'])
+    corners = (corners / prepared.scale).clip(0, image.shape[1::-1])
+    arrays = outputs['labels'], outputs['scores'], corners.reshape(-1, 4)
     rows = zip(*(array.tolist() for array in arrays), strict=True)
     found = [
-        dict(label=label, name=model.name_of(label), score=score, box=box)
-        for box, score, label in rows
+        model.part(label, score=score, box=box)
+        for label, score, box in rows
         if score >= args.score_thr
     ]
     return dict(detections=sorted(found, key=lambda d: -d['score']))
@@ -323,8 +278,6 @@ def segment(model, outputs, image, prepared, args) -> dict:
     # Without the padding.
     width, height = np.rint(prepared.scale * image.shape[1::-1]).astype(int)
     logits = logits[:, :height, :width]
-    if len(logits) == 1:  # a single class: its pixels, or none
-        logits = np.concatenate([np.zeros_like(logits), logits])
     labels = np.zeros(image.shape[:2], np.uint8 if len(logits) < 256 else 'u2')
     best = np.full(image.shape[:2], -np.inf, np.float32)
     # Classes that win nowhere at this size are not enlarged with the others.
@@ -334,7 +287,7 @@ def segment(model, outputs, image, prepared, args) -> dict:
         best[better], labels[better] = score[better], k
     kinds, counts = np.unique(labels, return_counts=True)
     shares = [
-        dict(label=k, name=model.name_of(k), share=count / labels.size)
+        model.part(k, share=count / labels.size)
         for k, count in zip(kinds.tolist(), counts.tolist(), strict=True)
     ]
     shares.sort(key=lambda s: -s['share'])
@@ -345,40 +298,35 @@ def classify(model, outputs, image, prepared, args) -> dict:
     """List the best classes, by descending score."""
     (scores,) = outputs['scores']
     best = np.argsort(-scores, kind='stable')[: args.top].tolist()
-    return dict(
-        top=[
-            dict(label=k, name=model.name_of(k), score=float(scores[k]))
-            for k in best
-        ]
-    )
+    return dict(top=[model.part(k, score=float(scores[k])) for k in best])
 
 
-# --------------------------------------------------------------- the picture
+# By task: what reads the outputs, and which it needs.
+TASKS = dict(
+    detection=(detect, {'boxes', 'scores', 'labels'}),
+    segmentation=(segment, {'logits'}),
+    classification=(classify, {'scores'}),
+)
 
 
-def find_font(names: list[str], path: Path | None) -> tuple[str, set[str]]:
-    """Find the font with most of the characters; and those that it lacks.
-
-    Pillow's own, whose name is empty, has no accents.
-    """
-    lacking = {}
-    for font in [path] if path else ['', *FONTS]:
-        try:
-            glyphs = open_font(font, 20).getmask
-        except OSError as error:
-            if path:
-                raise InputError(f'{path} is no font: {error}') from None
-            continue
-        none = bytes(glyphs('\U0010fffd'))
-        wanted = {c for name in names for c in name if not c.isspace()}
-        lacking[font] = {c for c in wanted if bytes(glyphs(c)) == none}
-    return min(lacking.items(), key=lambda item: len(item[1]))
-
-
-def open_font(path: str | Path, size: int) -> ImageFont.FreeTypeFont:
-    if path:
-        return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)
+def find_font(
+    names: list[str], path: Path | None
+) -> tuple[ImageFont.FreeTypeFont, set[str]]:
+    """Find the font with most of the characters; and those that it lacks."""
+    # Pillow's own has no accents.
+    fonts = [] if path else [ImageFont.load_default(20)]
+    for name in [str(path)] if path else FONTS:
+        with suppress(OSError):
+            fonts.append(ImageFont.truetype(name, 20))
+    if not fonts:
+        raise InputError(f'{path} is no font')
+    wanted = {c for name in names for c in name if not c.isspace()}
+    found = []
+    for font in fonts:
+        none = bytes(font.getmask('\U0010fffd'))
+        lacks = {c for c in wanted if bytes(font.getmask(c)) == none}
+        found.append((font, lacks))
+    return min(found, key=lambda pair: len(pair[1]))
 
 
 def colour(label: int) -> tuple[int, int, int]:
@@ -388,54 +336,50 @@ def colour(label: int) -> tuple[int, int, int]:
     return tuple(int(255 * c) for c in rgb)
 
 
-def draw(image: np.ndarray, result: dict, font, name_of) -> Image.Image:
+def text_of(part: dict, lacks: Container[str] = ()) -> str:
+    """Tell a part of a result; names of a lacking character are numbers."""
+    name, number = part['name'], part.get('score', part.get('share'))
+    if any(character in lacks for character in name):
+        name = f'class {part["label"]}'
+    return f'{name} {number:.2f}'
+
+
+def draw(image: np.ndarray, result: dict, font, lacks: set) -> Image.Image:
     """Draw boxes or a label map on a picture, or write classes below it."""
     picture = Image.fromarray(image)
     step, top = font.size + 6, 4
+    parts, *_ = result.values()
+    texts = [text_of(part, lacks) for part in parts]
     if 'label_map' in result:
         labels = result['label_map']
         table = np.array([*map(colour, range(labels.max() + 1))], np.uint8)
         picture = Image.blend(picture, Image.fromarray(table[labels]), 0.5)
     if 'top' in result:
         top = picture.height + 4
-        names = [name_of(part['label']) for part in result['top']]
-        widths = [int(font.getlength(name)) + 6 * step for name in names]
-        height = top + step * len(names)
+        widths = [int(font.getlength(text)) + step for text in texts]
+        height = top + step * len(texts)
         picture = picture.crop((0, 0, max([picture.width, *widths]), height))
     pen = ImageDraw.Draw(picture)
     line = max(1, round(max(picture.size) / 400))
-    rows = reversed(result.get('detections', []))  # the surest lie on top
-    for row, part in enumerate(
-        [*rows, *result.get('segments', []), *result.get('top', [])]
-    ):
+    # The surest boxes lie on top.
+    for row, part in reversed([*enumerate(parts)]):
         fill, at = colour(part['label']), (4, top + row * step)
-        number = part.get('score', part.get('share'))
         if 'box' in part:
             x1, y1, x2, y2 = part['box']
             box = (x1, y1, max(x1, x2), max(y1, y2))
             pen.rectangle(box, None, fill, line)
             at = (x1, max(0, y1 - font.size - 3))
-        text = f'{name_of(part["label"])} {number:.2f}'
-        box = pen.textbbox(at, text, font=font, anchor='lt')
+        box = pen.textbbox(at, texts[row], font=font, anchor='lt')
         pen.rectangle((*at, box[2] + 3, box[3] + 3), fill=fill)
-        pen.text((at[0] + 2, at[1] + 2), text, 'white', font, anchor='lt')
+        at = (at[0] + 2, at[1] + 2)
+        pen.text(at, texts[row], 'white', font, anchor='lt')
     return picture
 
 
-# ------------------------------------------------------------------ the rest
-
-HANDLERS = dict(
-    detection=detect, segmentation=segment, classification=classify
-)
-
-
 def predict(model: Model, path: Path, target: Path, args) -> dict:
-    """Predict for one image, and write its picture to ``args.out / target``.
-
-    Raises:
-        InputError: It cannot be read, or does not fit the model.
-    """
+    """Predict for one image; write its picture to ``args.out / target``."""
     image = read_image(path)
+    height, width = image.shape[:2]
     try:
         start = time.perf_counter()
         prepared = preprocess(image, model.steps)
@@ -443,9 +387,9 @@ def predict(model: Model, path: Path, target: Path, args) -> dict:
         middle = time.perf_counter()
         outputs = model.run(batch)
         end = time.perf_counter()
-        result = HANDLERS[model.task](model, outputs, image, prepared, args)
-        font = open_font(args.font, max(10, min(image.shape[:2]) // 28))
-        picture = draw(image, result, font, args.shown.name_of)
+        result = TASKS[model.task][0](model, outputs, image, prepared, args)
+        font = args.font.font_variant(size=max(10, min(height, width) // 28))
+        picture = draw(image, result, font, args.lacks)
     # Those of ONNX Runtime and of outputs that are none have no common class.
     except Exception as error:
         raise InputError(f'{path}: {reason_of(error)}') from error
@@ -456,35 +400,19 @@ def predict(model: Model, path: Path, target: Path, args) -> dict:
         labels = target.with_name(f'{path.stem}_labels.png')
         Image.fromarray(result['label_map']).save(args.out / labels)
         result['label_map'] = labels.as_posix()
-    took = dict(
-        preprocess=1e3 * (middle - start), network=1e3 * (end - middle)
-    )
+    parts, *_ = result.values()
+    ms = dict(preprocess=1e3 * (middle - start), network=1e3 * (end - middle))
     print(
-        f'{clean(str(path))}: {summary(result)} ({took["network"]:.1f} ms, '
-        f'preprocessing {took["preprocess"]:.1f} ms)'
+        f'{clean(str(path))}: {len(parts)} found: '
+        f'{", ".join(map(text_of, parts[:3]))} ({ms["network"]:.1f} ms, '
+        f'preprocessing {ms["preprocess"]:.1f} ms)'
     )
-    about = dict(file=str(path), picture=target.as_posix(), ms=took)
-    return about | dict(width=image.shape[1], height=image.shape[0]) | result
-
-
-def summary(result: dict) -> str:
-    """Tell what was found, in a few words."""
-    (found,) = (part for part in result.values() if isinstance(part, list))
-    parts = (
-        f'{part["name"]} {part.get("score", part.get("share")):.2f}'
-        for part in found[:3]
-    )
-    return f'{len(found)} found: {", ".join(parts)}'
+    about = dict(file=str(path), picture=target.as_posix(), ms=ms)
+    return about | dict(width=width, height=height) | result
 
 
 def targets_of(images: list[Path], out: Path) -> list[Path]:
-    """Name the pictures, with the folders below the one that holds them all.
-
-    JPEG stays JPEG, everything else becomes PNG.
-
-    Raises:
-        InputError: A picture would overwrite an image, or another picture.
-    """
+    """Name the pictures; folders below the common one of all are kept."""
     full = [Path(os.path.abspath(path)) for path in images]
     root = os.path.commonpath([path.parent for path in full])
     originals = {path.resolve() for path in full}
@@ -506,9 +434,8 @@ def targets_of(images: list[Path], out: Path) -> list[Path]:
 def predict_all(args: argparse.Namespace) -> int:
     """Predict for all images; returns how many could not be used."""
     model = load_model(args.model, args.threads)
-    lacking = OUTPUTS[model.task] - {
-        output.name for output in model.session.get_outputs()
-    }
+    outputs = {output.name for output in model.session.get_outputs()}
+    lacking = TASKS[model.task][1] - outputs
     if lacking:
         raise InputError(
             f'{model.path} has no output {", ".join(sorted(lacking))}: export '
@@ -516,12 +443,9 @@ def predict_all(args: argparse.Namespace) -> int:
         )
     images = find_images(args.images)
     targets = targets_of(images, args.out)
-    args.font, lacks = find_font(model.classes, args.font)
-    if lacks:
+    args.font, args.lacks = find_font(model.classes, args.font)
+    if args.lacks:
         print('no font has all names of classes: try --font', file=sys.stderr)
-    # Names that it cannot write are drawn as numbers.
-    names = (None if lacks & set(name) else name for name in model.classes)
-    args.shown = replace(model, classes=list(names))
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for path, target in zip(images, targets, strict=True):
@@ -530,13 +454,11 @@ def predict_all(args: argparse.Namespace) -> int:
         except InputError as error:
             print(f'error: {clean(str(error))}', file=sys.stderr)
     about = dict(model=str(model.path), task=model.task, classes=model.classes)
-    text = json.dumps(
-        about | dict(images=results), indent=1, ensure_ascii=False
-    )
+    about['images'] = results
+    text = json.dumps(about, indent=1, ensure_ascii=False) + '\n'
     # What of a file's name is no character becomes an escape of JSON.
-    (args.out / 'predictions.json').write_text(
-        text + '\n', 'utf-8', errors='backslashreplace'
-    )
+    path = args.out / 'predictions.json'
+    path.write_text(text, 'utf-8', errors='backslashreplace')
     return len(images) - len(results)
 
 
@@ -561,11 +483,9 @@ def main() -> None:
         failed = predict_all(args)
     # The other class: a folder that cannot be written, a full disk.
     except (InputError, OSError) as error:
-        print(f'error: {clean(str(error))}', file=sys.stderr)
-        raise SystemExit(1) from None
+        sys.exit(f'error: {clean(str(error))}')
     if failed:
-        print(f'{failed} of the images could not be used', file=sys.stderr)
-        raise SystemExit(1)
+        sys.exit(f'{failed} of the images could not be used')
 
 
 if __name__ == '__main__':

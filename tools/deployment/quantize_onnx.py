@@ -63,7 +63,7 @@ def main() -> None:
         names = quantize(
             args.model,
             args.out,
-            [partial(predict_onnx.read_input, model, i) for i in images],
+            [partial(model.read, i) for i in images],
             method=args.method,
             exclude=args.exclude,
             per_channel=args.per_channel,

@@ -20,37 +20,28 @@ MAX_QUERIES = 16384
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'config', help='config whose model.backbone is an AnchorFormer'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('config', help='config whose model.backbone is an AnchorFormer')
+    add(
         'checkpoint',
         help='weights of a ViT or DeiT of mmpretrain, timm or the DeiT '
         'release, .pth or .safetensors',
     )
-    parser.add_argument('out', help='checkpoint to write', type=Path)
-    parser.add_argument(
+    add('out', help='checkpoint to write', type=Path)
+    add(
         '--anchors',
         choices=['kmeans', 'random'],
         default='kmeans',
         help='learned anchors are centroids of the queries of --images '
         '(default), or stay random',
     )
-    parser.add_argument(
-        '--images', metavar='DIR', type=Path, help='folder of images'
-    )
-    parser.add_argument(
-        '--num-images',
-        type=int,
-        default=64,
-        help='how many of them are used (default: 64)',
-    )
-    parser.add_argument(
-        '--seed', type=int, default=0, help='of every choice (default: 0)'
-    )
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace OUT if it is there'
-    )
+    add('--images', metavar='DIR', type=Path, help='folder of images')
+    number = 'how many of them are used (default: 64)'
+    add('--num-images', type=int, default=64, help=number)
+    seed = 'of every choice (default: 0)'
+    add('--seed', type=int, default=0, help=seed)
+    overwrite = 'replace OUT if it is there'
+    add('--overwrite', action='store_true', help=overwrite)
     args = parser.parse_args()
     if args.num_images < 1:
         parser.error(f'--num-images must be >= 1, got {args.num_images}')
@@ -72,27 +63,20 @@ def check_paths(args: argparse.Namespace) -> None:
 def build_target(cfg: 'Config') -> tuple['AnchorFormer', 'nn.Module | None']:
     """Build the backbone and the classification head of a config.
 
-    The rest, such as a teacher or a detection head, is not needed. Nothing is
-    initialised, hence no other checkpoint is read.
+    The rest, such as a teacher or a detection head, is not needed.
     """
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import MODELS
 
+    from anchorformer_mm.apis import build_model
     from anchorformer_mm.models.backbones import AnchorFormer
 
-    model = cfg.get('model') or {}
-    if not model.get('backbone'):
-        raise UsageError(f'{cfg.filename} has no model.backbone')
-    init_default_scope(cfg.get('default_scope') or 'anchorformer_mm')
-    try:
-        backbone = MODELS.build(model.backbone)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f'model.backbone of the config: {error}') from None
+    backbone = build_model(cfg, backbone_only=True)
     if not isinstance(backbone, AnchorFormer):
         raise UsageError(
             'model.backbone of the config must be anchorformer_mm.'
-            f'AnchorFormer, got {model.backbone["type"]!r}'
+            f'AnchorFormer, got {cfg.model.backbone["type"]!r}'
         )
-    head = model.get('head')
+    head = cfg.model.get('head')
     return backbone, MODELS.build(head) if head else None
 
 

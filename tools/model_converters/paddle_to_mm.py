@@ -10,7 +10,6 @@ from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-    from torch import nn
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,56 +17,28 @@ def parse_args() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'weights', type=Path, help='.pdparams file of PaddleDetection'
-    )
-    parser.add_argument(
-        '--config', required=True, help='config of the same model'
-    )
-    parser.add_argument(
-        '--out', required=True, type=Path, help='checkpoint to write'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('weights', type=Path, help='.pdparams file of PaddleDetection')
+    add('--config', required=True, help='config of the same model')
+    add('--out', required=True, type=Path, help='checkpoint to write')
+    add(
         '--backbone-only',
         action='store_true',
         help='leave neck and head; this also reads an ESNet or LCNet that was '
         'trained on ImageNet',
     )
-    parser.add_argument(
-        '--keys',
-        action='store_true',
-        help='list every key of the file, not only those that are left',
-    )
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace OUT if it is there'
-    )
-    parser.add_argument(
+    keys = 'list every key of the file, not only those that are left'
+    add('--keys', action='store_true', help=keys)
+    overwrite = 'replace OUT if it is there'
+    add('--overwrite', action='store_true', help=overwrite)
+    add(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         help='overrides of the config, as key=value pairs, such as '
         'model.bbox_head.num_classes=20',
     )
-    # What the other command lines ask for and this one does not.
     return parser.parse_args()
-
-
-def build_parts(cfg: 'Config', names: list[str]) -> 'nn.ModuleDict':
-    """Build the parts of a config's model; nothing is initialised."""
-    from mmengine.registry import MODELS, init_default_scope
-    from torch import nn
-
-    init_default_scope(cfg.get('default_scope') or 'anchorformer_mm')
-    model = cfg.get('model') or {}
-    parts = nn.ModuleDict()
-    for name in names:
-        if not model.get(name):
-            raise UsageError(f'{cfg.filename} has no model.{name}')
-        try:
-            parts[name] = MODELS.build(model[name])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f'model.{name} of the config: {error}') from None
-    return parts
 
 
 def class_names(cfg: 'Config', num_classes: int) -> dict:
@@ -76,9 +47,7 @@ def class_names(cfg: 'Config', num_classes: int) -> dict:
     Raises:
         UsageError: It names another number of classes than the head has.
     """
-    from anchorformer_mm.apis import (
-        dataset_meta,
-    )
+    from anchorformer_mm.apis import dataset_meta
 
     info = dataset_meta(cfg)
     if len(info.get('classes', ())) not in (0, num_classes):
@@ -107,15 +76,17 @@ def main() -> None:
         raise UsageError(f'{args.out} is there; --overwrite replaces it')
     # Import what was just checked.
     import torch
+    from torch import nn
 
-    from anchorformer_mm.apis import read_config
+    from anchorformer_mm.apis import build_model, read_config
     from anchorformer_mm.conversion import paddle
     from anchorformer_mm.utils.files import replacing
 
     arrays = paddle.read_paddle(args.weights)
     cfg = read_config(args.config, args.cfg_options)
-    names = ['backbone'] if args.backbone_only else [*paddle.PARTS.values()]
-    model = build_parts(cfg, names)
+    model = build_model(cfg, backbone_only=args.backbone_only)
+    if args.backbone_only:
+        model = nn.ModuleDict(dict(backbone=model))
     state, keys = paddle.convert_paddle(arrays, model, args.backbone_only)
     counts = paddle.key_counts(keys)
     meta = dict(
@@ -127,7 +98,7 @@ def main() -> None:
         )
     )
     if not args.backbone_only:
-        classes = class_names(cfg, model['bbox_head'].num_classes)
+        classes = class_names(cfg, model.bbox_head.num_classes)
         if classes:
             meta['dataset_meta'] = classes
     for key in keys:
