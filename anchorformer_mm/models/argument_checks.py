@@ -47,6 +47,16 @@ def check_above_zero(**arguments: float) -> None:
     _check(lambda v: is_number(v) and v > 0, 'a number > 0', arguments)
 
 
+def check_not_negative(**arguments: float) -> None:
+    """Raise a ValueError that names the first argument not a number >= 0."""
+    _check(lambda v: is_number(v) and v >= 0, 'a number >= 0', arguments)
+
+
+def check_fractions(**arguments: float) -> None:
+    """Raise a ValueError that names the first argument not in [0, 1]."""
+    _check(lambda v: is_number(v) and 0 <= v <= 1, 'in [0, 1]', arguments)
+
+
 def check_one_of(allowed: Sequence[str], **arguments: str) -> None:
     """Raise a ValueError that names the first argument not among these."""
     rule = f'one of {tuple(allowed)}'

@@ -32,6 +32,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from anchorformer_mm.models.argument_checks import (
+    check_not_negative,
     check_odd,
     check_one_of,
     check_positive,
@@ -44,7 +45,6 @@ from anchorformer_mm.models.task_modules.pico_assigners import (
     PicoSimOTAAssigner,
     PicoTaskAlignedAssigner,
     assign_one_by_one,
-    check_not_negative,
 )
 from anchorformer_mm.registry import MODELS, TASK_UTILS
 
