@@ -28,6 +28,7 @@ from anchorformer_mm.models.argument_checks import (
     check_fractions,
     check_positive,
     is_count,
+    is_fraction,
     is_number,
 )
 from anchorformer_mm.registry import FUNCTIONS, TRANSFORMS
@@ -107,8 +108,7 @@ class MaxIoURandomCrop(BaseTransform):
         num_attempts: int = 50,
         allow_no_crop: bool = True,
     ) -> None:
-        is_iou = lambda t: is_number(t) and 0 <= t <= 1
-        check_list('thresholds', thresholds, is_iou, 'IoUs in [0, 1]')
+        check_list('thresholds', thresholds, is_fraction, 'IoUs in [0, 1]')
         check_positive(num_attempts=num_attempts)
         self.thresholds = tuple(thresholds)
         self.scales = check_interval('scales', scales, 0, 1)
@@ -366,7 +366,7 @@ def random_square_collate(
     known = INTERPOLATIONS.__contains__
     check_list('sizes', sizes, is_count, 'ints >= 1')
     check_list('interpolations', interpolations, known, f'{INTERPOLATIONS}')
-    size = int(sizes[np.random.randint(len(sizes))])
+    size = sizes[np.random.randint(len(sizes))]
     interpolation = interpolations[np.random.randint(len(interpolations))]
     images = [data['inputs'] for data in data_batch]
     samples = [data['data_samples'] for data in data_batch]
