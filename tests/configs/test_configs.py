@@ -483,11 +483,10 @@ def test_only_attention_and_head_differ_from_levit(arch):
 @pytest.mark.parametrize('name', ['vanilla', 'query', 'm10', 'm50', 'm100'])
 def test_rows_of_the_ablations_differ_in_one_line(name):
     learned = load('anchorformer_t_in1k').to_dict()
-    number = name[1:].isdigit()
-    change = (
-        dict(num_anchors=int(name[1:])) if number else dict(attention=name)
-    )
-    learned['model']['backbone'] |= change
+    key, value = 'attention', name
+    if name.startswith('m'):
+        key, value = 'num_anchors', int(name[1:])
+    learned['model']['backbone'][key] = value
     assert load(f'anchorformer_t_{name}_in1k').to_dict() == learned
 
 

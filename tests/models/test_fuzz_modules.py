@@ -298,7 +298,7 @@ def test_valid_arguments_run_forward_and_backward(name):
             shown.append(FILLS[fill](*shape).to(dtype).requires_grad_())
             return shown[-1]
 
-        outputs = list(tensors(show(module, cfg, size, make)))
+        outputs = tensors(show(module, cfg, size, make))
         sum(y.float().square().mean() for y in outputs).backward()
         assert outputs and all(y.isfinite().all() for y in outputs)
         assert all(x.grad.isfinite().all() for x in shown)
@@ -324,7 +324,5 @@ def build(name: str, cfg: dict) -> nn.Module:
 
 def tensors(outputs):
     if isinstance(outputs, Tensor):
-        yield outputs
-    else:
-        for part in outputs:
-            yield from tensors(part)
+        return [outputs]
+    return [tensor for part in outputs for tensor in tensors(part)]

@@ -182,24 +182,6 @@ def test_the_score_of_opposite_extremes():
         assert align.grad.isfinite().all()
 
 
-def test_predicted_scores_are_those_of_the_forward_pass(tiny_head):
-    head = tiny_head('v2', strides=(8,))
-    values = torch.tensor([3.2e-5, 0.03, 0.5, 0.9, 1 - 1e-6, 1.0])
-    scores = torch.zeros(1, 3, 2, 3)
-    scores[0, 1] = values.reshape(2, 3)
-    (result,) = head.predict_by_feat(
-        [scores],
-        [torch.zeros(1, 32, 2, 3)],
-        batch_img_metas=[dict(img_shape=(16, 24))],
-        cfg=dict(nms_pre=100, score_thr=1e-5),
-        with_nms=False,
-    )
-    assert (result.labels == 1).all()
-    torch.testing.assert_close(
-        result.scores.sort().values, values, rtol=2e-6, atol=0
-    )
-
-
 def test_prediction_of_a_batch_with_nms_and_clipping(tiny_head):
     # Silent outputs, but for objects
     # (image, level, row, column, class, logit, distances in strides).

@@ -319,33 +319,6 @@ def test_the_assigner_of_v2_changes_with_the_epoch(tiny_head):
         assert initial == (epoch < 100)
 
 
-@pytest.mark.parametrize(
-    ('start', 'end', 'dfl'),
-    # Nine cells in the box. Their distances are integers, or k + 1/2: there
-    # the two nearest bins share the mass, and the entropy ln 2 remains.
-    [(12.0, 44.0, 0.0), (8.0, 32.0, 0.25 * np.log(2))],
-)
-def test_losses_of_a_perfect_prediction(start, end, dfl, tiny_head, instances):
-    head = tiny_head('v1', strides=(8,))
-    box = np.array([start, start, end, end])
-    cls_scores = [torch.full((1, 3, 8, 8), -60.0)]
-    bbox_preds = [torch.full((1, 32, 8, 8), -60.0)]
-    for i, j in np.ndindex(8, 8):
-        x, y = 8 * j + 4, 8 * i + 4
-        if start < min(x, y) and max(x, y) < end:
-            cls_scores[0][0, 2, i, j] = 60
-            distances = np.abs(np.array([x, y, x, y]) - box) / 8
-            for side, d in enumerate(distances):
-                for k in {int(np.floor(d)), int(np.ceil(d))}:
-                    bbox_preds[0][0, 8 * side + k, i, j] = 0
-    losses = head.loss_by_feat(
-        cls_scores, bbox_preds, [instances([box.tolist()], [2])], [{}]
-    )
-    assert values(losses) == pytest.approx(
-        dict(loss_cls=0, loss_bbox=0, loss_dfl=dfl), abs=1e-5
-    )
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize('case', ['simota', 'tal'])
 def test_predicted_boxes_equal_an_independent_decoding(case, tiny_head):

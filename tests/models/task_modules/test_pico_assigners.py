@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmengine.structures import InstanceData
 
 from anchorformer_mm.models.task_modules import (
@@ -25,7 +24,6 @@ from anchorformer_mm.models.task_modules.pico_assigners import (
     top_indices,
     varifocal_cost,
 )
-from anchorformer_mm.registry import TASK_UTILS
 
 ASSIGNERS = [PicoSimOTAAssigner, PicoATSSAssigner, PicoTaskAlignedAssigner]
 
@@ -134,13 +132,6 @@ def test_images_of_a_batch_are_assigned_apart(kind, seed, counts):
         assert torch.equal(alone.max_overlaps[cells], matches.scores[mine])
         assert (alone.labels == -1).sum() == len(priors) - len(cells)
         first += len(gt)
-
-
-@pytest.mark.parametrize('registry', [TASK_UTILS, MMDET_TASK_UTILS])
-@pytest.mark.parametrize('kind', ASSIGNERS)
-def test_builds_from_the_registries(kind, registry):
-    assigner = registry.build(dict(type=f'anchorformer_mm.{kind.__name__}'))
-    assert type(assigner) is kind
 
 
 @pytest.mark.parametrize(
