@@ -137,8 +137,7 @@ def test_boxes_lie_in_the_crop_and_keep_their_labels(corners, shape, seed):
     corners = np.array(corners, dtype=np.float32).reshape(-1, 2, 2)
     boxes = np.sort(corners, axis=1).reshape(-1, 4)
     flags = np.arange(len(boxes)) % 3 == 2
-    results = scene(boxes, *shape)
-    results['gt_ignore_flags'] = flags
+    results = scene(boxes, *shape) | dict(gt_ignore_flags=flags)
     np.random.seed(seed)
     results = MaxIoURandomCrop(allow_no_crop=False).transform(results)
     x1, y1, x2, y2 = window_of(results)
@@ -269,15 +268,12 @@ def packed(img, boxes=(), ignored=(), **box_type):
 def test_sizes_and_interpolations_are_uniform_and_independent():
     """Told from the pixels: what was drawn is nowhere written down."""
     img, sizes = photo(8, 8), (3, 5, 6, 7, 9)
+    pixels = img.astype(np.float32)
     expected = {
         size: torch.stack(
             [
-                as_tensor(
-                    imresize(
-                        img.astype(np.float32), (size, size), interpolation=n
-                    )
-                )
-                for n in INTERPOLATIONS
+                as_tensor(imresize(pixels, (size, size), interpolation=name))
+                for name in INTERPOLATIONS
             ]
         )
         for size in sizes
@@ -291,6 +287,10 @@ def test_sizes_and_interpolations_are_uniform_and_independent():
         assert distances.min() < 1e-3
         counts[sizes.index(size), distances.argmin()] += 1
     assert stats.chisquare(counts.ravel()).pvalue > 0.01
+
+
+PLACE = st.floats(-5, 45, width=32)
+CORNERS = st.lists(st.tuples(PLACE, PLACE, PLACE, PLACE), max_size=4)
 
 
 @pytest.mark.parametrize('interpolation', ['bicubic', 'lanczos'])
@@ -310,13 +310,7 @@ def test_overshoot_stays_unless_bytes_are_asked_for(interpolation):
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(
-        st.tuples(
-            st.integers(1, 40),
-            st.integers(1, 40),
-            st.lists(
-                st.tuples(*[st.floats(-5, 45, width=32)] * 4), max_size=4
-            ),
-        ),
+        st.tuples(st.integers(1, 40), st.integers(1, 40), CORNERS),
         min_size=1,
         max_size=3,
     ),
@@ -333,22 +327,18 @@ def test_boxes_keep_their_place_in_the_image(scenes, size, plain):
         data.append(
             packed(photo(height, width), boxes, boxes[::-1].copy(), **box_type)
         )
-    batch = random_square_collate(data, [size], ['nearest'])
-    for sample, boxes, (height, width, _) in zip(
-        batch['data_samples'], given_boxes, scenes, strict=True
-    ):
+    samples = random_square_collate(data, [size], ['nearest'])['data_samples']
+    triples = zip(samples, given_boxes, scenes, strict=True)
+    for sample, boxes, (height, width, _) in triples:
         scale = (size / width, size / height)
         expected = (boxes * np.tile(scale, 2)).clip(0, size)
-        for found, order in (
-            (sample.gt_instances, 1),
-            (sample.ignored_instances, -1),
+        for found, wanted in (
+            (sample.gt_instances, expected),
+            (sample.ignored_instances, expected[::-1]),
         ):
-            boxes = found.bboxes
-            assert isinstance(boxes, torch.Tensor) == plain
-            boxes = boxes if plain else boxes.tensor
-            np.testing.assert_allclose(
-                boxes.numpy(), expected[::order], rtol=1e-4, atol=1e-4
-            )
+            assert isinstance(found.bboxes, torch.Tensor) == plain
+            boxes = found.bboxes if plain else found.bboxes.tensor
+            np.testing.assert_allclose(boxes, wanted, rtol=1e-4, atol=1e-4)
             assert found.labels.tolist() == list(range(len(expected)))
         assert sample.img_shape == (size, size)
         assert sample.scale_factor == pytest.approx(scale)

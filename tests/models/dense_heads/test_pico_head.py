@@ -14,7 +14,6 @@ from anchorformer_mm.models.dense_heads import (
     PicoHeadV2,
 )
 from anchorformer_mm.models.dense_heads.pico_head import joint_score
-from anchorformer_mm.registry import MODELS
 
 both_versions = pytest.mark.parametrize('version', ['v1', 'v2'])
 
@@ -215,29 +214,6 @@ def test_prediction_of_a_batch_with_nms_and_clipping(tiny_head):
     )
     assert second.labels.tolist() == [0]
     torch.testing.assert_close(second.bboxes, torch.tensor([[0.0, 0, 50, 60]]))
-
-
-def test_parts_are_configurable_from_the_registry():
-    head = MODELS.build(
-        dict(
-            type='anchorformer_mm.PicoHeadV2',
-            num_classes=4,
-            in_channels=8,
-            train_cfg=dict(
-                initial_epoch=7,
-                initial_assigner=dict(type='PicoATSSAssigner', topk=5),
-                assigner=dict(type='PicoTaskAlignedAssigner', beta=4.0),
-            ),
-            loss_cls=dict(type='ActivatedVarifocalLoss', gamma=1.0),
-            loss_bbox=dict(type='mmdet.DIoULoss', loss_weight=1.5),
-        )
-    )
-    assert head.initial_epoch == 7
-    assert head.initial_assigner.topk == 5
-    assert head.assigner.beta == 4
-    assert head.loss_cls.gamma == 1
-    assert type(head.loss_bbox).__name__ == 'DIoULoss'
-    assert head.test_cfg.nms.iou_threshold == 0.6
 
 
 def v2_train_cfg(**changes):

@@ -309,16 +309,6 @@ def test_v1_takes_an_assigner_of_single_images(tiny_head, gts):
     assert values(losses) == values(expected)
 
 
-def test_the_assigner_of_v2_changes_with_the_epoch(tiny_head):
-    head = tiny_head('v2')
-    assert head.current_assigner() is head.initial_assigner  # no runner
-    hub = MessageHub.get_instance('training')
-    for epoch in (99, 100, 250, 3):
-        hub.update_info('epoch', epoch)
-        initial = head.current_assigner() is head.initial_assigner
-        assert initial == (epoch < 100)
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize('case', ['simota', 'tal'])
 def test_predicted_boxes_equal_an_independent_decoding(case, tiny_head):
