@@ -283,7 +283,7 @@ class BasePicoHead(BaseDenseHead):
 
 def flatten_levels(maps: list[Tensor]) -> Tensor:
     """Maps ``(B, C, H, W)`` of all levels to fp32 ``(B, n, C)``."""
-    return torch.cat([x.flatten(2).mT.float() for x in maps], dim=1)
+    return torch.cat([x.flatten(2).transpose(1, 2).float() for x in maps], 1)
 
 
 @MODELS.register_module()
