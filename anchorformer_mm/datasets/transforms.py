@@ -3,7 +3,8 @@
 Importing this needs mmdet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import inf
 
 import cv2
 import numpy as np
@@ -24,8 +25,10 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from anchorformer_mm.models.argument_checks import (
+    check_fractions,
     check_positive,
     is_count,
+    is_fraction,
     is_number,
 )
 from anchorformer_mm.registry import FUNCTIONS, TRANSFORMS
@@ -33,20 +36,23 @@ from anchorformer_mm.registry import FUNCTIONS, TRANSFORMS
 INTERPOLATIONS = ('nearest', 'bilinear', 'area', 'bicubic', 'lanczos')
 
 
+def check_list(
+    name: str, value: Sequence, is_valid: Callable, rule: str
+) -> None:
+    """Raise a ValueError unless all of one or more items are valid."""
+    is_list = isinstance(value, (tuple, list)) and value
+    if not is_list or not all(map(is_valid, value)):
+        raise ValueError(f'{name} must be a list of {rule}, got {value!r}')
+
+
 def check_interval(
     name: str, value: tuple[float, float], low: float, high: float
 ) -> tuple[float, float]:
     """Return ``value`` as two floats a, b with low <= a <= b <= high."""
-    if (
-        not isinstance(value, (tuple, list))
-        or len(value) != 2
-        or not all(map(is_number, value))
-        or not low <= value[0] <= value[1] <= high
-    ):
-        raise ValueError(
-            f'{name} must be two numbers (a, b) with '
-            f'{low} <= a <= b <= {high}, got {value!r}'
-        )
+    rule = f'two numbers (a, b) with {low} <= a <= b <= {high}'
+    check_list(name, value, is_number, rule)
+    if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+        raise ValueError(f'{name} must be {rule}, got {value!r}')
     return float(value[0]), float(value[1])
 
 
@@ -102,20 +108,12 @@ class MaxIoURandomCrop(BaseTransform):
         num_attempts: int = 50,
         allow_no_crop: bool = True,
     ) -> None:
-        if (
-            not isinstance(thresholds, (tuple, list))
-            or not thresholds
-            or not all(is_number(t) and 0 <= t <= 1 for t in thresholds)
-        ):
-            raise ValueError(
-                'thresholds must be a sequence of IoUs in [0, 1], at least '
-                f'one, got {thresholds!r}'
-            )
+        check_list('thresholds', thresholds, is_fraction, 'IoUs in [0, 1]')
         check_positive(num_attempts=num_attempts)
         self.thresholds = tuple(thresholds)
         self.scales = check_interval('scales', scales, 0, 1)
         self.aspect_ratios = check_interval(
-            'aspect_ratios', aspect_ratios, 0, float('inf')
+            'aspect_ratios', aspect_ratios, 0, inf
         )
         if self.scales[0] == 0:
             raise ValueError(f'scales must be above 0, got {scales!r}')
@@ -143,9 +141,8 @@ class MaxIoURandomCrop(BaseTransform):
             counted = boxes[torch.from_numpy(~ignored.astype(bool))]
         if len(counted) == 0:
             return results
-        for threshold, windows in self._random_windows(
-            *results['img'].shape[:2]
-        ):
+        size = results['img'].shape[:2]
+        for threshold, windows in self._random_windows(*size):
             if threshold is None:
                 return results
             window = first_accepted(windows, counted, threshold)
@@ -158,26 +155,18 @@ class MaxIoURandomCrop(BaseTransform):
     def _random_windows(
         self, height: int, width: int
     ) -> list[tuple[float | None, Tensor]]:
-        """Draw every threshold's windows, in the random order of trial.
-
-        Windows are (num_attempts, 4) as x1, y1, x2, y2 in px; no threshold
-        stands for the whole image.
-        """
+        """Thresholds (None: the whole image) and windows (n, 4), in order."""
         shape = (len(self.thresholds), self.num_attempts)
         scale = np.random.uniform(*self.scales, shape)
         low, high = self.aspect_ratios
-        root = np.sqrt(
-            np.random.uniform(
-                np.maximum(low, scale**2), np.minimum(high, scale**-2)
-            )
-        )
+        bounds = np.maximum(low, scale**2), np.minimum(high, scale**-2)
+        root = np.sqrt(np.random.uniform(*bounds))
         w = (width * (scale * root)).astype(int)
         h = (height * (scale / root)).astype(int)
         x = np.random.randint(0, np.maximum(width - w, 1))
         y = np.random.randint(0, np.maximum(height - h, 1))
-        windows = torch.from_numpy(
-            np.stack([x, y, x + w, y + h], axis=-1).astype(np.float32)
-        )
+        windows = np.stack([x, y, x + w, y + h], axis=-1)
+        windows = torch.from_numpy(windows.astype(np.float32))
         choices = list(zip(self.thresholds, windows, strict=True))
         if self.allow_no_crop:
             choices.append((None, windows.new_empty(0, 4)))
@@ -217,8 +206,7 @@ def first_accepted(
 ) -> Tensor | None:
     """Find the first of the windows (M, 4) that a threshold accepts.
 
-    Its largest IoU with one of the boxes (N, 4), N >= 1, is at least the
-    threshold, and it keeps a box. None if there is no such window.
+    Its largest IoU with a box (N, 4) reaches the threshold, and it keeps one.
     """
     overlaps = bbox_overlaps(windows, boxes).amax(dim=1)
     accepted = (overlaps >= threshold) & kept_boxes(windows, boxes).any(dim=1)
@@ -235,10 +223,8 @@ def kept_boxes(windows: Tensor, boxes: Tensor) -> Tensor:
     start, end = windows[:, None, :2], windows[:, None, 2:]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = (start <= centres) & (centres < end)
-    left = torch.maximum(boxes[:, :2], start) < torch.minimum(
-        boxes[:, 2:], end
-    )
-    return (inside & left).all(dim=-1)
+    lower, upper = boxes[:, :2].maximum(start), boxes[:, 2:].minimum(end)
+    return (inside & (lower < upper)).all(dim=-1)
 
 
 @TRANSFORMS.register_module()
@@ -280,15 +266,14 @@ class MultiplicativeColorDistortion(BaseTransform):
         hue: tuple[float, float] = (-18, 18),
         prob: float = 0.5,
     ) -> None:
-        top = float('inf')
-        self.intervals = dict(
-            brightness=check_interval('brightness', brightness, 0, top),
-            contrast=check_interval('contrast', contrast, 0, top),
-            saturation=check_interval('saturation', saturation, 0, top),
-            hue=check_interval('hue', hue, -128, 128),
+        factors = dict(
+            brightness=brightness, contrast=contrast, saturation=saturation
         )
-        if not is_number(prob) or not 0 <= prob <= 1:
-            raise ValueError(f'prob must be in [0, 1], got {prob!r}')
+        self.intervals = {
+            name: check_interval(name, value, 0, inf)
+            for name, value in factors.items()
+        } | dict(hue=check_interval('hue', hue, -128, 128))
+        check_fractions(prob=prob)
         self.prob = prob
 
     def transform(self, results: dict) -> dict:
@@ -378,24 +363,10 @@ def random_square_collate(
             sample has annotations other than boxes and labels.
         TypeError: An image is not uint8 (C, H, W).
     """
-    for name, choices, is_valid, allowed in (
-        ('sizes', sizes, is_count, 'ints >= 1'),
-        (
-            'interpolations',
-            interpolations,
-            INTERPOLATIONS.__contains__,
-            f'some of {INTERPOLATIONS}',
-        ),
-    ):
-        if (
-            not isinstance(choices, (tuple, list))
-            or not choices
-            or not all(map(is_valid, choices))
-        ):
-            raise ValueError(
-                f'{name} must be a list of {allowed}, got {choices!r}'
-            )
-    size = int(sizes[np.random.randint(len(sizes))])
+    known = INTERPOLATIONS.__contains__
+    check_list('sizes', sizes, is_count, 'ints >= 1')
+    check_list('interpolations', interpolations, known, f'{INTERPOLATIONS}')
+    size = sizes[np.random.randint(len(sizes))]
     interpolation = interpolations[np.random.randint(len(interpolations))]
     images = [data['inputs'] for data in data_batch]
     samples = [data['data_samples'] for data in data_batch]
@@ -406,12 +377,9 @@ def random_square_collate(
     for image, resized in zip(images, batch, strict=True):
         # Channel by channel: neither the image nor the result is transposed.
         for plane, out in zip(image.numpy(), resized, strict=True):
+            plane = plane.astype(dtype, copy=False)
             imresize(
-                plane.astype(dtype, copy=False),
-                (size, size),
-                interpolation=interpolation,
-                out=out,
-                backend='cv2',
+                plane, (size, size), False, interpolation, out, backend='cv2'
             )
     return dict(inputs=torch.from_numpy(batch), data_samples=samples)
 
@@ -437,12 +405,8 @@ def _resize_sample(sample: DetDataSample, image: Tensor, size: int) -> None:
             boxes = boxes.clamp(0, size)
         instances.bboxes = boxes
     before = sample.get('scale_factor', (1.0, 1.0))
-    sample.set_metainfo(
-        dict(
-            img_shape=(size, size),
-            scale_factor=(before[0] * scale[0], before[1] * scale[1]),
-        )
-    )
+    after = (before[0] * scale[0], before[1] * scale[1])
+    sample.set_metainfo(dict(img_shape=(size, size), scale_factor=after))
 
 
 def _refuse_fields(element: BaseDataElement, allowed: set[str]) -> None:

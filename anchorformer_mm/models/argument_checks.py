@@ -20,6 +20,11 @@ def is_number(value: object) -> bool:
     return is_real and isfinite(value)
 
 
+def is_fraction(value: object) -> bool:
+    """Return True for a number in [0, 1]; True is none."""
+    return is_number(value) and 0 <= value <= 1
+
+
 def _check(is_right: Callable, rule: str, arguments: Mapping) -> None:
     for name, value in arguments.items():
         if not is_right(value):
@@ -45,6 +50,16 @@ def check_rates(**arguments: float) -> None:
 def check_above_zero(**arguments: float) -> None:
     """Raise a ValueError that names the first argument not a number > 0."""
     _check(lambda v: is_number(v) and v > 0, 'a number > 0', arguments)
+
+
+def check_not_negative(**arguments: float) -> None:
+    """Raise a ValueError that names the first argument not a number >= 0."""
+    _check(lambda v: is_number(v) and v >= 0, 'a number >= 0', arguments)
+
+
+def check_fractions(**arguments: float) -> None:
+    """Raise a ValueError that names the first argument not in [0, 1]."""
+    _check(is_fraction, 'in [0, 1]', arguments)
 
 
 def check_one_of(allowed: Sequence[str], **arguments: str) -> None:

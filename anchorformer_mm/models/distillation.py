@@ -21,7 +21,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from anchorformer_mm.models.argument_checks import is_number
+from anchorformer_mm.models.argument_checks import check_fractions
 from anchorformer_mm.registry import MODELS
 from anchorformer_mm.utils.checkpoint import weights_only
 
@@ -36,30 +36,21 @@ class HardDistillation(ABC):
     prediction is the mean of both.
 
     Args:
-        *args: As for the other base class.
         distill_weight: Weight of the teacher's term, between 0 and 1; the
-            labels' term has the rest.
-        **kwargs: As for the other base class.
+            labels' term has the rest. Other arguments are the head's.
 
     Raises:
         ValueError: ``distill_weight`` is not between 0 and 1.
     """
 
     def __init__(self, *args, distill_weight: float = 0.5, **kwargs) -> None:
-        if not is_number(distill_weight) or not 0 <= distill_weight <= 1:
-            raise ValueError(
-                f'distill_weight must be in [0, 1], got {distill_weight!r}'
-            )
+        check_fractions(distill_weight=distill_weight)
         super().__init__(*args, **kwargs)
         self.distill_weight = distill_weight
 
     @abstractmethod
     def scores(self, feats: tuple) -> tuple[Tensor, Tensor]:
-        """Return the scores (B, C) of both classifiers, before softmax.
-
-        Args:
-            feats: Outputs of the backbone, or the neck, for B images.
-        """
+        """Return the scores (B, C) of both classifiers, before softmax."""
 
     def forward(self, feats: tuple) -> Tensor:
         """Return the mean score (B, C), in training as in evaluation."""
@@ -77,8 +68,7 @@ class HardDistillation(ABC):
 
         Args:
             feats: Outputs of the backbone, or the neck.
-            data_samples: Hold ``gt_score`` (C,), e.g. of mixed images, or
-                else ``gt_label`` (1,).
+            data_samples: Hold ``gt_score`` (C,), or else ``gt_label`` (1,).
             teacher_score: Scores (B, C) of the teacher, before or after
                 softmax. Without them both classifiers learn the labels.
             **kwargs: For the loss module.
@@ -94,11 +84,10 @@ class HardDistillation(ABC):
                 student's, or ``cal_acc`` meets mixed labels.
         """
         cls_score, dist_score = self.scores(feats)
-        key = 'gt_score' if 'gt_score' in data_samples[0] else 'gt_label'
-        target = [getattr(sample, key) for sample in data_samples]
-        target = (
-            torch.stack(target) if key == 'gt_score' else torch.cat(target)
-        )
+        if 'gt_score' in data_samples[0]:
+            target = torch.stack([sample.gt_score for sample in data_samples])
+        else:
+            target = torch.cat([sample.gt_label for sample in data_samples])
         kwargs.setdefault('avg_factor', len(cls_score))
         loss_cls = self.loss_module(cls_score, target, **kwargs)
         if teacher_score is None:
@@ -139,10 +128,8 @@ class DistilledDeiTClsHead(HardDistillation, DeiTClsHead):
     distillation token of ``mmpretrain.DistilledVisionTransformer``. Names in
     the state dict are those of ``DeiTClsHead``.
 
-    Args:
-        *args: As for ``DeiTClsHead``.
-        distill_weight: See :class:`HardDistillation`.
-        **kwargs: As for ``DeiTClsHead``.
+    Arguments are those of ``DeiTClsHead`` and ``distill_weight``, see
+    :class:`HardDistillation`.
 
     Shape:
         - Input: the tokens of the last stage, a pair of (B, in_channels).
@@ -259,10 +246,8 @@ class DistilledImageClassifier(ImageClassifier):
         super().__init__(**kwargs)
         if not isinstance(self.head, HardDistillation):
             raise ValueError(
-                'head must be one that learns from a teacher, such as '
-                'anchorformer_mm.DistilledDeiTClsHead or '
-                'anchorformer_mm.DistilledLeViTClsHead, got '
-                f'{type(self.head).__name__}'
+                'head must be anchorformer_mm.DistilledDeiTClsHead or another '
+                f'that learns from a teacher, got {type(self.head).__name__}'
             )
         # A list hides it from nn.Module, which would make it a part.
         self.teacher = []
@@ -277,23 +262,17 @@ class DistilledImageClassifier(ImageClassifier):
                 f'{self.head.num_classes}; they must have the same'
             )
         self.renormalise = nn.Identity()
-        preprocessor = self.teacher_config.data_preprocessor
-        if preprocessor is not None:
+        theirs = self.teacher_config.data_preprocessor
+        if theirs is not None:
+            theirs = dict(type='ClsDataPreprocessor') | theirs
             self.renormalise = _Renormalise(
-                self.data_preprocessor,
-                self._build_of_teacher(
-                    dict(type='ClsDataPreprocessor') | preprocessor
-                ),
+                self.data_preprocessor, self._build_of_teacher(theirs)
             )
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample]
     ) -> dict[str, Tensor]:
-        """Compute the losses of equation 3, see :class:`HardDistillation`.
-
-        Args:
-            inputs: Normalised, possibly mixed images (B, 3, H, W).
-            data_samples: Labels of the B images.
+        """Compute the losses (equation 3) of B labelled images (B, 3, H, W).
 
         Raises:
             ValueError: There is no teacher, or its weights cannot be read or
@@ -318,15 +297,10 @@ class DistilledImageClassifier(ImageClassifier):
                     'training needs the config of a teacher'
                 )
             teacher = self._build_of_teacher(config.model)
+            settings = dict(map_location='cpu', strict=True, logger='current')
             try:
                 with weights_only():
-                    load_checkpoint(
-                        teacher,
-                        config.load_from,
-                        map_location='cpu',
-                        strict=True,
-                        logger='current',
-                    )
+                    load_checkpoint(teacher, config.load_from, **settings)
             except (OSError, RuntimeError, UnpicklingError) as error:
                 raise ValueError(
                     f'teacher_ckpt={config.load_from!r} cannot be loaded into '
@@ -350,11 +324,7 @@ class DistilledImageClassifier(ImageClassifier):
 
 
 class _Renormalise(nn.Module):
-    """Conversion from one preprocessor's output to that of another.
-
-    Raises:
-        ValueError: One of them is no ``ClsDataPreprocessor``.
-    """
+    """Conversion from one preprocessor's output to that of another."""
 
     def __init__(self, source: nn.Module, target: nn.Module) -> None:
         super().__init__()
@@ -369,11 +339,9 @@ class _Renormalise(nn.Module):
         self.flip = source.to_rgb != target.to_rgb
         if self.flip:
             means[0], stds[0] = means[0].flip(0), stds[0].flip(0)
-        for name, value in (
-            ('scale', stds[0] / stds[1]),
-            ('shift', (means[0] - means[1]) / stds[1]),
-        ):
-            self.register_buffer(name, value, persistent=False)
+        shift = (means[0] - means[1]) / stds[1]
+        self.register_buffer('scale', stds[0] / stds[1], persistent=False)
+        self.register_buffer('shift', shift, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.flip and x.size(1) == 3:
@@ -384,18 +352,15 @@ class _Renormalise(nn.Module):
 def _complete(
     config: str | Path | Config | dict, ckpt: str | Path | None
 ) -> ConfigDict:
-    """Return a config that has all that a teacher needs.
-
-    Those are ``model``, ``load_from`` (path or URL of its weights),
-    ``data_preprocessor`` (None if unknown) and ``default_scope``.
-    """
+    """A teacher's model, weights (load_from), preprocessor and scope."""
     if isinstance(config, str | Path):
         name = str(config)
         try:
-            if '::' in name:
-                config = Config.fromstring(f'_base_ = {name!r}', '.py')
-            else:
-                config = Config.fromfile(name)
+            config = (
+                Config.fromstring(f'_base_ = {name!r}', '.py')
+                if '::' in name
+                else Config.fromfile(name)
+            )
         except (OSError, ValueError, AssertionError) as error:
             raise ValueError(
                 f'teacher_config={name!r} cannot be read: {error}; use '
@@ -421,10 +386,10 @@ def _complete(
             'teacher_ckpt=None needs a teacher_config that names its weights '
             '(load_from, or a pretrained model): a teacher without is random'
         )
+    key = 'data_preprocessor'
     return ConfigDict(
         model=model,
         load_from=str(ckpt),
-        data_preprocessor=model.get('data_preprocessor')
-        or config.get('data_preprocessor'),
+        data_preprocessor=model.get(key) or config.get(key),
         default_scope=config.get('default_scope') or 'mmpretrain',
     )

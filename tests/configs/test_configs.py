@@ -1,6 +1,5 @@
 """All leaf configs: what they build, decide and share with libraries."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from anchorformer_mm.analysis.complexity import (
-    count_complexity,
-)
+from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.apis import build_model
 from anchorformer_mm.datasets.digits import (
     DIGIT_CLASSES,
@@ -79,14 +76,14 @@ def innermost(dataset):
     return dataset
 
 
-def heads_of(model):
-    heads = [
-        module
+def classes_of(model):
+    """What heads have as number of classes; region proposals know none."""
+    return {
+        module.num_classes
         for module in model.modules()
         if isinstance(getattr(module, 'num_classes', None), int)
-    ]
-    # The region proposals of two stages know no classes.
-    return [h for h in heads if type(h).__name__ != 'RPNHead']
+        and type(module).__name__ != 'RPNHead'
+    }
 
 
 @pytest.mark.smoke
@@ -100,7 +97,7 @@ def test_every_config_builds_its_model_and_optimiser(name):
             dataset = innermost(cfg[f'{split}_dataloader'].dataset)
             assert classes in (None, len(dataset.metainfo.classes))
             classes = len(dataset.metainfo.classes)
-    assert {head.num_classes for head in heads_of(model)} == {classes}
+    assert classes_of(model) == {classes}
     if name in INDEX:
         entry = INDEX[name]
         params = sum(p.numel() for p in model.parameters())
@@ -192,26 +189,20 @@ TINY_CLUSTR = dict(
 
 
 def random_data(cfg, num_classes, size):
+    shape = (3, *size)
     if cfg.default_scope == 'mmdet':
+        masks = 'mask' in cfg.model.type.lower()
         return demo_mm_inputs(
-            2,
-            image_shapes=[(3, *size)] * 2,
-            num_classes=num_classes,
-            with_mask='mask' in cfg.model.type.lower(),
+            2, [shape] * 2, num_classes=num_classes, with_mask=masks
         )
-    images = [torch.randint(256, (3, *size)).byte() for _ in range(2)]
-    if cfg.default_scope == 'mmpretrain':
-        samples = [DataSample().set_gt_label(i) for i in (1, 3)]
-    else:
-        samples = [
-            SegDataSample(
-                metainfo=dict(img_shape=size, ori_shape=size),
-                gt_sem_seg=PixelData(
-                    data=torch.randint(num_classes, (1, *size))
-                ),
-            )
-            for _ in range(2)
-        ]
+    images = [torch.randint(256, shape).byte() for _ in range(2)]
+    samples = [DataSample().set_gt_label(i) for i in (1, 3)]
+    if cfg.default_scope == 'mmseg':
+        meta = dict(img_shape=size, ori_shape=size)
+        samples = [SegDataSample(metainfo=meta) for _ in range(2)]
+        for sample in samples:
+            labels = torch.randint(num_classes, (1, *size))
+            sample.gt_sem_seg = PixelData(data=labels)
     return dict(inputs=images, data_samples=samples)
 
 
@@ -236,7 +227,7 @@ def test_a_step_moves_every_parameter_and_the_model_predicts(name):
     model.init_weights()
     # The resizing of mmdet's YOLOX asks for it.
     MessageHub.get_current_instance().update_info('iter', 0)
-    data = random_data(cfg, heads_of(model)[0].num_classes, size)
+    data = random_data(cfg, *classes_of(model), size)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     for group in wrapper.optimizer.param_groups:
         group['lr'] = 1e-3
@@ -310,14 +301,8 @@ def test_picodet_trains_as_published(name):
     # v1 averages its last 40 epochs, v2 all.
     cycle = None if '_v2_' in name else 40
     assert getattr(hook, 'cycle_epochs', None) == cycle
-    doc = ast.get_docstring(ast.parse((CONFIGS / f'{name}.py').read_text()))
-    stated = re.search(r'rate of ([\d.]+) is for 4 GPUs x (\d+) images', doc)
-    assert stated.groups() == (str(rate), str(batch_size))
     if '_v2_' in name:
-        params = INDEX[name]['Metadata']['Parameters'] / 1e6
-        assert f'{params:.2f} M' in doc
-        head = cfg.model.train_cfg
-        assert head.initial_epoch == 100
+        assert cfg.model.train_cfg.initial_epoch == 100
 
 
 def test_every_picodet_of_coco_has_its_published_settings():
@@ -413,18 +398,12 @@ def rates_of(cfg, epochs):
     """The factor on the rate in every iteration, as a Runner sets it."""
     base = cfg.optim_wrapper.optimizer.lr
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=base)
+    given = dict(optimizer=optimiser, epoch_length=EPOCH_LENGTH)
     schedulers = []
     for scheduler in cfg.param_scheduler:
         by_epoch = scheduler.get('by_epoch', True)
         scheduler.setdefault('end', epochs * (1 if by_epoch else EPOCH_LENGTH))
-        schedulers.append(
-            PARAM_SCHEDULERS.build(
-                scheduler,
-                default_args=dict(
-                    optimizer=optimiser, epoch_length=EPOCH_LENGTH
-                ),
-            )
-        )
+        schedulers.append(PARAM_SCHEDULERS.build(given | scheduler))
     found = []
     for i in range(epochs * EPOCH_LENGTH):
         found.append(optimiser.param_groups[0]['lr'] / base)
@@ -476,22 +455,13 @@ def test_the_cosine_of_small_data_ends_with_the_training(epochs):
 
 
 @pytest.mark.parametrize(
-    ('name', 'deit'),
-    [
-        ('anchorformer_t_in1k', 'deit-tiny_4xb256_in1k'),
-        ('anchorformer_s_in1k', 'deit-small_4xb256_in1k'),
-        ('anchorformer_b_in1k', 'deit-base_16xb64_in1k'),
-    ],
+    'deit', ['tiny_4xb256', 'small_4xb256', 'base_16xb64']
 )
-def test_the_recipe_of_anchorformer_is_that_of_deit(name, deit):
-    ours, theirs = load(name), load(f'mmpretrain::deit/{deit}.py')
-    for key in (
-        'train_dataloader',
-        'val_dataloader',
-        'param_scheduler',
-        'train_cfg',
-        'auto_scale_lr',
-    ):
+def test_the_recipe_of_anchorformer_is_that_of_deit(deit):
+    ours = load(f'anchorformer_{deit[0]}_in1k')
+    theirs = load(f'mmpretrain::deit/deit-{deit}_in1k.py')
+    loaders = ('train_dataloader', 'val_dataloader')
+    for key in (*loaders, 'param_scheduler', 'train_cfg', 'auto_scale_lr'):
         assert ours[key] == theirs[key]
     assert ours.model.head == theirs.model.head
     assert ours.model.train_cfg == theirs.model.train_cfg
@@ -510,34 +480,25 @@ def test_only_attention_and_head_differ_from_levit(arch):
     assert ours.to_dict() == levit.to_dict()
 
 
-@pytest.mark.parametrize(
-    ('name', 'key', 'value'),
-    [
-        ('vanilla', 'attention', 'vanilla'),
-        ('query', 'attention', 'query'),
-        ('m10', 'num_anchors', 10),
-        ('m50', 'num_anchors', 50),
-        ('m100', 'num_anchors', 100),
-    ],
-)
-def test_rows_of_the_ablations_differ_in_one_line(name, key, value):
+@pytest.mark.parametrize('name', ['vanilla', 'query', 'm10', 'm50', 'm100'])
+def test_rows_of_the_ablations_differ_in_one_line(name):
     learned = load('anchorformer_t_in1k').to_dict()
+    key, value = 'attention', name
+    if name.startswith('m'):
+        key, value = 'num_anchors', int(name[1:])
     learned['model']['backbone'][key] = value
     assert load(f'anchorformer_t_{name}_in1k').to_dict() == learned
 
 
 def test_the_digits_have_the_classes_and_colours_of_their_maker():
     # A text config cannot import them.
-    for name, classes, colours in (
-        ('anchorformer_t_digits', DIGIT_CLASSES, None),
-        ('picodet_anchorformer_t_digits', DIGIT_CLASSES, PALETTE),
-        (
-            'semfpn_anchorformer_t_digits',
-            SEGMENTATION_CLASSES,
-            SEGMENTATION_PALETTE,
-        ),
+    regions = SEGMENTATION_CLASSES, SEGMENTATION_PALETTE
+    for prefix, classes, colours in (
+        ('', DIGIT_CLASSES, None),
+        ('picodet_', DIGIT_CLASSES, PALETTE),
+        ('semfpn_', *regions),
     ):
-        cfg = load(name)
+        cfg = load(f'{prefix}anchorformer_t_digits')
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             metainfo = innermost(loader.dataset).metainfo
             assert tuple(metainfo.classes) == classes
@@ -546,37 +507,28 @@ def test_the_digits_have_the_classes_and_colours_of_their_maker():
 
 
 @pytest.mark.parametrize(
-    ('library', 'base', 'part', 'channels'),
+    ('base', 'part', 'stages', 'outputs'),
     [
         (
-            'mmdet',
-            'retinanet/retinanet_r50_fpn_1x_coco.py',
+            'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
             dict(neck=dict(in_channels=[128, 256, 512], start_level=0)),
-            None,
+            (0, 1, 2),
+            2,
         ),
         (
-            'mmpretrain',
-            'resnet/resnet50_8xb32_in1k.py',
+            'mmpretrain::resnet/resnet50_8xb32_in1k.py',
             dict(head=dict(in_channels=512)),
             (2,),
+            1,
         ),
     ],
 )
-def test_a_config_of_a_library_takes_our_backbone(
-    library, base, part, channels, tmp_path
-):
+def test_a_config_of_a_library_takes_our_backbone(base, part, stages, outputs):
     """By inheritance and nothing else."""
-    backbone = dict(
-        _delete_=True, type='anchorformer_mm.AnchorESNet', arch='1.0x'
-    )
-    if channels:
-        backbone['out_indices'] = channels
-    model = dict(backbone=backbone, **part)
-    path = tmp_path / 'config.py'
-    path.write_text(f"_base_ = '{library}::{base}'\nmodel = {model!r}")
-    cfg = Config.fromfile(path)
+    backbone = dict(type='anchorformer_mm.AnchorESNet', out_indices=stages)
+    model = dict(backbone=dict(_delete_=True, **backbone), **part)
+    cfg = Config.fromstring(f'_base_ = {base!r}\nmodel = {model!r}', '.py')
     init_default_scope(cfg.default_scope)
-    net = build_model(cfg).eval()
     with torch.no_grad():
-        outs = net(torch.zeros(1, 3, 96, 160), mode='tensor')
-    assert len(outs) == (2 if library == 'mmdet' else 1)
+        outs = build_model(cfg).eval()(torch.zeros(1, 3, 96, 160))
+    assert len(outs) == outputs

@@ -63,15 +63,6 @@ def test_it_is_a_shadow_from_zeros_with_its_bias_corrected(
     )
 
 
-def test_the_first_step_is_the_model_itself_and_the_second_overshoots():
-    model = nn.Linear(3, 2).double()
-    ema = ThresholdEMA(model)
-    assert (flat(ema.module) == flat(model)).all()
-    for overshoot in (1, 66 / 65):
-        ema.update_parameters(model)
-        np.testing.assert_allclose(flat(ema.module), overshoot * flat(model))
-
-
 def test_running_statistics_are_averaged_and_counters_copied():
     norm = nn.BatchNorm1d(2).double()
     ema = ThresholdEMA(norm)
@@ -174,7 +165,7 @@ def test_a_checkpoint_has_the_average_as_its_weights(
         assert_same(tester.recorder.evaluated[0], averaged)
 
 
-@pytest.mark.parametrize('epoch', range(1, EPOCHS))
+@pytest.mark.parametrize('epoch', [1, 2, 3])
 def test_resuming_within_and_between_cycles_is_exact(
     make_runner, trained, epoch
 ):
@@ -199,16 +190,9 @@ def test_resuming_within_and_between_cycles_is_exact(
         assert_same(after['ema_state_dict'], before['ema_state_dict'])
 
 
-def test_any_average_of_mmengine_can_have_cycles(make_runner):
-    runner = make_runner([cycle_ema(ema_type='StochasticWeightAverage')])
-    runner.train()
-    last = [runner.recorder.raw[step]['fc.bias'] for step in (12, 13, 14)]
-    averaged = runner.recorder.evaluated[EPOCHS]['fc.bias']
-    torch.testing.assert_close(averaged, torch.stack(last).mean(0))
-
-
 # The learning rate
 
+COSINE = 'anchorformer_mm.CosineAfterWarmupLR'
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
@@ -224,34 +208,20 @@ def schedule(warmup, **settings):
         dict(
             type='LinearLR', start_factor=0.1, by_epoch=False, end=warmup + 1
         ),
-        dict(
-            type='anchorformer_mm.CosineAfterWarmupLR',
-            warmup_iters=warmup,
-            **settings,
-        ),
+        dict(type=COSINE, warmup_iters=warmup, **settings),
     ]
 
 
 def simulate(cfgs, rates, epochs, epoch_length):
     """Rates of all groups in every iteration, as a Runner would set them."""
-    optimizer = torch.optim.SGD(
-        [
-            dict(params=[torch.nn.Parameter(torch.zeros(1))], lr=r)
-            for r in rates
-        ]
-    )
+    groups = [dict(params=[torch.zeros(1)], lr=r) for r in rates]
+    optimizer = torch.optim.SGD(groups)
     wrapper = OptimWrapper(optimizer)
     schedulers = []
     for cfg in cfgs:
         end = epochs if cfg.get('by_epoch', True) else epochs * epoch_length
-        schedulers.append(
-            PARAM_SCHEDULERS.build(
-                dict(cfg),
-                default_args=dict(
-                    optimizer=wrapper, epoch_length=epoch_length, end=end
-                ),
-            )
-        )
+        given = dict(optimizer=wrapper, epoch_length=epoch_length, end=end)
+        schedulers.append(PARAM_SCHEDULERS.build(given | dict(cfg)))
     seen = []
     for _ in range(epochs * epoch_length):
         seen.append([group['lr'] for group in optimizer.param_groups])

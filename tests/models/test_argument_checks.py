@@ -4,6 +4,8 @@ import pytest
 
 from anchorformer_mm.models.argument_checks import (
     check_above_zero,
+    check_fractions,
+    check_not_negative,
     check_odd,
     check_one_of,
     check_positive,
@@ -40,6 +42,8 @@ NAN, INF = float('nan'), float('inf')
         (check_positive, [0, -1, 2.0, True, '3', None, [4], NAN]),
         (check_odd, [0, -1, 2, 3.0, True, '3', None]),
         (check_rates, [-0.1, 1, 1.5, NAN, INF, True, '0.1', None]),
+        (check_not_negative, [-0.1, NAN, INF, True, '1', None]),
+        (check_fractions, [-0.1, 1.1, NAN, True, '1', None]),
         (check_above_zero, [0, -1.0, NAN, INF, True, '1', None, []]),
     ],
 )

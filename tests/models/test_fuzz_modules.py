@@ -70,66 +70,54 @@ def with_heads(draw, **optional):
     return cfg
 
 
-@st.composite
-def columns(draw):
-    depth, heads = draw(counts(3)), draw(counts(3))
-    patch = draw(st.sampled_from([1, 2, 4, 7, 16]))
-    cfg = dict(
-        arch=dict(
-            embed_dims=heads * draw(counts()),
-            num_layers=depth,
-            num_heads=heads,
-            feedforward_channels=draw(counts(40)),
+def columns(depth=2, heads=2):
+    arch = dict(
+        embed_dims=counts().map(lambda n: heads * n),
+        num_layers=st.just(depth),
+        num_heads=st.just(heads),
+        feedforward_channels=counts(40),
+    )
+    return some(
+        dict(
+            arch=some(arch),
+            patch_size=st.sampled_from([1, 2, 4, 7]),
+            img_size=one_or(2, st.integers(7, 28)),
         ),
-        patch_size=patch,
-        img_size=draw(one_or(2, st.integers(patch, 4 * patch + 3))),
+        in_channels=counts(4),
+        attention=ATTENTION,
+        num_anchors=one_or(depth, counts(40)),
+        attn_cfg=some(qkv_bias=FLAG, dwc_v=FLAG, attn_drop=RATE),
+        out_indices=indices(depth) | st.integers(-depth, depth - 1),
+        out_type=st.sampled_from(
+            ['cls_token', 'featmap', 'avg_featmap', 'raw']
+        ),
+        with_dist_token=FLAG,
+        final_norm=FLAG,
+        frozen_stages=st.integers(-1, depth),
+        drop_rate=RATE,
+        drop_path_rate=RATE,
+        with_cp=FLAG,
     )
-    cfg |= draw(
-        some(
-            in_channels=counts(4),
-            attention=ATTENTION,
-            num_anchors=one_or(depth, counts(40)),
-            attn_cfg=some(qkv_bias=FLAG, dwc_v=FLAG, attn_drop=RATE),
-            out_indices=indices(depth) | st.integers(-depth, depth - 1),
-            out_type=st.sampled_from(
-                ['cls_token', 'featmap', 'avg_featmap', 'raw']
-            ),
-            with_cls_token=FLAG,
-            with_dist_token=FLAG,
-            final_norm=FLAG,
-            frozen_stages=st.integers(-1, depth),
-            drop_rate=RATE,
-            drop_path_rate=RATE,
-            with_cp=FLAG,
-        )
-    )
-    if cfg.get('out_type', 'cls_token') == 'cls_token':
-        cfg.pop('with_cls_token', None)
-    return cfg
 
 
-@st.composite
-def levits(draw):
-    stages = draw(counts(3))
+def levits(stages=2):
     several = dict(min_size=stages, max_size=stages)
     arch = dict(
-        embed_dims=draw(st.lists(st.integers(8, 32), **several)),
-        key_dims=draw(st.lists(counts(), **several)),
-        num_heads=draw(one_or(stages, counts(3))),
-        depths=draw(one_or(stages, counts(2))),
+        embed_dims=st.lists(st.integers(8, 32), **several),
+        key_dims=st.lists(counts(), **several),
+        num_heads=one_or(stages, counts(3)),
+        depths=one_or(stages, counts(2)),
     )
-    return dict(arch=arch) | draw(
-        some(
-            img_size=one_or(2, counts(70)),
-            attn_ratio=counts(3),
-            mlp_ratio=counts(3),
-            num_anchors=one_or(stages, counts(40)),
-            share_anchors=FLAG,
-            anchor_std=st.sampled_from([1e-4, 0.02, 1.0]),
-            drop_path_rate=RATE,
-            act_cfg=ACT,
-            out_indices=indices(stages) | st.integers(-stages, stages - 1),
-        )
+    return some(
+        dict(arch=some(arch)),
+        img_size=one_or(2, counts(70)),
+        attn_ratio=counts(3),
+        mlp_ratio=counts(3),
+        num_anchors=one_or(stages, counts(40)),
+        share_anchors=FLAG,
+        drop_path_rate=RATE,
+        act_cfg=ACT,
+        out_indices=indices(stages) | st.integers(-stages, stages - 1),
     )
 
 
@@ -147,12 +135,10 @@ STAGED = dict(
 RATIOS = st.lists(
     st.sampled_from([0.1, 0.5, 0.875, 1, 2.0]), min_size=1, max_size=3
 )
-WIDTHS = st.fixed_dictionaries(
+WIDTHS = some(
     dict(
-        widths=st.lists(
-            counts(3).map(lambda n: 16 * n), min_size=3, max_size=3
-        ),
-        ratios=st.lists(RATIOS, min_size=3, max_size=3),
+        widths=st.tuples(*[st.sampled_from([16, 32, 48])] * 3),
+        ratios=st.tuples(RATIOS, RATIOS, RATIOS),
     )
 )
 STAGE_CFG = some(
@@ -196,8 +182,7 @@ def mix(layer, cfg, size, make):
 
 def see(backbone, cfg, size, make):
     batch, *side = size
-    least = cfg.get('patch_size', 1) - 1
-    side = [length + least for length in side]
+    side = [length + cfg.get('patch_size', 1) - 1 for length in side]
     return backbone(make(batch, cfg.get('in_channels', 3), *side))
 
 
@@ -210,33 +195,19 @@ def aggregate(neck, cfg, size, make):
     return neck(maps)
 
 
-def rescale(neck, cfg, size, make):
-    batch, *side = size
-    # Several maps at every other height, so that both are tried.
-    count = 4 if side[0] % 2 else 1
-    return neck([make(batch, cfg['embed_dims'], *side) for _ in range(count)])
-
-
 def predict(head, cfg, size, make):
     batch, *side = size
-    return head(
-        [
+    maps = []
+    for s in cfg.get('strides', (8, 16, 32, 64)):
+        maps.append(
             make(batch, cfg['in_channels'], *(-(-n // s) for n in side))
-            for s in cfg.get('strides', (8, 16, 32, 64))
-        ]
-    )
+        )
+    return head(maps)
 
 
 # Arguments, and how the module is called.
 SUBJECTS = dict(
-    AnchorAttention=(
-        with_heads(
-            **ANCHORS,
-            share_anchors=FLAG,
-            anchor_std=st.sampled_from([1e-4, 0.02, 1.0, 10]),
-        ),
-        mix,
-    ),
+    AnchorAttention=(with_heads(**ANCHORS, share_anchors=FLAG), mix),
     QueryAnchorAttention=(
         with_heads(**ANCHORS, select=st.sampled_from(['stride', 'norm'])),
         mix,
@@ -289,15 +260,6 @@ SUBJECTS = dict(
         some(dict(in_channels=LEVELS, out_channels=counts()), **PATHS),
         aggregate,
     ),
-    TokenPyramid=(
-        some(
-            dict(embed_dims=counts(16)),
-            in_stride=st.sampled_from([8, 16]),
-            upsample=st.sampled_from(['deconv', 'bilinear']),
-            norm_cfg=NORM,
-        ),
-        rescale,
-    ),
     PicoHead=(HEAD, predict),
     PicoHeadV2=(HEAD, predict),
 )
@@ -311,10 +273,8 @@ def inputs(draw):
     training = batch > 1 and draw(FLAG)
     side, thin = st.integers(1, 25), st.tuples(st.just(1), st.integers(1, 200))
     size = draw(st.tuples(side, side) | thin | thin.map(lambda p: p[::-1]))
-    dtype = draw(
-        st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
-    )
-    fills = ['noise'] + ['large'] * (dtype != torch.float16)
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    fills = ['noise', 'large']
     # Batch norms divide by what equal pixels do not have: a variance.
     if dtype == torch.float32 or not training:
         fills += ['zeros', 'equal']
@@ -338,20 +298,9 @@ def test_valid_arguments_run_forward_and_backward(name):
             shown.append(FILLS[fill](*shape).to(dtype).requires_grad_())
             return shown[-1]
 
-        try:
-            outputs = list(tensors(show(module, cfg, size, make)))
-            sum(y.float().square().mean() for y in outputs).backward()
-        except (NotImplementedError, RuntimeError) as error:
-            # Of kernels of half precision torch lacks some.
-            if 'not implemented for' in str(error) and 'Half' in str(error):
-                return
-            raise
+        outputs = tensors(show(module, cfg, size, make))
+        sum(y.float().square().mean() for y in outputs).backward()
         assert outputs and all(y.isfinite().all() for y in outputs)
-        assert all(x.grad is not None for x in shown)
-        if dtype == torch.float16:
-            # Untrained and unscaled, gradients pass its 65,504 where a norm
-            # enlarges small values.
-            return
         assert all(x.grad.isfinite().all() for x in shown)
         for key, weight in module.named_parameters():
             # On CPUs torch's bf16 gradient holds what was in memory, where a
@@ -375,7 +324,5 @@ def build(name: str, cfg: dict) -> nn.Module:
 
 def tensors(outputs):
     if isinstance(outputs, Tensor):
-        yield outputs
-    else:
-        for part in outputs:
-            yield from tensors(part)
+        return [outputs]
+    return [tensor for part in outputs for tensor in tensors(part)]

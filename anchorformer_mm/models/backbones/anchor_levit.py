@@ -163,12 +163,8 @@ class AnchorLeViT(BaseModule):
                 blocks += [halving, residual(mlp())]
                 map_size = _ceil_div(map_size, 2)
             for _ in range(depth):
-                mixer = attention(
-                    dims,
-                    num_heads=num_heads,
-                    map_size=map_size,
-                    attn_ratio=attn_ratio,
-                )
+                sizes = dict(map_size=map_size, attn_ratio=attn_ratio)
+                mixer = attention(dims, num_heads=num_heads, **sizes)
                 blocks += [residual(mixer), residual(mlp())]
             self.stages.append(Sequential(*blocks))
 
@@ -186,10 +182,9 @@ class AnchorLeViT(BaseModule):
         return tuple(outs)
 
     def switch_to_deploy(self) -> None:
-        """Fuse norms and fold attention; evaluation is unchanged.
+        """Fuse norms into the layers before them, and fold attention.
 
-        Every norm becomes part of the layer before it, and every attention a
-        :class:`.FusedMapAnchorAttention`. There is no way back to training.
+        Evaluation is unchanged; there is no way back to training.
         """
         if not self.deploy:
             fuse_parameters(self)
@@ -207,8 +202,7 @@ class MapAnchors(BaseModule):
     """Position bias of anchors on a map, and how checkpoints fit it.
 
     Layers define the tables ``attention_biases_h`` (h, m, H) and
-    ``attention_biases_w`` (h, m, W), for h heads and m anchors, and maybe
-    ``anchors``. LeViT's schedule spares parameters of such names weight decay.
+    ``attention_biases_w`` (h, m, W), and maybe ``anchors``.
     """
 
     def position_bias(self, height: int, width: int) -> Tensor:
@@ -220,9 +214,7 @@ class MapAnchors(BaseModule):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Fit tables of another length; refuse other heads and anchors.
 
-        Raises:
-            ValueError: A shape differs otherwise. mmengine's loader would
-                log it, and go on with weights at random.
+        mmengine's loader would log the latter, and go on with random weights.
         """
         for name in ('anchors', 'attention_biases_h', 'attention_biases_w'):
             own, key = getattr(self, name, None), prefix + name
@@ -288,18 +280,14 @@ class MapAnchorAttention(MapAnchors):
         self.scale = key_dims**-0.5
         self.stride = stride
         self.kv = LinearBatchNorm(in_dims, num_heads * sum(self.split))
-        self.anchors = nn.Parameter(
-            torch.empty(
-                1 if share_anchors else num_heads, num_anchors, key_dims
-            )
+        sets = 1 if share_anchors else num_heads
+        self.anchors = nn.Parameter(torch.empty(sets, num_anchors, key_dims))
+        bound = 2 * anchor_std
+        nn.init.trunc_normal_(self.anchors, std=anchor_std, a=-bound, b=bound)
+        self.attention_biases_h, self.attention_biases_w = (
+            nn.Parameter(torch.zeros(num_heads, num_anchors, length))
+            for length in map_size
         )
-        nn.init.trunc_normal_(
-            self.anchors, std=anchor_std, a=-2 * anchor_std, b=2 * anchor_std
-        )
-        height, width = map_size
-        table = partial(torch.zeros, num_heads, num_anchors)
-        self.attention_biases_h = nn.Parameter(table(height))
-        self.attention_biases_w = nn.Parameter(table(width))
         self.proj = nn.Sequential(
             build_activation_layer(act_cfg),
             LinearBatchNorm(num_heads * self.split[1], out_dims),
@@ -314,19 +302,14 @@ class MapAnchorAttention(MapAnchors):
         logits = self.logits_of(k, height, width)
         tokens = torch.arange(height * width, device=x.device)
         tokens = tokens.view(height, width)[:: self.stride, :: self.stride]
-        out = anchor_aggregate(
-            logits, v, read_index=tokens.flatten() if self.stride > 1 else None
-        )  # (B, h, n', attn_ratio * d)
+        index = tokens.flatten() if self.stride > 1 else None
+        out = anchor_aggregate(logits, v, read_index=index)
         out = self.proj(out.transpose(1, 2).flatten(2))
         return out.reshape(batch, *tokens.shape, out.shape[-1])
 
     @torch.no_grad()
     def fuse(self) -> 'FusedMapAnchorAttention':
-        """Return the same function for evaluation; this layer stays.
-
-        Norms become part of linear layers, and products are taken in the
-        cheaper order.
-        """
+        """Return the same function for evaluation; this layer stays."""
         # Fusing changes what it fuses.
         parts = deepcopy(nn.ModuleDict(dict(kv=self.kv, proj=self.proj)))
         fuse_parameters(parts)
@@ -340,10 +323,7 @@ class MapAnchorAttention(MapAnchors):
         )
 
     def logits_of(self, k: Tensor, height: int, width: int) -> Tensor:
-        """Pivotal similarities of keys (B, h, n, d), with position bias.
-
-        The shape is (B, h, n, m) for the n tokens of a map of that size.
-        """
+        """Biased similarities (B, h, n, m) of keys (B, h, n, d) of a map."""
         logits = k @ (self.anchors * self.scale).transpose(-2, -1)
         return logits + self.position_bias(height, width)
 
@@ -352,19 +332,10 @@ class FusedMapAnchorAttention(MapAnchors):
     """Anchor attention on a map as it is deployed.
 
     :meth:`.MapAnchorAttention.fuse` makes it. It holds W_K U^T in place of
-    keys and anchors where that is cheaper (:func:`folding_keys_pays`), and
-    chooses the order of the values by the number of tokens
-    (:func:`gathering_first_pays`). No gradients of weights.
-
-    Args:
-        anchors: U, divided by the root of k, shape (1 or h, m, k).
-        kv: Projection from C to h (k + v) channels, head by head the key and
-            the value.
-        num_heads: Heads h.
-        tables: Position bias of rows, shape (h, m, H), and of columns,
-            (h, m, W). The former takes up the keys' bias.
-        proj: Activation and output projection.
-        stride: Rows and columns from one reading token to the next.
+    keys and anchors (1 or h, m, k) where that is cheaper
+    (:func:`folding_keys_pays`), and chooses the order of the values by the
+    number of tokens (:func:`gathering_first_pays`). The table of rows takes up
+    the keys' bias. No gradients of weights.
     """
 
     def __init__(
@@ -432,10 +403,7 @@ class FusedMapAnchorAttention(MapAnchors):
         return out.reshape(batch, *log_a.shape[-2:], out.shape[-1])
 
     def logits_of(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Pivotal similarities of tokens (B, n, C), with the position bias.
-
-        The shape is (B, h, n, m); in memory, anchors stand before tokens.
-        """
+        """Biased similarities (B, h, n, m) of tokens (B, n, C) of a map."""
         folds = self.logit_weight is not None
         weight = self.logit_weight if folds else self.key_weight
         logits = weight.expand(x.shape[0], -1, -1).bmm(x.transpose(1, 2))
@@ -455,8 +423,7 @@ def gathering_first_pays(
 ) -> bool:
     """Tell whether it costs less to project gathered tokens than all n.
 
-    Where n is no number yet, such as a symbol in a compilation for any size,
-    the answer is that for many tokens.
+    Where n is a symbol, the answer is that for many tokens.
     """
     if isinstance(n, Tensor):
         # Traced. Both orders hold for all sizes: that of the trace may choose.
@@ -477,12 +444,8 @@ def _resized(table: Tensor, length: int) -> Tensor:
 
 
 def _checked_arch(arch: str | dict) -> dict[str, Sequence[int]]:
-    arch = named_or_dict(
-        'arch',
-        arch.lower() if isinstance(arch, str) else arch,
-        LeViT.arch_zoo,
-        ARCH_KEYS,
-    )
+    name = arch.lower() if isinstance(arch, str) else arch
+    arch = named_or_dict('arch', name, LeViT.arch_zoo, ARCH_KEYS)
     embed_dims = arch['embed_dims']
     is_list = isinstance(embed_dims, Sequence) and embed_dims
     num_stages = len(embed_dims) if is_list else 1

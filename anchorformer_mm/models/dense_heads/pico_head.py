@@ -32,10 +32,12 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from anchorformer_mm.models.argument_checks import (
+    check_not_negative,
     check_odd,
     check_one_of,
     check_positive,
     is_number,
+    rising,
 )
 from anchorformer_mm.models.task_modules.pico_assigners import (
     GroundTruth,
@@ -44,7 +46,6 @@ from anchorformer_mm.models.task_modules.pico_assigners import (
     PicoSimOTAAssigner,
     PicoTaskAlignedAssigner,
     assign_one_by_one,
-    check_not_negative,
 )
 from anchorformer_mm.registry import MODELS, TASK_UTILS
 
@@ -126,17 +127,8 @@ class BasePicoHead(BaseDenseHead):
             stacked_convs=stacked_convs,
             reg_max=reg_max,
         )
-        if (
-            not isinstance(strides, Sequence)
-            or not strides
-            or not all(map(is_number, strides))
-            or any(a >= b for a, b in pairwise((0, *strides)))
-        ):
-            raise ValueError(
-                f'strides must be one or more rising numbers > 0, got '
-                f'{strides!r}'
-            )
         check_odd(kernel_size=kernel_size)
+        strides = rising('strides', strides, 1)
         if not is_number(prior_prob) or not 0 < prior_prob < 1:
             raise ValueError(
                 f'prior_prob must be > 0 and < 1, got {prior_prob!r}'
@@ -151,7 +143,7 @@ class BasePicoHead(BaseDenseHead):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.feat_channels = feat_channels
-        self.strides = tuple(strides)
+        self.strides = strides
         self.kernel_size = kernel_size
         self.reg_max = reg_max
         self.norm_cfg = norm_cfg or dict(type='BN')
@@ -201,9 +193,7 @@ class BasePicoHead(BaseDenseHead):
             raise ValueError(
                 f'{len(self.strides)} feature maps expected, got {len(x)}'
             )
-        return [
-            tower(feat) for tower, feat in zip(self.towers, x, strict=True)
-        ]
+        return [tower(y) for tower, y in zip(self.towers, x, strict=True)]
 
     def predict_by_feat(
         self,
@@ -221,8 +211,8 @@ class BasePicoHead(BaseDenseHead):
         Args:
             cls_scores: As returned by :meth:`forward`.
             bbox_preds: As returned by :meth:`forward`.
-            *args: As for mmdet's ``BaseDenseHead``.
-            **kwargs: As for mmdet's ``BaseDenseHead``.
+            *args: As for mmdet's ``BaseDenseHead``, like ``kwargs``.
+            **kwargs: Likewise.
 
         Returns:
             One per image: ``bboxes`` ``(n, 4)``, ``xyxy`` in pixels,
@@ -230,14 +220,11 @@ class BasePicoHead(BaseDenseHead):
         """
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             distances = [
-                self._distances(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-                * stride
-                for x, stride in zip(bbox_preds, self.strides, strict=True)
+                s * self._distances(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                for x, s in zip(bbox_preds, self.strides, strict=True)
             ]
-            cls_scores = [x.float() for x in cls_scores]
-            return super().predict_by_feat(
-                cls_scores, distances, *args, **kwargs
-            )
+            logits = [x.float() for x in cls_scores]
+            return super().predict_by_feat(logits, distances, *args, **kwargs)
 
     def _distances(self, distributions: Tensor) -> Tensor:
         """``(..., 4 * (reg_max + 1))`` logits to ``(..., 4)`` strides."""
@@ -251,14 +238,20 @@ class BasePicoHead(BaseDenseHead):
         points = points.expand(len(distances), -1, 2)
         return self.bbox_coder.decode(points, distances)
 
-    def _priors(self, maps: list[Tensor]) -> tuple[Tensor, list[int]]:
-        """Priors ``(n, 4)``, centre and strides, and each level's number."""
+    def _loss_inputs(
+        self, cls_scores: list[Tensor], bbox_preds: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+        """Scores, distributions, boxes, priors, and each level's number."""
         priors = self.prior_generator.grid_priors(
-            [x.shape[-2:] for x in maps],
-            device=maps[0].device,
+            [x.shape[-2:] for x in cls_scores],
+            device=cls_scores[0].device,
             with_stride=True,
         )
-        return torch.cat(priors), [len(x) for x in priors]
+        level_sizes, priors = [len(x) for x in priors], torch.cat(priors)
+        scores = flatten_levels(cls_scores)
+        distributions = flatten_levels(bbox_preds)
+        boxes = self._decode(distributions.detach(), priors)
+        return scores, distributions, boxes, priors, level_sizes
 
     def _box_losses(
         self,
@@ -270,37 +263,27 @@ class BasePicoHead(BaseDenseHead):
         weights: Tensor,
         factor: Tensor,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """``loss_bbox`` and ``loss_dfl``, and the IoUs of ``p`` positives.
-
-        ``cells`` and ``matched`` ``(p,)`` are of ``Matches``, distributions
-        logits ``(B, n, 4 * (reg_max + 1))``; ``factor`` divides both losses.
-        """
+        """Losses of boxes and distributions, and the IoUs of positives."""
         sides = distributions.flatten(0, 1)[cells]
         centres, strides = priors[cells % len(priors)].split(2, dim=1)
         points, targets = centres / strides, gts.boxes[matched]
         targets = targets / strides.repeat(1, 2)
         boxes = self.bbox_coder.decode(points, self._distances(sides))
         bins = self.bbox_coder.encode(points, targets, self.reg_max)
-        losses = dict(
-            loss_bbox=self.loss_bbox(
-                boxes, targets, weight=weights, avg_factor=factor
-            ),
-            # The mean over the four sides of a box.
-            loss_dfl=self.loss_dfl(
-                sides.reshape(-1, self.reg_max + 1),
-                bins.flatten(),
-                weight=weights.repeat_interleave(4),
-                avg_factor=4 * factor,
-            ),
+        loss_bbox = self.loss_bbox(boxes, targets, weights, factor)
+        loss_dfl = self.loss_dfl(
+            sides.reshape(-1, self.reg_max + 1),
+            bins.flatten(),
+            weights.repeat_interleave(4),
+            4 * factor,  # the mean over the four sides of a box
         )
+        losses = dict(loss_bbox=loss_bbox, loss_dfl=loss_dfl)
         return losses, bbox_overlaps(boxes.detach(), targets, is_aligned=True)
 
 
 def flatten_levels(maps: list[Tensor]) -> Tensor:
     """Maps ``(B, C, H, W)`` of all levels to fp32 ``(B, n, C)``."""
-    return torch.cat(
-        [x.flatten(2).transpose(1, 2).float() for x in maps], dim=1
-    )
+    return torch.cat([x.flatten(2).transpose(1, 2).float() for x in maps], 1)
 
 
 @MODELS.register_module()
@@ -320,14 +303,8 @@ class PicoHead(BasePicoHead):
     ``PicoSimOTAAssigner``.
     """
 
-    default_loss_cls = dict(
-        type='mmdet.VarifocalLoss',
-        use_sigmoid=True,
-        alpha=0.75,
-        gamma=2.0,
-        iou_weighted=True,
-        loss_weight=1.0,
-    )
+    # mmdet's defaults: alpha 0.75, gamma 2.
+    default_loss_cls = dict(type='mmdet.VarifocalLoss', use_sigmoid=True)
     default_loss_bbox = dict(type='mmdet.GIoULoss', loss_weight=2.0)
     default_loss_dfl = dict(
         type='mmdet.DistributionFocalLoss', loss_weight=0.25
@@ -389,34 +366,25 @@ class PicoHead(BasePicoHead):
             positive the last two are zero, and still have a gradient.
         """
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            priors, level_sizes = self._priors(cls_scores)
-            logits = flatten_levels(cls_scores)
-            distributions = flatten_levels(bbox_preds)
-            gts = GroundTruth.of_batch(batch_gt_instances)
-            seen = (
-                logits.detach().sigmoid(),
-                self._decode(distributions.detach(), priors),
-                priors,
-                gts,
+            logits, distributions, boxes, priors, level_sizes = (
+                self._loss_inputs(cls_scores, bbox_preds)
             )
+            gts = GroundTruth.of_batch(batch_gt_instances)
+            seen = logits.detach().sigmoid(), boxes, priors
             if hasattr(self.assigner, 'assign_batch'):
                 cells, matched, _ = self.assigner.assign_batch(
-                    *seen, level_sizes
+                    *seen, gts, level_sizes
                 )
             else:
+                ignored = batch_gt_instances_ignore or [None] * len(logits)
                 cells, matched = assign_one_by_one(
-                    self.assigner,
-                    *seen[:3],
-                    batch_gt_instances,
-                    batch_gt_instances_ignore or [None] * len(logits),
+                    self.assigner, *seen, batch_gt_instances, ignored
                 )
-            counts = torch.bincount(
-                cells // len(priors), minlength=len(logits)
-            )
-            has_boxes = counts.new_tensor(
-                [len(gt) > 0 for gt in batch_gt_instances]
-            )
-            num_pos = (counts.clamp(min=1) * has_boxes).sum()
+            images = cells // len(priors)
+            counts = torch.bincount(images, minlength=len(logits))
+            # An image with boxes counts as one positive at least.
+            least = counts.new_tensor([len(g) > 0 for g in batch_gt_instances])
+            num_pos = (counts.clamp(min=1) * least).sum()
 
             logits = logits.flatten(0, 1)
             weights = logits.detach()[cells].sigmoid().amax(dim=1)
@@ -464,15 +432,9 @@ class AlignBranch(BaseModule):
         kaiming = dict(mode='fan_in', distribution='uniform')
         super().__init__(dict(type='Kaiming', layer='Conv2d', **kaiming))
         # A container of torch, or `ConvModule` would undo `init_cfg`.
+        cfg = dict(padding=kernel_size // 2, act_cfg=act_cfg)
         self.layers = nn.Sequential(
-            ConvModule(
-                channels,
-                1,
-                kernel_size,
-                padding=kernel_size // 2,
-                norm_cfg=norm_cfg,
-                act_cfg=act_cfg,
-            ),
+            ConvModule(channels, 1, kernel_size, norm_cfg=norm_cfg, **cfg),
             ConvModule(1, 1, 1, norm_cfg=norm_cfg, act_cfg=None),
         )
 
@@ -499,7 +461,6 @@ class ActivatedVarifocalLoss(nn.Module):
     <https://arxiv.org/abs/2008.13367>`_: the binary cross-entropy of every
     class with its target ``q``, weighted by ``q`` where ``q > 0`` and by
     ``alpha * p ** gamma`` where it is zero. The weight is differentiated too.
-
     At ``p = 0`` and ``p = 1`` torch keeps the loss and its gradient finite.
 
     Args:
@@ -608,9 +569,8 @@ class PicoHeadV2(BasePicoHead):
             num_classes, in_channels, *args, train_cfg=train_cfg, **kwargs
         )
         self.initial_epoch = epoch
-        self.initial_assigner = TASK_UTILS.build(
-            self.train_cfg.initial_assigner
-        )
+        initial_cfg = self.train_cfg.initial_assigner
+        self.initial_assigner = TASK_UTILS.build(initial_cfg)
         for name in ('initial_assigner', 'assigner'):
             if not hasattr(getattr(self, name), 'assign_batch'):
                 raise ValueError(
@@ -635,29 +595,20 @@ class PicoHeadV2(BasePicoHead):
         probabilities in fp32.
         """
         feats = self.extract(x)
-        gated = [se(feat) for se, feat in zip(self.se, feats, strict=True)]
-        cls_scores = [
-            joint_score(conv_cls(mixed), align(feat))
-            for conv_cls, mixed, align, feat in zip(
-                self.conv_cls, gated, self.align, feats, strict=True
-            )
-        ]
-        bbox_preds = [
-            conv(x) for conv, x in zip(self.conv_reg, gated, strict=True)
-        ]
+        cls_scores, bbox_preds = [], []
+        for i, feat in enumerate(feats):
+            mixed, agreement = self.se[i](feat), self.align[i](feat)
+            cls_scores.append(joint_score(self.conv_cls[i](mixed), agreement))
+            bbox_preds.append(self.conv_reg[i](mixed))
         return cls_scores, bbox_preds
 
     def predict_by_feat(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        *args,
-        **kwargs,
+        self, cls_scores: list[Tensor], *args, **kwargs
     ) -> InstanceList:
         """Turn class scores and distances into detections, as the base."""
         # mmdet takes the sigmoid of what it is given.
         logits = [x.float().logit() for x in cls_scores]
-        return super().predict_by_feat(logits, bbox_preds, *args, **kwargs)
+        return super().predict_by_feat(logits, *args, **kwargs)
 
     def loss_by_feat(
         self,
@@ -677,16 +628,12 @@ class PicoHeadV2(BasePicoHead):
         results are those of :meth:`PicoHead.loss_by_feat`.
         """
         with torch.autocast(cls_scores[0].device.type, enabled=False):
-            priors, level_sizes = self._priors(cls_scores)
-            scores = flatten_levels(cls_scores)
-            distributions = flatten_levels(bbox_preds)
+            scores, distributions, boxes, priors, level_sizes = (
+                self._loss_inputs(cls_scores, bbox_preds)
+            )
             gts = GroundTruth.of_batch(batch_gt_instances)
             cells, matched, weights = self.current_assigner().assign_batch(
-                scores.detach(),
-                self._decode(distributions.detach(), priors),
-                priors,
-                gts,
-                level_sizes,
+                scores.detach(), boxes, priors, gts, level_sizes
             )
             scores = scores.flatten(0, 1)
             quality = torch.zeros_like(scores)
@@ -699,12 +646,7 @@ class PicoHeadV2(BasePicoHead):
             return dict(loss_cls=loss_cls, **losses)
 
     def current_assigner(self) -> PicoAssigner:
-        """Return the assigner of the epoch that mmengine's runner is in.
-
-        The runner tells the epoch to mmengine's ``MessageHub``, also when it
-        resumes. Without a runner it is epoch 0.
-        """
+        """Return the assigner of the runner's epoch; without one it is 0."""
         epoch = MessageHub.get_current_instance().get_info('epoch', 0)
-        if epoch < self.initial_epoch:
-            return self.initial_assigner
-        return self.assigner
+        initial = epoch < self.initial_epoch
+        return self.initial_assigner if initial else self.assigner

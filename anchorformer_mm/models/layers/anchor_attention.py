@@ -97,25 +97,15 @@ class BaseAnchorAttention(BaseAttention):
         return self.project(out, v, hw_shape)
 
     def logits_of(self, x: Tensor, k: Tensor) -> Tensor:
-        r"""Pivotal similarities :math:`k_i \cdot u_j / \sqrt d` (eq. 4).
+        r"""Similarities :math:`k_i \cdot u_j / \sqrt d` (eq. 4), (B, h, n, m).
 
-        Scaling the anchors rather than the product keeps the intermediate
-        result within fp16 wherever the result is.
-
-        Args:
-            x: Tokens, shape (B, n, D).
-            k: Keys, shape (B, h, n, d).
-
-        Returns:
-            Tensor: Shape (B, h, n, m).
+        ``x`` are tokens (B, n, D), ``k`` keys (B, h, n, d).
         """
+        # Scaled before the product, which stays within fp16.
         return k @ (self.anchors_of(x) * self.scale).transpose(-2, -1)
 
     def folds(self, n: object) -> bool:
-        """Tell whether n tokens are mixed in the folded order.
-
-        None, or a symbol in a compilation for any size, stands for many.
-        """
+        """Tell whether n tokens are mixed in the folded order."""
         if self.dwc_v is not None or self.order == 'paper':
             return False
         return self.order == 'folded' or folding_pays(
@@ -182,13 +172,9 @@ class AnchorAttention(BaseAnchorAttention):
         check_above_zero(anchor_std=anchor_std)
         self.share_anchors = share_anchors
         self.anchor_std = anchor_std
-        self.anchors = nn.Parameter(
-            torch.empty(
-                1 if share_anchors else num_heads,
-                num_anchors,
-                embed_dims // num_heads,
-            )
-        )
+        shape = (1 if share_anchors else num_heads, num_anchors)
+        channels = embed_dims // num_heads
+        self.anchors = nn.Parameter(torch.empty(*shape, channels))
         self.reset_anchors()
 
     def reset_anchors(self) -> None:
@@ -281,9 +267,8 @@ class QueryAnchorAttention(BaseAnchorAttention):
         q = self.q(x)
         index = q.detach().float().square().sum(-1).topk(m, dim=1).indices
         index = index.sort(dim=1).values.unsqueeze(-1)
-        return self.split_heads(
-            q.gather(1, index.expand(-1, -1, self.embed_dims))
-        )
+        q = q.gather(1, index.expand(-1, -1, self.embed_dims))
+        return self.split_heads(q)
 
 
 def anchor_aggregate(
@@ -368,16 +353,11 @@ def folding_pays(n: object, embed_dims: int, num_heads: int, m: int) -> bool:
 def fold_keys(
     anchors: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Multiply anchors into the projection of the keys.
+    r"""Multiply anchors into the projection of the keys, :math:`U W_K^\top`.
 
-    Args:
-        anchors: U, divided by the root of d, shape (1 or B, 1 or h, m, d).
-        weight: Of the keys' projection, shape (h d, D).
-        bias: Likewise, shape (h d,).
-
-    Returns:
-        tuple: :math:`U W_K^\top`, shape (1 or B, h m, D), and what the bias
-        adds to the logits, shape (1 or B, h m, 1), if there is one.
+    Anchors (1 or B, 1 or h, m, d), divided by the root of d, weight (h d, D)
+    and bias (h d,) give (1 or B, h m, D), and what the bias adds to the
+    logits, (1 or B, h m, 1), if there is one.
     """
     d = anchors.shape[-1]
     logits = anchors @ weight.unflatten(0, (-1, d))
@@ -395,15 +375,9 @@ def folded_attention(
 ) -> Tensor:
     """Mix tokens through anchors in the folded order.
 
-    The softmaxes are those of :func:`.anchor_aggregate`: in the log domain,
-    in fp32 at least, with its guarantees. Tokens come last in logits and
-    weights, as both products with them want it.
-
-    Args:
-        x: Tokens, shape (B, n, D); so is the result.
-        weights: Of h heads.
-        num_heads: Heads h.
-        read_drop: Applied to A where the anchors are read out (dropout).
+    Tokens are (B, n, D); so is the result. The softmaxes and ``read_drop`` are
+    those of :func:`.anchor_aggregate`. Tokens come last in logits and weights,
+    as both products with them want it.
     """
     logits = weights.logit.expand(x.shape[0], -1, -1).bmm(x.transpose(1, 2))
     if weights.logit_bias is not None:
@@ -426,10 +400,7 @@ def gathered_values(
     r"""Tokens gathered by anchors, then projected: :math:`(G^\top X) W_V`.
 
     For each of h heads, with transposed G (B, h, m, n), tokens (B, n, D), and
-    weight (h d, D) and bias (h d,) of the values' projection.
-
-    Returns:
-        Tensor: Shape (h, B m, d).
+    weight (h d, D) and bias (h d,) of the values' projection; (h, B m, d).
     """
     _, h, m, _ = gather.shape
     z = gather.flatten(1, 2).bmm(x).unflatten(1, (h, m))
@@ -480,12 +451,7 @@ class FusedAnchorAttention(nn.Module):
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int] | None = None
     ) -> Tensor:
-        weights = FoldedWeights(
-            self.logit_weight,
-            self.logit_bias,
-            self.value_weight,
-            None,
-            self.out_weight,
-            self.out_bias,
-        )
+        keys = self.logit_weight, self.logit_bias
+        out = self.out_weight, self.out_bias
+        weights = FoldedWeights(*keys, self.value_weight, None, *out)
         return folded_attention(x, weights, self.num_heads)

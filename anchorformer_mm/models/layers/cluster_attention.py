@@ -80,25 +80,18 @@ class ClusterAttention(BaseAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(
-            embed_dims,
-            num_heads,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-        )
+        drops = dict(attn_drop=attn_drop, proj_drop=proj_drop)
+        super().__init__(embed_dims, num_heads, qkv_bias=qkv_bias, **drops)
         check_positive(sr_ratio=sr_ratio, k=k, window_size=window_size)
         if num_clusters is not None:
             check_positive(num_clusters=num_clusters)
         self.sr_ratio = sr_ratio
         self.num_clusters = num_clusters
         self.scales = rising('scales', scales, 1)
-        if num_clusters is None and any(
-            sr_ratio**2 % scale for scale in self.scales
-        ):
+        pixels = sr_ratio**2
+        if num_clusters is None and any(pixels % s for s in self.scales):
             raise ValueError(
-                f'scales must divide sr_ratio**2 = {sr_ratio**2}, got '
-                f'{scales!r}'
+                f'scales must divide sr_ratio**2 = {pixels}, got {scales!r}'
             )
         self.k = k
         self.window_size = window_size
@@ -114,9 +107,8 @@ class ClusterAttention(BaseAttention):
         q = self.split_heads(self.q(x))
         logits = self.importance(x)[..., 0]
         out = torch.zeros_like(q)
-        for project, clusters in zip(
-            self.kv, self.cluster(x, hw_shape), strict=True
-        ):
+        scales = self.cluster(x, hw_shape)
+        for project, clusters in zip(self.kv, scales, strict=True):
             merged, mask = x, None
             if clusters is not None:
                 merged, filled = merge_tokens(x, logits, *clusters)
@@ -140,10 +132,8 @@ class ClusterAttention(BaseAttention):
     ) -> tuple[tuple[Tensor, int] | None, ...]:
         """Cluster the tokens (B, n, D) of a map at every scale.
 
-        Returns:
-            tuple: For each scale the cluster of each token, int64, shape
-            (B, n), and the number of clusters, some of which may be empty;
-            or None where each token is a cluster of its own.
+        For each scale this is the cluster of each token (B, n) and the number
+        of clusters, or None where each token is a cluster of its own.
         """
         n = x.shape[1]
         if hw_shape is not None and prod(hw_shape) != n:
@@ -377,9 +367,8 @@ def merge_tokens(
         p = p / total.where(filled, 1)[rows]
         weighted = at_least_fp32(x).flatten(0, 1) * p[:, None]
         merged = weighted.new_zeros(batch * num_clusters, channels)
-        merged = merged.scatter_add(
-            0, rows[:, None].expand(-1, channels), weighted
-        )
+        index = rows[:, None].expand(-1, channels)
+        merged = merged.scatter_add(0, index, weighted)
     shape = (batch, num_clusters)
     return merged.to(x.dtype).unflatten(0, shape), filled.unflatten(0, shape)
 
@@ -391,17 +380,11 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenWindows:
-    """Equal windows that cover a map; the last ones may reach beyond it.
+    """Equal windows that cover a map; the last ones may reach beyond it."""
 
-    Attributes:
-        hw_shape: Height H and width W of the map, tokens.
-        counts: Windows in height and in width.
-        size: Height and width of a window, tokens.
-    """
-
-    hw_shape: tuple[int, int]
-    counts: tuple[int, int]
-    size: tuple[int, int]
+    hw_shape: tuple[int, int]  # height H and width W of the map, tokens
+    counts: tuple[int, int]  # windows in height and in width
+    size: tuple[int, int]  # height and width of a window, tokens
 
     @classmethod
     def cover(cls, hw_shape: tuple[int, int], side: int) -> 'TokenWindows':
@@ -427,18 +410,12 @@ class TokenWindows:
         """(B windows, tokens of a window, C) -> (B, H W, C)."""
         (rows, columns), (height, width) = self.counts, self.size
         x = x.reshape(-1, rows, columns, height, width, x.shape[2])
-        x = x.transpose(2, 3).reshape(
-            x.shape[0], rows * height, columns * width, -1
-        )
+        x = x.transpose(2, 3)
+        x = x.reshape(x.shape[0], rows * height, columns * width, -1)
         return x[:, : self.hw_shape[0], : self.hw_shape[1]].flatten(1, 2)
 
     def valid(self, x: Tensor) -> Tensor | None:
-        """Mark the tokens of a map (B, H W, C) in its windows.
-
-        Returns:
-            Tensor | None: Bool, shape (B windows, tokens of a window); None
-            if all are of the map.
-        """
+        """Mark tokens (B windows, tokens) of the map; None if all are."""
         if self.overhang == (0, 0):
             return None
         ones = torch.ones_like(x[:, :, :1], dtype=torch.uint8)

@@ -20,24 +20,18 @@ from torch import Tensor
 
 from anchorformer_mm.models.argument_checks import (
     check_above_zero,
+    check_not_negative,
     check_positive,
-    is_number,
 )
 from anchorformer_mm.registry import TASK_UTILS
 
 
 class GroundTruth(NamedTuple):
-    """The ``g`` boxes of a batch.
+    """The ``g`` boxes of a batch."""
 
-    Attributes:
-        boxes: ``(g, 4)``, ``xyxy`` in pixels, fp32.
-        labels: ``(g,)``, their classes.
-        images: ``(g,)``, the image of each.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    images: Tensor
+    boxes: Tensor  # (g, 4), xyxy in pixels, fp32
+    labels: Tensor  # (g,), their classes
+    images: Tensor  # (g,), the image of each
 
     @classmethod
     def of_batch(cls, batch_gt_instances: InstanceList) -> 'GroundTruth':
@@ -55,17 +49,11 @@ class GroundTruth(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """The ``p`` positives of a batch.
+    """The ``p`` positives of a batch."""
 
-    Attributes:
-        cells: ``(p,)``, rising: image times ``n`` plus prior.
-        boxes: ``(p,)``, the box of each, an index into :class:`GroundTruth`.
-        scores: ``(p,)``, the target score of its class.
-    """
-
-    cells: Tensor
-    boxes: Tensor
-    scores: Tensor
+    cells: Tensor  # (p,), rising: image times n plus prior
+    boxes: Tensor  # (p,), the box of each, an index into GroundTruth
+    scores: Tensor  # (p,), the target score of its class
 
 
 class PicoAssigner(BaseAssigner):
@@ -111,11 +99,10 @@ class PicoAssigner(BaseAssigner):
                 ``priors`` ``(n, 4)``, as for :meth:`assign_batch`.
             gt_instances: ``bboxes`` ``(g, 4)`` and ``labels`` ``(g,)``.
             gt_instances_ignore: Not used, as in mmdet's SimOTA: a region to
-                be ignored trains as background.
-            **kwargs: Not used.
+                be ignored trains as background. Nor are others.
 
         Returns:
-            As of mmdet; ``max_overlaps`` are the target scores, or 0.
+            mmdet's; ``max_overlaps`` are the target scores, or 0.
         """
         priors, gt_labels = pred_instances.priors, gt_instances.labels
         levels = priors[:, 2].unique_consecutive(return_counts=True)[1]
@@ -163,13 +150,9 @@ def assign_one_by_one(
 def top_indices(values: Tensor, k: int, largest: bool = True) -> Tensor:
     """Find the top ``k`` of each row, of equals those of lower index.
 
+    Values are fp32 ``(g, n)``, at least 0; all are taken if there are fewer.
     ``topk`` alone breaks ties differently on every device, and a box in the
     middle of four cells is as near to each of them.
-
-    Args:
-        values: ``(g, n)``, at least 0, fp32.
-        k: How many; all if there are fewer.
-        largest: Take the largest, else the smallest.
     """
     n = values.shape[1]
     index = torch.arange(n, device=values.device)
@@ -180,10 +163,9 @@ def top_indices(values: Tensor, k: int, largest: bool = True) -> Tensor:
 
 
 def inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """Tell for points ``(n, 2)`` and boxes ``(g, 4)`` who lies within whom.
+    """Tell ``(g, n)`` which points ``(n, 2)`` are within boxes ``(g, 4)``.
 
-    Returns:
-        bool ``(g, n)``; a point on the border is outside.
+    A point on the border is outside.
     """
     top_left, bottom_right = boxes[:, None, :2], boxes[:, None, 2:]
     return ((points > top_left) & (points < bottom_right)).all(dim=-1)
@@ -194,17 +176,10 @@ def settle(
 ) -> tuple[Tensor, Tensor]:
     """Give every prior that boxes claim to one of them.
 
-    A prior that several boxes claim goes to the box of its image with the
-    largest affinity. As in the original this need not be one that claims it.
-
-    Args:
-        rows: ``(q,)``, the boxes of the claims.
-        columns: ``(q,)``, the priors of the claims.
-        affinity: ``(g, n)``, of any sign.
-        images: ``(g,)``, the image of each box.
-
-    Returns:
-        ``cells`` and ``boxes`` of :class:`Matches`.
+    The box ``rows`` ``(q,)`` claims the prior ``columns`` ``(q,)``. A prior
+    that several boxes claim goes to the box of its image with the largest
+    affinity ``(g, n)``. As in the original this need not be one that claims
+    it. Returns ``cells`` and ``boxes`` of :class:`Matches`.
     """
     n = affinity.shape[1]
     cells, claims, counts = (images[rows] * n + columns).unique(
@@ -217,13 +192,6 @@ def settle(
         rivals = affinity[:, column].where(images[:, None] == image, -inf)
         boxes[contested] = rivals.argmax(dim=0)
     return cells, boxes
-
-
-def check_not_negative(**arguments: float) -> None:
-    """Raise a ValueError that names the first argument not a number >= 0."""
-    for name, value in arguments.items():
-        if not is_number(value) or value < 0:
-            raise ValueError(f'{name} must be a number >= 0, got {value!r}')
 
 
 @TASK_UTILS.register_module()
@@ -257,8 +225,7 @@ class PicoSimOTAAssigner(PicoAssigner):
         ValueError: An argument is out of its range.
     """
 
-    # Added to the cost of a pair whose prior is not both inside the box and
-    # near its centre: such a pair is taken only when nothing else is left.
+    # Such a pair is taken only when nothing else is left.
     penalty = 1e8
 
     def __init__(
@@ -272,12 +239,8 @@ class PicoSimOTAAssigner(PicoAssigner):
     ) -> None:
         check_above_zero(center_radius=center_radius)
         check_positive(candidate_topk=candidate_topk)
-        check_not_negative(
-            iou_weight=iou_weight,
-            vfl_weight=vfl_weight,
-            alpha=alpha,
-            gamma=gamma,
-        )
+        check_not_negative(iou_weight=iou_weight, vfl_weight=vfl_weight)
+        check_not_negative(alpha=alpha, gamma=gamma)
         self.center_radius = center_radius
         self.candidate_topk = candidate_topk
         self.iou_weight = iou_weight
@@ -320,20 +283,11 @@ class PicoSimOTAAssigner(PicoAssigner):
                 scores, candidates, gts, ious, self.alpha, self.gamma
             )
             cost = self.vfl_weight * vfl + self.iou_weight * (1 - gious)
-            # In float64: next to the penalty float32 would round the rest
-            # of the cost to eights.
+            # float32 would round the rest of the cost to eights.
             cost = cost.double() + self.penalty * ~(in_box & near)
             cost = cost.where(eligible, inf)
             ious = ious.where(eligible, 0.0)
-            rows, columns = self._cheapest(ious, cost)
-            cells, matched = settle(rows, columns, -cost, gts.images)
-        return Matches(cells, matched, ious[matched, cells % len(priors)])
 
-    def _cheapest(self, ious: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
-        """The ``k`` cheapest priors of each box, as pairs of index vectors.
-
-        ``ious`` and ``cost`` are ``(g, n)``.
-        """
         most = min(self.candidate_topk, ious.shape[1])
         # In float64, lest rounding decide what the integer part is.
         sums = ious.topk(most, dim=1).values.sum(dim=1, dtype=torch.float64)
@@ -345,8 +299,9 @@ class PicoSimOTAAssigner(PicoAssigner):
         below, tied = cost < limit, cost == limit
         left = k - below.sum(dim=1, keepdim=True)
         taken = below | tied & (tied.cumsum(dim=1) <= left)
-        taken &= cost.isfinite()
-        return taken.nonzero().unbind(dim=1)
+        rows, columns = (taken & cost.isfinite()).nonzero().unbind(dim=1)
+        cells, matched = settle(rows, columns, -cost, gts.images)
+        return Matches(cells, matched, ious[matched, cells % len(priors)])
 
 
 def varifocal_cost(
@@ -357,26 +312,18 @@ def varifocal_cost(
     alpha: float = 0.75,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Varifocal loss of every (box, prior) pair, summed over the classes.
+    """Varifocal loss ``(g, n)`` of pairs, summed over the classes.
 
-    The target of a pair is its IoU at the box's class and zero elsewhere.
-    Only that one class depends on the box, so the sum is a background term
-    of the prior plus a correction: no ``(g, n, num_classes)`` tensor.
-
-    Args:
-        scores: Class probabilities, ``(B, n, num_classes)``.
-        candidates: ``(B, n)``, the priors to compute; others get no
-            meaningful cost.
-        gts: The ``g`` boxes of the batch.
-        ious: Overlaps of these with the predictions, ``(g, n)``.
-        alpha: Weight of the background term.
-        gamma: Exponent of the background term.
+    The target of a pair is its IoU ``(g, n)`` at the box's class and zero
+    elsewhere. Only that one class depends on the box, so the sum is a
+    background term of the prior plus a correction: no tensor of
+    ``(g, n, num_classes)``. Probabilities are ``(B, n, num_classes)``; priors
+    that are no candidates ``(B, n)`` get no meaningful cost.
     """
 
     def log1p(x: Tensor) -> Tensor:
-        # Bounded as in torch's binary cross entropy. That itself takes
-        # several times as long on a CPU, and one probability that is not a
-        # number ends a process on a GPU.
+        # Bounded as in torch's binary cross entropy, which is slower, and
+        # ends a process on a GPU for what is not a number.
         return x.log1p().clamp(min=-100)
 
     def background(p: Tensor) -> Tensor:
@@ -442,28 +389,22 @@ class PicoATSSAssigner(PicoAssigner):
 
         middles = (gts.boxes[:, None, :2] + gts.boxes[:, None, 2:]) / 2
         distances = (centres - middles).square().sum(dim=-1)
-        starts = [sum(level_sizes[:i]) for i in range(len(level_sizes))]
-        levels = distances.split(list(level_sizes), dim=1)
-        candidates = torch.cat(
-            [
-                start + top_indices(level, self.topk, largest=False)
-                for start, level in zip(starts, levels, strict=True)
-            ],
-            dim=1,
-        )
+        nearest, start = [], 0
+        for level in distances.split(list(level_sizes), dim=1):
+            found = top_indices(level, self.topk, largest=False)
+            nearest.append(start + found)
+            start += level.shape[1]
+        candidates = torch.cat(nearest, dim=1)
         ious = overlaps.gather(1, candidates)
         mean = ious.mean(dim=1, keepdim=True)
         # `std` warns about batches without boxes.
         squares = (ious - mean).square().sum(dim=1, keepdim=True)
         threshold = mean + (squares / (ious.shape[1] - 1)).sqrt()
-        positive = (ious > threshold) & inside(centres, gts.boxes).gather(
-            1, candidates
-        )
-
+        within = inside(centres, gts.boxes).gather(1, candidates)
+        positive = (ious > threshold) & within
         rows, order = positive.nonzero().unbind(1)
-        cells, matched = settle(
-            rows, candidates[rows, order], overlaps, gts.images
-        )
+        columns = candidates[rows, order]
+        cells, matched = settle(rows, columns, overlaps, gts.images)
         quality = bbox_overlaps(
             boxes.flatten(0, 1)[cells], gts.boxes[matched], is_aligned=True
         )
@@ -526,9 +467,8 @@ class PicoTaskAlignedAssigner(PicoAssigner):
 
         candidates = top_indices(eligible, self.topk)
         rows, order = (eligible.gather(1, candidates) > 0).nonzero().unbind(1)
-        cells, matched = settle(
-            rows, candidates[rows, order], overlaps, gts.images
-        )
+        columns = candidates[rows, order]
+        cells, matched = settle(rows, columns, overlaps, gts.images)
 
         def largest_of_box(values: Tensor) -> Tensor:
             largest = values.new_zeros(len(gts.boxes))
