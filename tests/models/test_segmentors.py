@@ -26,10 +26,18 @@ def _scope():
     init_default_scope('mmseg')
 
 
-def segmentor(kind, patch_size=8, test_cfg=None, **backbone):
-    """The model of a config of the digits, with 11 classes."""
+def digits_config(kind):
     cfg = Config.fromfile(CONFIGS / f'{kind}_anchorformer_t_digits.py').model
     cfg.data_preprocessor.size = (64, 96)
+    for head in filter(None, [cfg.decode_head, cfg.get('auxiliary_head')]):
+        # mmseg 1.2.2 looks weights of classes up for ignored pixels, too.
+        head.loss_decode.pop('class_weight')
+    return cfg
+
+
+def segmentor(kind, patch_size=8, test_cfg=None, **backbone):
+    """The model of a config of the digits, with 11 classes."""
+    cfg = digits_config(kind)
     cfg.backbone.pop('init_cfg')
     cfg.backbone.update(patch_size=patch_size, img_size=64)
     cfg.backbone.update(backbone)
@@ -41,8 +49,7 @@ def segmentor(kind, patch_size=8, test_cfg=None, **backbone):
 
 def segmentor_on_esnet(kind):
     """One whose maps need no adapter."""
-    cfg = Config.fromfile(CONFIGS / f'{kind}_anchorformer_t_digits.py').model
-    cfg.data_preprocessor.size = (64, 96)
+    cfg = digits_config(kind)
     cfg.backbone, cfg.neck = ESNET, None
     cfg.decode_head.update(in_channels=[96, 192, 384], in_index=[0, 1, 2])
     if kind == 'semfpn':

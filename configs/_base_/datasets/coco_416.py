@@ -1,4 +1,4 @@
-"""COCO 2017 in mmdet's layout, at 416 x 416, with the data settings of PicoDet.
+"""COCO 2017 in mmdet's layout, at 416 x 416, with PicoDet's data settings.
 
 A child for another resolution overrides `train_dataloader.collate_fn.sizes`
 (five squares, 32 px apart, around its own) and the test pipeline's scale.
