@@ -7,6 +7,8 @@ OPS ?=
 PYTEST_ARGS ?=
 # Processes of 2 GB each; a file's tests stay together, for what they share.
 JOBS ?= 2
+# The tests' tensors are small: threads cost more than they bring.
+test: export OMP_NUM_THREADS ?= 1
 
 VENV_onedl := .venv
 VENV_openmmlab := .venv-openmmlab

@@ -322,7 +322,7 @@ def test_absent_data_is_one_message_before_anything_is_built(
         (
             'analysis_tools/summarize_run.py',
             ['.'],
-            'error: no */vis_data/scalars.json',
+            'error: no records in ./*/vis_data/scalars.json',
         ),
     ],
 )

@@ -161,9 +161,18 @@ def test_training_and_prediction(
         assert ((found.scores >= 0) & (found.scores <= 1)).all()
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize('version', ['v1', 'v2'])
-def test_learning_one_image_by_heart(version, runner_says):
+def test_learning_one_image_by_heart(version, runner_says, one_thread):
     """With v2 first by ATSS, then by task alignment."""
+    # So few steps end elsewhere where sums are rounded otherwise.
     model = build_detector(version).train()
     model.init_weights()
     boxes = torch.tensor([[10.0, 12, 50, 60], [60, 30, 90, 90]])
