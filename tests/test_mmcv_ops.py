@@ -61,7 +61,7 @@ def random_boxes(seed: int, count: int, kind: str) -> torch.Tensor:
     if kind == 'rounded':
         boxes = (boxes / 8).round() * 8
     if kind == 'repeated':
-        boxes = boxes[: max(count // 3, 1)].repeat(4, 1)[:count]
+        boxes = boxes[: max(count // 3, 1)].repeat(5, 1)[:count]
     if kind == 'degenerate':
         boxes[::2, 2:] = boxes[::2, :2]
     return boxes

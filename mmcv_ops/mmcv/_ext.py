@@ -24,7 +24,7 @@ BLOCK = 128  # boxes that are compared with all others at once
 
 def __getattr__(name: str):
     """Stand in for an operator that is not here: calling it raises."""
-    if name.startswith('__'):
+    if name.startswith('_'):
         raise AttributeError(name)
 
     def missing(*args, **kwargs):

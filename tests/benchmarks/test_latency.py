@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from functools import partial
 
 import cv2
@@ -76,6 +77,10 @@ def test_passes_take_turns_without_gradients(quick, tmp_path):
     assert [len(result.seconds) for result in results] == [2, 2]
 
 
+@pytest.mark.skipif(
+    shutil.which(os.environ.get('CXX', 'g++')) is None,
+    reason='torch.compile needs a C++ compiler',
+)
 def test_a_network_is_compiled(quick, tmp_path):
     candidates = [latency.Candidate('conv', partial(nn.Conv2d, 3, 2, 1))]
     conditions = [latency.Conditions((4, 4))]
