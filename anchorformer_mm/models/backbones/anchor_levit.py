@@ -48,9 +48,9 @@ from anchorformer_mm.models.argument_checks import (
 )
 from anchorformer_mm.models.layers.anchor_attention import (
     anchor_aggregate,
+    anchor_weights,
     fold_keys,
     gathered_values,
-    log_weights,
 )
 from anchorformer_mm.registry import MODELS
 
@@ -385,8 +385,8 @@ class FusedMapAnchorAttention(MapAnchors):
         batch, height, width, _ = x.shape
         x = x.flatten(1, 2)
         logits = self.logits_of(x, height, width).transpose(-2, -1)
-        log_a = log_weights(logits, dim=-2)
-        gather = log_a.softmax(dim=-1).to(x.dtype)
+        read, gather = anchor_weights(logits, anchors=-2, tokens=-1)
+        gather = gather.to(x.dtype)
         n, m = height * width, self.num_anchors
         weight, bias = self.value_weight, self.value_bias
         if gathering_first_pays(n, self.in_dims, self.value_dims, m):
@@ -395,12 +395,13 @@ class FusedMapAnchorAttention(MapAnchors):
         else:
             v = F.linear(x, weight, bias).unflatten(2, (self.num_heads, -1))
             z = gather @ v.transpose(1, 2)  # (B, h, m, v)
-        log_a = log_a.reshape(*log_a.shape[:-1], height, width)
-        log_a = log_a[..., :: self.stride, :: self.stride]
-        scatter = log_a.flatten(3).exp().to(x.dtype)
-        out = scatter.transpose(-2, -1) @ z  # (B, h, n', v)
+        read = read.reshape(*read.shape[:-1], height, width)
+        read = read[..., :: self.stride, :: self.stride]
+        size = read.shape[-2:]
+        read = read.flatten(3).to(x.dtype)
+        out = read.transpose(-2, -1) @ z  # (B, h, n', v)
         out = self.proj(out.transpose(1, 2).flatten(2))
-        return out.reshape(batch, *log_a.shape[-2:], out.shape[-1])
+        return out.reshape(batch, *size, out.shape[-1])
 
     def logits_of(self, x: Tensor, height: int, width: int) -> Tensor:
         """Biased similarities (B, h, n, m) of tokens (B, n, C) of a map."""

@@ -33,6 +33,9 @@ from anchorformer_mm.models.argument_checks import (
 from anchorformer_mm.models.layers.attention import BaseAttention
 
 ORDERS = ('auto', 'paper', 'folded')
+LOGITS = ('dot', 'standardized')
+# Of the variance of logits over tokens; they are about 0.005 at DeiT's start.
+EPS = 1e-6
 
 
 class BaseAnchorAttention(BaseAttention):
@@ -42,6 +45,14 @@ class BaseAnchorAttention(BaseAttention):
         embed_dims: Channels D of the tokens.
         num_heads: Heads h; must divide ``embed_dims``.
         num_anchors: Anchors m, >= 1. May exceed the number of tokens.
+        logits: ``'dot'``: products of keys and anchors, as in eq. 4.
+            ``'standardized'``: their mean over the n tokens of the image is
+            taken off, anchor by anchor, they are divided by their standard
+            deviation, and multiplied by a learned factor of each head,
+            ``logit_scale``. The keys' common part, for which the anchors
+            would compete first, is then gone, and an anchor tells tokens
+            apart whatever its norm.
+        logit_scale: What the learned factor starts from.
         order: In which order the products are taken; the function and the
             weights are the same. ``'paper'``: keys and values first.
             ``'folded'``: neither. ``'auto'``: of both the one with fewer
@@ -55,6 +66,7 @@ class BaseAnchorAttention(BaseAttention):
     """
 
     input_projection = ('kv', 2)
+    tied = True
 
     def __init__(
         self,
@@ -62,11 +74,15 @@ class BaseAnchorAttention(BaseAttention):
         num_heads: int,
         num_anchors: int = 30,
         *,
+        logits: str = 'dot',
+        logit_scale: float = 1.0,
         order: str = 'auto',
         **kwargs,
     ) -> None:
         super().__init__(embed_dims, num_heads, **kwargs)
         check_positive(num_anchors=num_anchors)
+        check_one_of(LOGITS, logits=logits)
+        check_above_zero(logit_scale=logit_scale)
         check_one_of(ORDERS, order=order)
         if order == 'folded' and self.dwc_v is not None:
             raise ValueError(
@@ -75,23 +91,38 @@ class BaseAnchorAttention(BaseAttention):
             )
         self.num_anchors = num_anchors
         self.order = order
+        self.logit_scale = None
+        if logits == 'standardized':
+            self.logit_scale = nn.Parameter(
+                torch.full((num_heads, 1, 1), float(logit_scale))
+            )
 
     @abstractmethod
     def anchors_of(self, x: Tensor) -> Tensor:
-        """Anchors U for tokens (B, n, D), shape (1 or B, 1 or h, m, d)."""
+        """Anchors U for tokens (B, n, D), shape (1 or B, 1 or h, m, d).
+
+        Where tokens are gathered by anchors of their own, these come first
+        along the third axis, of length 2 m then.
+        """
 
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int] | None = None
     ) -> Tensor:
         if self.folds(x.shape[1]):
             out = folded_attention(
-                x, self.folded_weights(x), self.num_heads, self.attn_drop
+                x,
+                self.folded_weights(x),
+                self.num_heads,
+                self.logit_scale,
+                tied=self.tied,
+                read_drop=self.attn_drop,
             )
             return self.proj_drop(out)
         k, v = self.kv(x).chunk(2, dim=-1)
         out = anchor_aggregate(
             self.logits_of(x, self.split_heads(k)),
             self.split_heads(v),
+            tied=self.tied,
             read_drop=self.attn_drop,
         )
         return self.project(out, v, hw_shape)
@@ -99,17 +130,34 @@ class BaseAnchorAttention(BaseAttention):
     def logits_of(self, x: Tensor, k: Tensor) -> Tensor:
         r"""Similarities :math:`k_i \cdot u_j / \sqrt d` (eq. 4), (B, h, n, m).
 
-        ``x`` are tokens (B, n, D), ``k`` keys (B, h, n, d).
+        Standardized where the layer does so, (B, h, n, 2 m) where it has
+        anchors for gathering. ``x`` are tokens (B, n, D), ``k`` keys (B, h, n,
+        d).
         """
         # Scaled before the product, which stays within fp16.
-        return k @ (self.anchors_of(x) * self.scale).transpose(-2, -1)
+        logits = k @ (self.anchors_of(x) * self.scale).transpose(-2, -1)
+        if self.logit_scale is None:
+            return logits
+        return standardized(logits, self.logit_scale, tokens=-2)
 
     def folds(self, n: object) -> bool:
-        """Tell whether n tokens are mixed in the folded order."""
+        """Tell whether n tokens are mixed in the folded order.
+
+        Never where something else stands in place of a linear layer, such as
+        LoRA's or a quantised one: the folded order reads weights, and does
+        not call ``kv`` and ``proj``. Neither do forward hooks on them run:
+        ``order='paper'`` is for those.
+        """
         if self.dwc_v is not None or self.order == 'paper':
             return False
+        if type(self.kv) is not nn.Linear or type(self.proj) is not nn.Linear:
+            return False
         return self.order == 'folded' or folding_pays(
-            n, self.embed_dims, self.num_heads, self.num_anchors
+            n,
+            self.embed_dims,
+            self.num_heads,
+            self.num_anchors,
+            tied=self.tied,
         )
 
     def folded_weights(self, x: Tensor) -> 'FoldedWeights':
@@ -142,6 +190,9 @@ class AnchorAttention(BaseAnchorAttention):
         num_anchors: Anchors m.
         share_anchors: One d x m matrix for all heads, as in the authors'
             release (default), or one for each head, as the text has it.
+        tied: Whether the same anchors gather from the tokens and are read out
+            (the paper). If not, the weights of gathering are the softmax over
+            tokens of the logits of anchors of their own, ``gather_anchors``.
         anchor_std: Standard deviation of the anchors at initialisation. With
             the release's 0.02 every token starts equally near to all
             anchors, that is, the layer starts as global average pooling; 1.0
@@ -165,26 +216,36 @@ class AnchorAttention(BaseAnchorAttention):
         num_anchors: int = 30,
         *,
         share_anchors: bool = True,
+        tied: bool = True,
         anchor_std: float = 0.02,
         **kwargs,
     ) -> None:
         super().__init__(embed_dims, num_heads, num_anchors, **kwargs)
         check_above_zero(anchor_std=anchor_std)
         self.share_anchors = share_anchors
+        self.tied = tied
         self.anchor_std = anchor_std
         shape = (1 if share_anchors else num_heads, num_anchors)
         channels = embed_dims // num_heads
         self.anchors = nn.Parameter(torch.empty(*shape, channels))
+        self.gather_anchors = None
+        if not tied:
+            self.gather_anchors = nn.Parameter(torch.empty(*shape, channels))
         self.reset_anchors()
 
     def reset_anchors(self) -> None:
         """Draw the anchors anew from a truncated normal distribution."""
         std = self.anchor_std
-        nn.init.trunc_normal_(self.anchors, std=std, a=-2 * std, b=2 * std)
+        for anchors in (self.anchors, self.gather_anchors):
+            if anchors is not None:
+                nn.init.trunc_normal_(anchors, std=std, a=-2 * std, b=2 * std)
 
     def anchors_of(self, x: Tensor) -> Tensor:
-        """Learned anchors, shape (1, 1 or h, m, d), for any ``x``."""
-        return self.anchors.unsqueeze(0)
+        """Learned anchors, shape (1, 1 or h, m or 2 m, d), for any ``x``."""
+        anchors = self.anchors
+        if not self.tied:
+            anchors = torch.cat((self.gather_anchors, anchors), dim=1)
+        return anchors.unsqueeze(0)
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
@@ -196,7 +257,9 @@ class AnchorAttention(BaseAnchorAttention):
         if not self.folds(None):
             return self
         weights = self.folded_weights(self.kv.weight)
-        return FusedAnchorAttention(weights, self.num_heads)
+        return FusedAnchorAttention(
+            weights, self.num_heads, self.logit_scale, tied=self.tied
+        )
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Fit the anchors of a checkpoint, or refuse them.
@@ -205,8 +268,9 @@ class AnchorAttention(BaseAnchorAttention):
         the function stays the same. Another number of anchors has no such
         reading, and loaders that are not strict would go on with random ones.
         """
-        name = f'{prefix}anchors'
-        if name in state_dict:
+        for name in (f'{prefix}anchors', f'{prefix}gather_anchors'):
+            if name not in state_dict:
+                continue
             anchors = state_dict[name]
             if anchors.shape[0] == 1:
                 anchors = anchors.expand(len(self.anchors), -1, -1)
@@ -274,6 +338,8 @@ class QueryAnchorAttention(BaseAnchorAttention):
 def anchor_aggregate(
     logits: Tensor,
     v: Tensor,
+    *,
+    tied: bool = True,
     read_drop: Callable[[Tensor], Tensor] | None = None,
     read_index: Tensor | None = None,
 ) -> Tensor:
@@ -282,17 +348,15 @@ def anchor_aggregate(
     With A = softmax over anchors of the logits and
     :math:`\Delta = diag(\sum_i A_{ij})`, it computes
     :math:`H = A (\Delta^{-1} (A^\top V))` from right to left: O(n m d) time,
-    O(n m) memory, and no n x n matrix.
-
-    It is evaluated in the log domain. With L = log A, the product
-    :math:`\Delta^{-1} A^\top` is the softmax of L over the **tokens**, so
-    nothing is divided, and result and gradient are finite for every finite
-    logit, also where an anchor collects no mass or all of it. The softmaxes
-    run in fp32 (fp64 for fp64 input), whatever dtype the products use.
+    O(n m) memory, and no n x n matrix. Not tied, the second factor is
+    :math:`G^\top V`; see :func:`anchor_weights`.
 
     Args:
-        logits: Pivotal similarities, scaled, shape (..., n, m).
+        logits: Pivotal similarities, scaled, shape (..., n, m), or (..., n,
+            2 m) if not tied.
         v: Values, shape (..., n, d).
+        tied: Whether tokens are gathered and anchors read out by the same
+            logits.
         read_drop: Applied to A where the anchors are read out (dropout).
         read_index: Tokens that read the anchors out, shape (r,), integer:
             these rows of H, in this order. The anchors gather from all
@@ -301,26 +365,60 @@ def anchor_aggregate(
     Returns:
         Tensor: Mixed values, shape (..., n or r, d), dtype of ``v``.
     """
-    log_a = log_weights(logits, dim=-1)
-    gather = log_a.softmax(dim=-2).to(v.dtype)
+    read, gather = anchor_weights(logits, anchors=-1, tokens=-2, tied=tied)
     if read_index is not None:
-        log_a = log_a.index_select(-2, read_index)
-    scatter = log_a.exp().to(v.dtype)
+        read = read.index_select(-2, read_index)
+    read, gather = read.to(v.dtype), gather.to(v.dtype)
     if read_drop is not None:
-        scatter = read_drop(scatter)
-    return scatter @ (gather.transpose(-2, -1) @ v)
+        read = read_drop(read)
+    return read @ (gather.transpose(-2, -1) @ v)
 
 
-def log_weights(logits: Tensor, dim: int) -> Tensor:
-    """Return log A, in fp32 at least; ``dim`` is that of the anchors."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(dtype).log_softmax(dim)
+def anchor_weights(
+    logits: Tensor, *, anchors: int, tokens: int, tied: bool = True
+) -> tuple[Tensor, Tensor]:
+    r"""Weights A of reading anchors out, and G of gathering from tokens.
+
+    A is the softmax of the logits over anchors. Tied, as in the paper,
+    :math:`G = A \Delta^{-1}`, evaluated in the log domain: it is the softmax
+    of log A over the **tokens**, so nothing is divided, and result and
+    gradient are finite for every finite logit, also where an anchor collects
+    no mass or all of it. Not tied, G is the softmax over tokens of the first
+    half of the logits, and A that over anchors of the second.
+
+    Args:
+        logits: With m anchors, or 2 m if not tied, along axis ``anchors``,
+            and n tokens along axis ``tokens``.
+
+    Returns:
+        tuple[Tensor, Tensor]: A and G, with m anchors, in fp32 (fp64 for fp64
+        logits).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if tied:
+        log_a = logits.log_softmax(anchors)
+        return log_a.exp(), log_a.softmax(tokens)
+    gather, read = logits.chunk(2, anchors)
+    return read.softmax(anchors), gather.softmax(tokens)
+
+
+def standardized(logits: Tensor, scale: Tensor, tokens: int) -> Tensor:
+    """Logits of mean 0 and deviation ``scale`` over the tokens, in fp32.
+
+    A single token, or tokens that are all alike, give zeros. Logits are (...,
+    h, m, n) or (..., h, n, m), ``scale`` is (h, 1, 1), ``tokens`` is the axis
+    of length n.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    var, mean = torch.var_mean(logits, tokens, correction=0, keepdim=True)
+    return (logits - mean) * (scale * (var + EPS).rsqrt())
 
 
 class FoldedWeights(NamedTuple):
     """Weights that the folded order multiplies tokens with."""
 
-    logit: Tensor  # anchors times the keys' projection, (1 or B, h m, D)
+    # Of anchors times the keys' projection; m stands for 2 m if not tied.
+    logit: Tensor  # (1 or B, h m, D)
     logit_bias: Tensor | None  # of the keys' bias, (1 or B, h m, 1)
     value: Tensor  # (D, D)
     value_bias: Tensor | None  # (D,)
@@ -328,26 +426,38 @@ class FoldedWeights(NamedTuple):
     out_bias: Tensor  # (D,)
 
 
-def paper_macs(n: int, embed_dims: int, num_heads: int, m: int) -> int:
-    """Multiply-accumulates of n tokens in the paper's order, 3nD² + 3nmD."""
-    return 3 * n * embed_dims * (embed_dims + m)
+def paper_macs(
+    n: int, embed_dims: int, num_heads: int, m: int, *, tied: bool = True
+) -> int:
+    """Multiply-accumulates of n tokens in the paper's order, 3nD² + 3nmD.
+
+    Not tied, 3nD² + 4nmD.
+    """
+    return n * embed_dims * (3 * embed_dims + (4 - tied) * m)
 
 
-def folded_macs(n: int, embed_dims: int, num_heads: int, m: int) -> int:
-    """Multiply-accumulates in the folded order, 3nhmD and 3mD² for weights."""
-    return 3 * m * embed_dims * (n * num_heads + embed_dims)
+def folded_macs(
+    n: int, embed_dims: int, num_heads: int, m: int, *, tied: bool = True
+) -> int:
+    """Multiply-accumulates in the folded order, 3nhmD and 3mD² for weights.
+
+    Not tied, 4nhmD and 4mD².
+    """
+    return (4 - tied) * m * embed_dims * (n * num_heads + embed_dims)
 
 
-def folding_pays(n: object, embed_dims: int, num_heads: int, m: int) -> bool:
+def folding_pays(
+    n: object, embed_dims: int, num_heads: int, m: int, *, tied: bool = True
+) -> bool:
     """Tell whether the folded order has fewer multiply-accumulates.
 
     Where n is no int, such as a symbol in a compilation for any size, nothing
     is compared with it: the answer is that for many tokens.
     """
     if type(n) is not int:
-        return num_heads * m < embed_dims + m
+        n = 1 << 40
     sizes = (n, embed_dims, num_heads, m)
-    return folded_macs(*sizes) < paper_macs(*sizes)
+    return folded_macs(*sizes, tied=tied) < paper_macs(*sizes, tied=tied)
 
 
 def fold_keys(
@@ -371,27 +481,34 @@ def folded_attention(
     x: Tensor,
     weights: FoldedWeights,
     num_heads: int,
+    logit_scale: Tensor | None = None,
+    *,
+    tied: bool = True,
     read_drop: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mix tokens through anchors in the folded order.
 
-    Tokens are (B, n, D); so is the result. The softmaxes and ``read_drop`` are
-    those of :func:`.anchor_aggregate`. Tokens come last in logits and weights,
-    as both products with them want it.
+    Tokens are (B, n, D); so is the result. Weights and ``read_drop`` are those
+    of :func:`.anchor_aggregate`; with ``logit_scale`` logits are
+    :func:`standardized`. Tokens come last in logits and weights, as both
+    products with them want it.
     """
     logits = weights.logit.expand(x.shape[0], -1, -1).bmm(x.transpose(1, 2))
     if weights.logit_bias is not None:
         logits = logits + weights.logit_bias
-    log_a = log_weights(logits.unflatten(1, (num_heads, -1)), dim=2)
-    gather = log_a.softmax(dim=-1).to(logits.dtype)
-    scatter = log_a.exp().to(logits.dtype)
+    dtype = logits.dtype
+    logits = logits.unflatten(1, (num_heads, -1))
+    if logit_scale is not None:
+        logits = standardized(logits, logit_scale, tokens=-1)
+    read, gather = anchor_weights(logits, anchors=-2, tokens=-1, tied=tied)
+    read, gather = read.to(dtype), gather.to(dtype)
     if read_drop is not None:
-        scatter = read_drop(scatter)
+        read = read_drop(read)
     # (h, B m, d), projected to (h, B m, D), and (B, h m, D) for the product.
     z = gathered_values(gather, x, weights.value, weights.value_bias)
     z = z.bmm(weights.out.unflatten(1, (num_heads, -1)).permute(1, 2, 0))
     z = z.unflatten(1, (-1, gather.shape[2])).transpose(0, 1).flatten(1, 2)
-    return weights.out_bias.baddbmm(scatter.flatten(1, 2).transpose(1, 2), z)
+    return weights.out_bias.baddbmm(read.flatten(1, 2).transpose(1, 2), z)
 
 
 def gathered_values(
@@ -424,13 +541,23 @@ class FusedAnchorAttention(nn.Module):
         weights: Copied. Rows of A sum to one, so what a bias of the values
             adds is a constant, and becomes part of the output's bias.
         num_heads: Heads h.
+        logit_scale: Factor of standardized logits, shape (h, 1, 1).
+        tied: Whether the same anchors gather and are read out.
 
     Shape:
         - Input: (B, n, D); output: (B, n, D).
     """
 
-    def __init__(self, weights: FoldedWeights, num_heads: int) -> None:
+    def __init__(
+        self,
+        weights: FoldedWeights,
+        num_heads: int,
+        logit_scale: Tensor | None = None,
+        *,
+        tied: bool = True,
+    ) -> None:
         super().__init__()
+        self.tied = tied
         self.embed_dims = weights.out.shape[0]
         self.num_heads = num_heads
         out_bias = weights.out_bias
@@ -439,6 +566,7 @@ class FusedAnchorAttention(nn.Module):
         for name, weight in (
             ('logit_weight', weights.logit),
             ('logit_bias', weights.logit_bias),
+            ('logit_scale', logit_scale),
             ('value_weight', weights.value),
             ('out_weight', weights.out),
             ('out_bias', out_bias),
@@ -454,4 +582,6 @@ class FusedAnchorAttention(nn.Module):
         keys = self.logit_weight, self.logit_bias
         out = self.out_weight, self.out_bias
         weights = FoldedWeights(*keys, self.value_weight, None, *out)
-        return folded_attention(x, weights, self.num_heads)
+        return folded_attention(
+            x, weights, self.num_heads, self.logit_scale, tied=self.tied
+        )
