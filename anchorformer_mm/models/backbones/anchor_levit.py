@@ -385,7 +385,7 @@ class FusedMapAnchorAttention(MapAnchors):
         batch, height, width, _ = x.shape
         x = x.flatten(1, 2)
         logits = self.logits_of(x, height, width).transpose(-2, -1)
-        read, gather = anchor_weights(logits, anchors=-2, tokens=-1)
+        read, gather = anchor_weights(logits)
         gather = gather.to(x.dtype)
         n, m = height * width, self.num_anchors
         weight, bias = self.value_weight, self.value_bias

@@ -135,10 +135,10 @@ class BaseAnchorAttention(BaseAttention):
         d).
         """
         # Scaled before the product, which stays within fp16.
-        logits = k @ (self.anchors_of(x) * self.scale).transpose(-2, -1)
-        if self.logit_scale is None:
-            return logits
-        return standardized(logits, self.logit_scale, tokens=-2)
+        logits = (self.anchors_of(x) * self.scale) @ k.transpose(-2, -1)
+        if self.logit_scale is not None:
+            logits = standardized(logits, self.logit_scale)
+        return logits.transpose(-2, -1)
 
     def folds(self, n: object) -> bool:
         """Tell whether n tokens are mixed in the folded order.
@@ -365,17 +365,17 @@ def anchor_aggregate(
     Returns:
         Tensor: Mixed values, shape (..., n or r, d), dtype of ``v``.
     """
-    read, gather = anchor_weights(logits, anchors=-1, tokens=-2, tied=tied)
+    read, gather = anchor_weights(logits.transpose(-2, -1), tied=tied)
     if read_index is not None:
-        read = read.index_select(-2, read_index)
+        read = read.index_select(-1, read_index)
     read, gather = read.to(v.dtype), gather.to(v.dtype)
     if read_drop is not None:
         read = read_drop(read)
-    return read @ (gather.transpose(-2, -1) @ v)
+    return read.transpose(-2, -1) @ (gather @ v)
 
 
 def anchor_weights(
-    logits: Tensor, *, anchors: int, tokens: int, tied: bool = True
+    logits: Tensor, *, tied: bool = True
 ) -> tuple[Tensor, Tensor]:
     r"""Weights A of reading anchors out, and G of gathering from tokens.
 
@@ -387,31 +387,33 @@ def anchor_weights(
     half of the logits, and A that over anchors of the second.
 
     Args:
-        logits: With m anchors, or 2 m if not tied, along axis ``anchors``,
-            and n tokens along axis ``tokens``.
+        logits: Tokens last, shape (..., m, n), or (..., 2 m, n) if not tied.
 
     Returns:
-        tuple[Tensor, Tensor]: A and G, with m anchors, in fp32 (fp64 for fp64
-        logits).
+        tuple[Tensor, Tensor]: A and G, both (..., m, n), in fp32 (fp64 for
+        fp64 logits), whatever dtype the products use.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if tied:
-        log_a = logits.log_softmax(anchors)
-        return log_a.exp(), log_a.softmax(tokens)
-    gather, read = logits.chunk(2, anchors)
-    return read.softmax(anchors), gather.softmax(tokens)
+        log_a = logits.log_softmax(-2)
+        return log_a.exp(), log_a.softmax(-1)
+    gather, read = logits.chunk(2, -2)
+    return read.softmax(-2), gather.softmax(-1)
 
 
-def standardized(logits: Tensor, scale: Tensor, tokens: int) -> Tensor:
-    """Logits of mean 0 and deviation ``scale`` over the tokens, in fp32.
+def standardized(logits: Tensor, scale: Tensor) -> Tensor:
+    """Logits of mean 0 and deviation ``scale`` over the n tokens, in fp32.
 
-    A single token, or tokens that are all alike, give zeros. Logits are (...,
-    h, m, n) or (..., h, n, m), ``scale`` is (h, 1, 1), ``tokens`` is the axis
-    of length n.
+    A single token, or tokens that are all alike, give zeros. Logits are
+    (B, h, m, n), ``scale`` is (h, 1, 1).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    var, mean = torch.var_mean(logits, tokens, correction=0, keepdim=True)
-    return (logits - mean) * (scale * (var + EPS).rsqrt())
+    # Groups of one channel: one pass, several times faster than mean and
+    # deviation by themselves.
+    flat = logits.flatten(1, 2)
+    weight = scale.to(logits.dtype).expand(-1, logits.shape[2], 1).flatten()
+    flat = torch.group_norm(flat, flat.shape[1], weight, eps=EPS)
+    return flat.unflatten(1, logits.shape[1:3])
 
 
 class FoldedWeights(NamedTuple):
@@ -499,8 +501,8 @@ def folded_attention(
     dtype = logits.dtype
     logits = logits.unflatten(1, (num_heads, -1))
     if logit_scale is not None:
-        logits = standardized(logits, logit_scale, tokens=-1)
-    read, gather = anchor_weights(logits, anchors=-2, tokens=-1, tied=tied)
+        logits = standardized(logits, logit_scale)
+    read, gather = anchor_weights(logits, tied=tied)
     read, gather = read.to(dtype), gather.to(dtype)
     if read_drop is not None:
         read = read_drop(read)

@@ -16,22 +16,38 @@ from anchorformer_mm.models.layers import (
     anchor_aggregate,
 )
 from anchorformer_mm.models.layers.anchor_attention import (
+    EPS,
     folded_macs,
     paper_macs,
 )
 
+STANDARDIZED = dict(logits='standardized', logit_scale=1.5)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def paper_attention(k, u, v):
+def similarities(k, u, factor):
+    """Equation 4's, (n, m); standardized over tokens if there is a factor."""
+    s = k @ u.T / math.sqrt(k.shape[1])
+    if factor is None:
+        return s
+    deviation = ((s - s.mean(0)).square().mean(0) + EPS).sqrt()
+    return factor * (s - s.mean(0)) / deviation
+
+
+def paper_attention(k, u, v, factor=None, gather=None):
     """Equations 4 and 6 to 12 to the letter; S is formed.
 
     k (n, d), u (m, d), v (n, d), one head; returns H (n, d) and S (n, n).
+    With ``gather`` (m, d), anchors of their own, in place of the chain's
+    second half.
     """
-    similarity = k @ u.T / math.sqrt(k.shape[1])
-    p = similarity.exp() / similarity.exp().sum(1, keepdim=True)
-    delta = torch.diag(p.sum(0))
-    s = p @ torch.linalg.inv(delta) @ p.T
+    p = similarities(k, u, factor).exp()
+    p = p / p.sum(1, keepdim=True)
+    if gather is None:
+        s = p @ torch.linalg.inv(torch.diag(p.sum(0))) @ p.T
+    else:
+        g = similarities(k, gather, factor).exp()
+        s = p @ (g / g.sum(0)).T
     return s @ v, s
 
 
@@ -41,13 +57,22 @@ def paper_layer(layer, x):
     k, v = layer.kv(x).split(layer.embed_dims, dim=-1)
     anchors = layer.anchors_of(x)
     anchors = anchors.expand(x.shape[0], layer.num_heads, -1, -1)
+    gather, factors = anchors, [None] * layer.num_heads
+    if layer.logit_scale is not None:
+        factors = layer.logit_scale.flatten()
+    if not layer.tied:
+        gather, anchors = anchors.chunk(2, dim=2)
     images = []
     for b in range(x.shape[0]):
         heads = []
         for i in range(layer.num_heads):
             cols = slice(i * d, (i + 1) * d)
             out, _ = paper_attention(
-                k[b, :, cols], anchors[b, i], v[b, :, cols]
+                k[b, :, cols],
+                anchors[b, i],
+                v[b, :, cols],
+                factors[i],
+                None if layer.tied else gather[b, i],
             )
             heads.append(out)
         images.append(torch.cat(heads, dim=-1))
@@ -75,8 +100,15 @@ def queries(**kwargs):
         lambda: learned(num_anchors=5, qkv_bias=True),
         lambda: learned(num_anchors=1),
         lambda: learned(num_anchors=40),
+        lambda: learned(num_anchors=5, **STANDARDIZED),
+        lambda: learned(num_anchors=5, tied=False, qkv_bias=True),
+        lambda: learned(num_anchors=5, tied=False, **STANDARDIZED),
+        lambda: learned(
+            num_anchors=5, tied=False, share_anchors=False, **STANDARDIZED
+        ),
         lambda: queries(num_anchors=5),
         lambda: queries(num_anchors=5, select='norm', qkv_bias=True),
+        lambda: queries(num_anchors=5, **STANDARDIZED),
         lambda: queries(num_anchors=40),
     ],
 )
@@ -125,7 +157,7 @@ def test_attention_through_anchors_is_a_markov_chain(n, m, scale, seed):
 @given(n=st.integers(1, 40), seed=st.integers(0, 10**6))
 def test_permuting_tokens_permutes_the_output(n, seed):
     torch.manual_seed(seed)
-    layer = learned(num_anchors=6)
+    layer = learned(num_anchors=6, tied=seed % 2 == 0, **STANDARDIZED)
     x = torch.randn(2, n, 12, dtype=torch.float64)
     order = torch.randperm(n)
     torch.testing.assert_close(
@@ -252,16 +284,17 @@ def results(layer, x, weight):
     m=st.integers(1, 40),
     bias=st.booleans(),
     share=st.booleans(),
-    scale=st.floats(0.1, 30),
+    tied=st.booleans(),
+    logits=st.sampled_from(['dot', 'standardized']),
     seed=st.integers(0, 10**6),
 )
 def test_both_orders_agree_forward_and_backward(
-    layer, batch, n, heads, m, bias, share, scale, seed
+    layer, batch, n, heads, m, bias, share, tied, logits, seed
 ):
     torch.manual_seed(seed)
-    kwargs = dict(num_anchors=m, qkv_bias=bias)
+    kwargs = dict(num_anchors=m, qkv_bias=bias, logits=logits)
     if layer is AnchorAttention:
-        kwargs |= dict(share_anchors=share, anchor_std=scale)
+        kwargs |= dict(share_anchors=share, tied=tied)
     layer = layer(4 * heads, heads, **kwargs).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
@@ -280,29 +313,35 @@ def test_both_orders_agree_forward_and_backward(
     heads=st.integers(1, 12),
     d=st.sampled_from([16, 32, 64]),
     m=st.integers(1, 100),
+    tied=st.booleans(),
 )
-def test_auto_takes_the_cheaper_order(n, heads, d, m):
+def test_auto_takes_the_cheaper_order(n, heads, d, m, tied):
     sizes = (n, heads * d, heads, m)
-    layer = AnchorAttention(heads * d, heads, m)
+    layer = AnchorAttention(heads * d, heads, m, tied=tied)
 
-    assert layer.folds(n) == (folded_macs(*sizes) < paper_macs(*sizes))
+    folded, paper = (f(*sizes, tied=tied) for f in (folded_macs, paper_macs))
+    assert layer.folds(n) == (folded < paper)
 
 
 @pytest.mark.parametrize(
     ('order', 'macs'), [('paper', paper_macs), ('folded', folded_macs)]
 )
+@pytest.mark.parametrize('tied', [True, False])
 @pytest.mark.parametrize('n', [7, 196])
-def test_the_closed_form_is_what_torch_counts(order, macs, n):
-    layer = AnchorAttention(64, 2, 9, order=order)
+def test_the_closed_form_is_what_torch_counts(order, macs, tied, n):
+    layer = AnchorAttention(
+        64, 2, 9, order=order, tied=tied, logits='standardized'
+    )
     with FlopCounterMode(display=False) as counter:
         layer(torch.randn(1, n, 64))
 
-    assert counter.get_total_flops() == 2 * macs(n, 64, 2, 9)
+    assert counter.get_total_flops() == 2 * macs(n, 64, 2, 9, tied=tied)
 
 
 @pytest.mark.parametrize('dynamic', [False, True])
-def test_the_folded_order_compiles_without_a_break(dynamic):
-    layer = AnchorAttention(64, 2, 4)
+@pytest.mark.parametrize('kwargs', [{}, dict(tied=False, **STANDARDIZED)])
+def test_the_folded_order_compiles_without_a_break(dynamic, kwargs):
+    layer = AnchorAttention(64, 2, 4, **kwargs)
     compiled = torch.compile(
         layer, backend='aot_eager', fullgraph=True, dynamic=dynamic
     )
@@ -315,8 +354,16 @@ def test_the_folded_order_compiles_without_a_break(dynamic):
 @pytest.mark.smoke
 @pytest.mark.parametrize('order', ['auto', 'folded'])
 @pytest.mark.parametrize('qkv_bias', [False, True])
-@pytest.mark.parametrize('share_anchors', [False, True])
-def test_a_fused_layer_is_the_same_function(order, qkv_bias, share_anchors):
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(share_anchors=False),
+        dict(tied=False),
+        dict(logits='standardized'),
+        dict(tied=False, share_anchors=False, logits='standardized'),
+    ],
+)
+def test_a_fused_layer_is_the_same_function(order, qkv_bias, kwargs):
     torch.manual_seed(0)
     layer = AnchorAttention(
         32,
@@ -324,9 +371,9 @@ def test_a_fused_layer_is_the_same_function(order, qkv_bias, share_anchors):
         5,
         order=order,
         qkv_bias=qkv_bias,
-        share_anchors=share_anchors,
         anchor_std=1.0,
         attn_drop=0.5,
+        **kwargs,
     ).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
@@ -367,3 +414,58 @@ def test_a_layer_that_is_better_off_as_it_is_stays(kwargs):
     layer = AnchorAttention(32, 2, **kwargs)
 
     assert layer.fuse() is layer
+
+
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_standardized_logits_are_finite_in_every_dtype(tied, dtype):
+    layer = AnchorAttention(
+        32, 2, 5, tied=tied, anchor_std=50.0, logits='standardized'
+    ).to(dtype)
+    for scale in (1, 100):
+        for n in (1, 49):
+            x = (scale * torch.randn(1, n, 32)).to(dtype).requires_grad_()
+            for image in (x, x[:, :1].expand(-1, n, -1)):
+                layer(image).float().square().mean().backward()
+                assert layer(image).isfinite().all()
+                assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('order', ['paper', 'folded'])
+def test_an_image_does_not_depend_on_its_batch(order):
+    layer = learned(num_anchors=5, order=order, tied=False, **STANDARDIZED)
+    x = torch.randn(3, 20, 12).double()
+    torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
+
+
+@pytest.mark.parametrize('order', ['paper', 'folded'])
+def test_what_all_tokens_share_has_no_part_in_standardized_logits(order):
+    layer = learned(num_anchors=5, order=order, **STANDARDIZED)
+    x = torch.randn(1, 20, 12).double()
+    common = torch.randn(1, 1, 12).double()
+    # Values carry it, and rows of the weights sum to one.
+    moved = layer(x + common) - layer(x)
+    torch.testing.assert_close(moved, moved[:, :1].expand_as(moved))
+
+
+class Replacement(torch.nn.Module):
+    """A wrapper in place of a linear layer, as LoRA's are."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear, self.calls = linear, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x)
+
+
+@pytest.mark.parametrize('n', [20, 196])
+@pytest.mark.parametrize('name', ['kv', 'proj'])
+def test_what_replaces_a_linear_layer_is_called(n, name):
+    layer = AnchorAttention(96, 3, 8).double()
+    x = torch.randn(1, n, 96).double()
+    expected = layer(x)
+    setattr(layer, name, Replacement(getattr(layer, name)))
+    torch.testing.assert_close(layer(x), expected)
+    assert getattr(layer, name).calls == 1
