@@ -52,7 +52,8 @@ _KINDS = {
     r'(^|\.)ln[12]\.': 'norms',
     r'\.ffn\.': 'MLPs',
     r'_token$': 'class tokens',
-    r'\.attn\.anchors$': 'anchors',
+    r'\.attn\.(gather_)?anchors$': 'anchors',
+    r'\.attn\.logit_scale$': 'factors of the logits',
 }
 
 
@@ -498,6 +499,8 @@ def convert_attention(
             if b_k is not None:
                 b_k = b_k.unflatten(0, (len(centroids), -1, 1))
                 b_k = (bases @ b_k).flatten()
+        if not attn.tied:
+            state['gather_anchors'] = state['anchors']
         add('made', 'anchors', state['anchors'])
     state['kv.weight'] = torch.cat((w_k, w_v))
     add('carried', 'output projections', *projection)

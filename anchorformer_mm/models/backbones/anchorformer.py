@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.transformer import PatchEmbed
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -59,8 +59,8 @@ class AnchorFormer(BaseModule):
             picked among the queries (figure 3a), or ``'vanilla'`` attention.
         num_anchors: Anchors m of every layer, or one number a layer.
         attn_cfg: Further arguments of the attention, such as
-            ``share_anchors``, ``anchor_std``, ``dwc_v``, ``qkv_bias``; see
-            :mod:`anchorformer_mm.models.layers`.
+            ``logits``, ``tied``, ``share_anchors``, ``logit_std``, ``dwc_v``,
+            ``qkv_bias``; see :mod:`anchorformer_mm.models.layers`.
         out_indices: Layers whose output is returned, ascending; negative ones
             count from the end.
         out_type: What is returned of a layer:
@@ -175,7 +175,7 @@ class AnchorFormer(BaseModule):
         heads = self.arch_settings['num_heads']
         hidden = self.arch_settings['feedforward_channels']
         attn_cfg = attn_cfg or {}
-        self.layers = nn.ModuleList(
+        self.layers = ModuleList(
             TransformerBlock(
                 build_attention(
                     attention, self.embed_dims, heads, m, **attn_cfg

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, ModuleList, Sequential
 from torch import Tensor, nn
 
 from anchorformer_mm.models.argument_checks import (
@@ -186,7 +186,8 @@ class ESNet(StagedBackbone):
             ),
             nn.MaxPool2d(3, stride=2, padding=1),
         )
-        self.assemble(stem, (self.build_stage(i) for i in range(3)))
+        # mmengine's list, which asks the anchors for their initialisation.
+        self.assemble(stem, ModuleList(self.build_stage(i) for i in range(3)))
 
     def build_stage(self, index: int) -> nn.Module:
         """Build stage ``index``: a stride-2 block, then stride-1 blocks."""
@@ -269,7 +270,7 @@ class AnchorStage(BaseModule):
                 embed_dims, embed_dims, 3, padding=1, groups=embed_dims
             )
         drop_path_rates = np.linspace(0, drop_path_rate, depth).tolist()
-        self.blocks = nn.ModuleList(
+        self.blocks = ModuleList(
             TransformerBlock(
                 build_attention(
                     attention, embed_dims, num_heads, num_anchors, **attn_cfg
@@ -329,9 +330,7 @@ class AnchorESNet(ESNet):
             return super().build_stage(index)
         width = self.widths[index]
         cfg = dict(num_heads=max(width // 64, 1)) | self.stage_cfg
-        return nn.Sequential(
-            self.build_entry(index), AnchorStage(width, **cfg)
-        )
+        return Sequential(self.build_entry(index), AnchorStage(width, **cfg))
 
 
 def _are_three(values: object, is_right: Callable) -> bool:

@@ -193,10 +193,13 @@ class AnchorAttention(BaseAnchorAttention):
         tied: Whether the same anchors gather from the tokens and are read out
             (the paper). If not, the weights of gathering are the softmax over
             tokens of the logits of anchors of their own, ``gather_anchors``.
-        anchor_std: Standard deviation of the anchors at initialisation. With
-            the release's 0.02 every token starts equally near to all
-            anchors, that is, the layer starts as global average pooling; 1.0
-            starts with distinct anchors.
+        logit_std: Standard deviation of the logits at initialisation, over
+            tokens of mean 0 and variance 1: anchors are scaled to it, by the
+            keys' weights as they are initialised. Near 0 every token is
+            equally near to all anchors, the layer is global average pooling
+            and its anchors have almost no gradient.
+        anchor_std: In place of ``logit_std``, the standard deviation of the
+            anchors themselves, which means something else at each width.
         **kwargs: See :class:`BaseAnchorAttention`.
 
     Raises:
@@ -217,13 +220,17 @@ class AnchorAttention(BaseAnchorAttention):
         *,
         share_anchors: bool = True,
         tied: bool = True,
-        anchor_std: float = 0.02,
+        logit_std: float = 1.0,
+        anchor_std: float | None = None,
         **kwargs,
     ) -> None:
         super().__init__(embed_dims, num_heads, num_anchors, **kwargs)
-        check_above_zero(anchor_std=anchor_std)
+        check_above_zero(logit_std=logit_std)
+        if anchor_std is not None:
+            check_above_zero(anchor_std=anchor_std)
         self.share_anchors = share_anchors
         self.tied = tied
+        self.logit_std = logit_std
         self.anchor_std = anchor_std
         shape = (1 if share_anchors else num_heads, num_anchors)
         channels = embed_dims // num_heads
@@ -231,14 +238,32 @@ class AnchorAttention(BaseAnchorAttention):
         self.gather_anchors = None
         if not tied:
             self.gather_anchors = nn.Parameter(torch.empty(*shape, channels))
-        self.reset_anchors()
-
-    def reset_anchors(self) -> None:
-        """Draw the anchors anew from a truncated normal distribution."""
-        std = self.anchor_std
+        std = anchor_std or 1.0
         for anchors in (self.anchors, self.gather_anchors):
             if anchors is not None:
                 nn.init.trunc_normal_(anchors, std=std, a=-2 * std, b=2 * std)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Scale the anchors to ``logit_std``, by the keys' weights.
+
+        mmengine calls it after it has drawn these, and before it loads a
+        checkpoint.
+        """
+        if self.anchor_std is not None:
+            return
+        key = self.kv.weight[: self.embed_dims].unflatten(
+            0, (self.num_heads, -1)
+        )
+        for anchors in (self.anchors, self.gather_anchors):
+            if anchors is None:
+                continue
+            logits = (anchors * self.scale) @ key  # of unit tokens, (h, m, D)
+            std = logits.square().sum(-1, keepdim=True)
+            if self.share_anchors:
+                std = std.mean(0, keepdim=True)
+            anchors.mul_(self.logit_std / std.sqrt())
 
     def anchors_of(self, x: Tensor) -> Tensor:
         """Learned anchors, shape (1, 1 or h, m or 2 m, d), for any ``x``."""

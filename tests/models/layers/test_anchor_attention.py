@@ -469,3 +469,21 @@ def test_what_replaces_a_linear_layer_is_called(n, name):
     setattr(layer, name, Replacement(getattr(layer, name)))
     torch.testing.assert_close(layer(x), expected)
     assert getattr(layer, name).calls == 1
+
+
+@pytest.mark.parametrize('share_anchors', [True, False])
+@pytest.mark.parametrize('std', [0.02, 0.3])
+def test_logits_start_with_the_deviation_asked_for(share_anchors, std):
+    layer = AnchorAttention(
+        96, 3, 8, logit_std=0.7, tied=False, share_anchors=share_anchors
+    )
+    torch.nn.init.normal_(layer.kv.weight, std=std)
+    layer.init_weights()
+    x = torch.randn(1, 20_000, 96)
+    k = layer.split_heads(layer.kv(x)[..., :96])
+    # Shared anchors meet each head's keys: equal in the mean of the heads.
+    variance = layer.logits_of(x, k).var(2).mean(1)
+    assert variance.shape == (1, 16)
+    torch.testing.assert_close(
+        variance.sqrt(), torch.full((1, 16), 0.7), rtol=0.03, atol=0
+    )

@@ -62,7 +62,10 @@ COMMON = dict(
 ANCHORS = COMMON | dict(num_anchors=COUNTS, order=('fast', None, 1))
 BAD = {
     SelfAttention: COMMON,
-    AnchorAttention: ANCHORS | dict(anchor_std=(0, -1.0, NAN, '1', None)),
+    AnchorAttention: ANCHORS
+    | dict(
+        anchor_std=(0, -1.0, NAN, '1'), logit_std=(0, -1.0, NAN, '1', None)
+    ),
     QueryAnchorAttention: ANCHORS | dict(select=('kmeans', None)),
     ClusterAttention: COMMON
     | dict(
