@@ -14,6 +14,7 @@ from mmseg.registry import MODELS as SEGMENT
 from torch import nn
 
 from anchorformer_mm.deployment.networks import make_traceable
+from anchorformer_mm.models.layers import AnchorAttention
 
 COLUMN = dict(
     embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=60
@@ -48,7 +49,12 @@ SMALL = dict(
     ),
     ESNet=(dict(arch=WIDTHS), (16, 32, 64), (8, 16, 32)),
     AnchorESNet=(
-        dict(arch=WIDTHS, stage_cfg=dict(num_heads=2, num_anchors=5)),
+        dict(
+            arch=WIDTHS,
+            stage_cfg=dict(
+                num_heads=2, num_anchors=5, tied=False, logits='standardized',
+            ),
+        ),
         (16, 32, 64),
         (8, 16, 32),
     ),
@@ -347,3 +353,20 @@ def test_bad_arguments_are_named_with_their_value(name):
 def test_bad_parts_of_arguments_are_named(name, kwargs, words):
     with pytest.raises(ValueError, match=words):
         build(name, **kwargs)
+
+
+@pytest.mark.parametrize('name', ['AnchorFormer', 'AnchorESNet'])
+def test_anchors_are_scaled_to_the_weights_as_they_are_initialised(name):
+    net = build(name)
+    net.init_weights()
+    layers = [m for m in net.modules() if isinstance(m, AnchorAttention)]
+    assert layers
+    for layer in layers:
+        keys = layer.kv.weight[: layer.embed_dims]
+        torch.testing.assert_close(
+            keys.std(), torch.tensor(0.02), rtol=0.2, atol=0
+        )
+        x = torch.randn(1, 2000, layer.embed_dims)
+        k = layer.split_heads(layer.kv(x)[..., : layer.embed_dims])
+        logits = k @ (layer.anchors_of(x) * layer.scale).transpose(-2, -1)
+        assert 0.8 < logits.var(2).mean().sqrt() < 1.2
