@@ -140,6 +140,22 @@ class BaseAnchorAttention(BaseAttention):
             logits = standardized(logits, self.logit_scale)
         return logits.transpose(-2, -1)
 
+    def weights_of(
+        self, x: Tensor, hw_shape: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What tokens (B, n, D) have to do with the anchors, to look at.
+
+        Returns:
+            tuple[Tensor, Tensor, Tensor]: Logits of reading anchors out, A
+            (sums to 1 over the m anchors) and G (over the n tokens), each of
+            shape (B, h, n, m).
+        """
+        k = self.split_heads(self.kv(x).chunk(2, dim=-1)[0])
+        logits = self.logits_of(x, k).transpose(-2, -1)
+        read, gather = anchor_weights(logits, tied=self.tied)
+        logits = logits[..., -read.shape[-2] :, :]
+        return tuple(t.transpose(-2, -1) for t in (logits, read, gather))
+
     def folds(self, n: object) -> bool:
         """Tell whether n tokens are mixed in the folded order.
 
