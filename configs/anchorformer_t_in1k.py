@@ -15,5 +15,5 @@ model = dict(
 )
 
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'.anchors': dict(decay_mult=0.0)})
+    paramwise_cfg=dict(custom_keys={'anchors': dict(decay_mult=0.0)})
 )

@@ -9,5 +9,5 @@ model = dict(
 )
 # The schedule spares LeViT's `.attention_biases`, and thereby ours.
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'.anchors': dict(decay_mult=0.0)})
+    paramwise_cfg=dict(custom_keys={'anchors': dict(decay_mult=0.0)})
 )

@@ -12,6 +12,7 @@ optim_wrapper = dict(
         bias_decay_mult=0.0,
         custom_keys={
             'anchors': dict(decay_mult=0.0),
+            'logit_scale': dict(decay_mult=0.0),
             'cls_token': dict(decay_mult=0.0),
             'pos_embed': dict(decay_mult=0.0),
         },

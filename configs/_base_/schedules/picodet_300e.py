@@ -18,6 +18,7 @@ optim_wrapper = dict(
         custom_keys={
             'neck': dict(decay_mult=1.0),
             'anchors': dict(decay_mult=0.0),
+            'logit_scale': dict(decay_mult=0.0),
             'cls_token': dict(decay_mult=0.0),
             'pos_embed': dict(decay_mult=0.0),
         },

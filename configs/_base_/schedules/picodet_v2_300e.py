@@ -13,6 +13,7 @@ optim_wrapper = dict(
             'neck.extra': dict(decay_mult=1.0),
             'bbox_head.align': dict(decay_mult=1.0),
             'anchors': dict(decay_mult=0.0),
+            'logit_scale': dict(decay_mult=0.0),
             'cls_token': dict(decay_mult=0.0),
             'pos_embed': dict(decay_mult=0.0),
         },
