@@ -123,12 +123,17 @@ def run_tests(
     from mmengine.utils import ProgressBar
 
     class Progress(Hook):
+        def before_test(self, *args, **kwargs) -> None:
+            # Weights are loaded by now; an error has its own line.
+            if not bar.completed:
+                bar.start()
+
         def after_test_iter(self, *args, **kwargs) -> None:
             bar.update()
 
     batches = len(changes) * len(runner.test_dataloader)
     if is_main_process():
-        bar = ProgressBar(batches, file=sys.stderr)
+        bar = ProgressBar(batches, start=False, file=sys.stderr)
         runner.register_hook(Progress())
     metrics = {}
     for key, parts in changes.items():
