@@ -273,13 +273,9 @@ class TestAnchorStatistics:
             np.testing.assert_allclose(found[key], values, 0.1, 0.02)
 
     def test_what_is_compiled_is_watched_too(self, train):
-        torch.manual_seed(0)
-        _, expected, _ = train(Attends())
-        torch.manual_seed(0)
         cfg = Config(dict(compile=dict(backend='eager')))
-        runner, found, told = train(Attends(), cfg=cfg)
-        assert found.keys() == expected.keys()
-        assert len(told) == 2
+        _, found, told = train(Attends(), cfg=cfg)
+        assert len(found) == 3 * 5 and len(told) == 2
 
     def test_a_model_without_anchors_is_told(self, train):
         runner, found, told = train(Attends(anchors=False))
