@@ -9,9 +9,9 @@ scales. Laid out over the image, the clusters show what is told apart.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,15 @@ import torch
 from matplotlib.colors import hsv_to_rgb
 from torch import Tensor, nn
 
+from anchorformer_mm.analysis.anchor_state import (
+    anchor_figures,
+    anchor_layers,
+    in_words,
+    tell_tokens_apart,
+    watch_weights,
+)
 from anchorformer_mm.analysis.pictures import (
+    LegendEntry,
     Panel,
     cell_size,
     draw_panels,
@@ -34,6 +42,9 @@ from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 
 ORDERS = ('contrast', 'mass')
+# Weights are coloured from an even share, 1 / m, over 8 to 8 times that, in
+# every picture: a scale of its own would make noise look like attention.
+_OCTAVES = 3
 # Grey in place of a picture; pictures beside each other; px of a cluster map.
 _NOTHING, _COLUMNS, _CELL = 235, 4, 336
 
@@ -48,11 +59,21 @@ class AnchorWeights:
             (B, h, n, m); sums to 1 over the anchors.
         grid: Height and width (H, W) of the map whose tokens, row by row, are
             the last of the n.
+        figures: Of each head, from :func:`.anchor_figures`.
     """
 
     name: str
     weights: Tensor
     grid: tuple[int, int]
+    figures: Mapping[str, Tensor]
+
+    def state(self, head: int | None = None) -> dict[str, float]:
+        """Figures of a head, or None for their means."""
+        chosen = slice(None) if head is None else head
+        return {
+            name: float(values[chosen].mean())
+            for name, values in self.figures.items()
+        }
 
     def maps(self, head: int | None = None, image: int = 0) -> np.ndarray:
         """Lay out what each anchor collects, shape (m, H, W).
@@ -109,10 +130,12 @@ class TokenClusters:
         return re.sub(r'(^|\.)\d+(\.\D[^.]*)*$', '', self.name)
 
 
-_TAKES_PART = dict(
-    anchors=lambda layer: callable(getattr(layer, 'logits_of', None)),
-    clusters=lambda layer: isinstance(layer, ClusterAttention),
-)
+def _cluster_layers(model: nn.Module) -> dict[str, nn.Module]:
+    layers = model.named_modules()
+    return {n: m for n, m in layers if isinstance(m, ClusterAttention)}
+
+
+_LAYERS = dict(anchors=anchor_layers, clusters=_cluster_layers)
 
 
 def maps_of(model: nn.Module) -> str:
@@ -121,12 +144,12 @@ def maps_of(model: nn.Module) -> str:
     Raises:
         UsageError: They make neither.
     """
-    for kind, takes_part in _TAKES_PART.items():
-        if any(map(takes_part, model.modules())):
+    for kind, layers_of in _LAYERS.items():
+        if layers_of(model):
             return kind
     raise UsageError(
         'the model has neither anchors nor clusters to draw: no layer has a '
-        'method logits_of or is a ClusterAttention'
+        'method weights_of or is a ClusterAttention'
     )
 
 
@@ -135,11 +158,10 @@ def collect_anchor_weights(
 ) -> list[AnchorWeights]:
     """Run a model once and keep A of every anchor attention in it.
 
-    A layer takes part if it has a method ``logits_of`` that gives the
-    similarities of tokens and anchors, (B, h, n, m), and takes tokens and
-    their ``hw_shape``, or a map (B, H, W, C). What is kept is what the method
-    gave to the layer. The model is left as it was, whatever happens. The list
-    is in the order in which the layers ran.
+    A layer takes part if it has a method ``weights_of``, see
+    :func:`.anchor_layers`, and takes tokens and their ``hw_shape``, or a map
+    (B, H, W, C). The model is left as it was, whatever happens. The list is
+    in the order in which the layers ran.
 
     Raises:
         UsageError: The model has no such layer, none of them ran, or one was
@@ -165,8 +187,7 @@ def _collect(
     kwargs: dict,
 ) -> list[Any]:
     """Run a model; ``watch`` stores what a layer makes under its name."""
-    takes_part = _TAKES_PART[kind]
-    layers = {n: m for n, m in model.named_modules() if takes_part(m)}
+    layers = _LAYERS[kind](model)
     if not layers:
         raise UsageError(f'no layer of the model has {kind} to draw')
     found = {}
@@ -194,27 +215,12 @@ def _watch_anchors(
     found: dict[str, AnchorWeights],
     stack: ExitStack,
 ) -> None:
-    logits = []
-    logits_of = layer.logits_of
+    def keep(weights, x, hw_shape=None):
+        grid = _grid_of(name, x.shape[1:3] if x.ndim == 4 else hw_shape)
+        figures = {k: v.cpu() for k, v in anchor_figures(*weights).items()}
+        found[name] = AnchorWeights(name, weights[1].cpu(), grid, figures)
 
-    def keep(*args, **kwargs):
-        logits[:] = [logits_of(*args, **kwargs)]
-        return logits[0]
-
-    def record(layer, args, kwargs, output):
-        shape = args[1] if len(args) > 1 else kwargs.get('hw_shape')
-        if args[0].ndim == 4:
-            shape = args[0].shape[1:3]
-        grid = _grid_of(name, shape)
-        dtype = torch.promote_types(logits[0].dtype, torch.float32)
-        weights = logits[0].to(dtype).softmax(dim=-1).cpu()
-        found[name] = AnchorWeights(name, weights, grid)
-
-    if hasattr(layer, 'order'):
-        # The folded order has no keys that could be told from the rest.
-        stack.enter_context(patch.object(layer, 'order', 'paper'))
-    stack.enter_context(patch.object(layer, 'logits_of', keep))
-    stack.enter_context(layer.register_forward_hook(record, with_kwargs=True))
+    stack.enter_context(watch_weights(layer, keep))
 
 
 def _watch_clusters(
@@ -311,9 +317,11 @@ def draw_anchor_maps(
 ) -> None:
     """Draw the share of each token that an anchor collects, as heat maps.
 
-    A row is a layer and a head, a column an anchor. Colours go from the least
-    share on a map to its greatest; the caption tells both, and the anchor's
-    share of the mass, that is, its mean share of a patch.
+    A row is a layer and a head, a column an anchor. One scale of colours holds
+    for all: from an eighth of an even share, 1 / m, to eight times that. The
+    caption tells the least and the greatest share, and the anchor's share of
+    the mass, that is, its mean share of a patch. A row begins with its figures
+    (:func:`.anchor_figures`), in red if the anchors tell no tokens apart.
 
     Args:
         image: As the model sees it, RGB, uint8, shape (h, w, 3).
@@ -335,20 +343,20 @@ def draw_anchor_maps(
     rows = list(_rows(layers, heads))
     cell = cell_size(len(rows), num_anchors + 1)
     sheet = []
-    for title, maps in rows:
+    for first, maps in rows:
         shares = maps.mean(axis=(1, 2))
         low, high = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))
         rank = high - low if order == 'contrast' else shares
-        panels = [Panel(fit(image, cell), title)]
+        panels = [replace(first, image=fit(image, cell))]
         for j in np.argsort(-rank, kind='stable')[:num_anchors]:
-            heat = (maps[j] - low[j]) / max(high[j] - low[j], 1e-6)
+            heat = (_octaves(maps[j], len(maps)) + 1) / 2
             heat = enlarge(heat, input_size, image.shape[:2])
             overlay = fit(_heat_overlay(image, heat), cell)
             caption = f'anchor {j}: {shares[j]:.1%} of the mass\n'
             caption += f'a patch gives {low[j]:.1%} to {high[j]:.1%}'
             panels.append(Panel(overlay, caption))
         sheet.append(panels)
-    draw_panels(sheet, path)
+    draw_panels(sheet, path, legend=_scale_legend())
 
 
 def draw_assignment(
@@ -361,40 +369,74 @@ def draw_assignment(
 ) -> None:
     """Draw every patch in the colour of the anchor with its greatest share.
 
-    An anchor has the same colour in every picture. Below stand the anchors
-    that have most patches, and their part of them. The rest is as for
+    An anchor has the same colour in every picture, which fades to grey where
+    its share is but an even one, 1 / m. Below stand the anchors that have most
+    patches, and their part of them. The rest is as for
     :func:`draw_anchor_maps`.
     """
     rows = list(_rows(layers, heads))
     columns = min(_COLUMNS, len(rows) + 1)
     cell = cell_size(len(rows) // columns + 1, columns)
     panels = [Panel(fit(image, cell), 'input')]
-    for title, maps in rows:
+    for first, maps in rows:
         colours = anchor_colours(len(maps))
         best = maps.argmax(axis=0)
-        picture = enlarge(
-            colours[best], input_size, image.shape[:2], smooth=False
-        )
+        strength = _octaves(maps.max(axis=0), len(maps))[..., None]
+        picture = _NOTHING + strength * (colours[best] - float(_NOTHING))
+        picture = np.uint8(np.round(picture))
+        picture = enlarge(picture, input_size, image.shape[:2], smooth=False)
         count = np.bincount(best.ravel(), minlength=len(maps))
         used = np.argsort(-count, kind='stable')[: np.count_nonzero(count)]
-        caption = f'{title}\n{len(used)} of {len(maps)} anchors lead'
+        caption = f'{first.title}\n{len(used)} of {len(maps)} anchors lead'
         shares = count / best.size
         legend = [(f'{j}: {shares[j]:.0%}', colours[j]) for j in used[:6]]
         picture = fit(picture, cell, smooth=False)
-        panels.append(Panel(picture, caption, legend=legend))
+        panels.append(
+            replace(first, image=picture, title=caption, legend=legend)
+        )
     starts = range(0, len(panels), columns)
     draw_panels([panels[i : i + columns] for i in starts], path)
 
 
 def _rows(
     layers: dict[int, AnchorWeights], heads: Sequence[int] | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Title and maps (m, H, W) of each layer and head."""
+) -> Iterator[tuple[Panel, np.ndarray]]:
+    """Title, yet without a picture, and maps (m, H, W), by layer and head."""
     for i, layer in layers.items():
         for head in (None,) if heads is None else heads:
             of = 'mean of heads' if head is None else f'head {head}'
             name = layer.name.removesuffix('.attn')
-            yield f'layer {i}, {of}\n{name}', layer.maps(head)
+            maps, state = layer.maps(head), layer.state(head)
+            title = f'layer {i}, {of}\n{name}\n{in_words(state)}\n'
+            title += f'dead {state["dead"]:.0%}, '
+            title += f"logits' deviation {state['deviation']:.2f}"
+            alive = tell_tokens_apart(state)
+            if not alive:
+                title += '\nthese anchors do not tell tokens apart'
+            colour = 'black' if alive else 'red'
+            yield Panel(np.empty((0, 0, 3)), title, colour), maps
+
+
+def _octaves(shares: np.ndarray, count: int) -> np.ndarray:
+    """Shares over an even one, 1 / count, on the scale of all pictures.
+
+    From -1, an eighth or less, over 0, even, to 1, eight times or more.
+    """
+    octaves = np.log2(np.maximum(shares * count, 1e-6)) / _OCTAVES
+    return np.clip(octaves, -1, 1)
+
+
+def _scale_legend() -> list[LegendEntry]:
+    labels = {
+        0: '1/8 of an even share or less',
+        1 / 3: '1/2',
+        1 / 2: 'an even share: 1 / anchors',
+        2 / 3: '2 times',
+        1: '8 times or more',
+    }
+    grey = np.full((1, len(labels), 3), 128, np.uint8)
+    colours = _heat_overlay(grey, np.array([[*labels]]))[0]
+    return list(zip(labels.values(), colours, strict=True))
 
 
 def anchor_colours(count: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,19 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn.parallel import DistributedDataParallel
 
+from anchorformer_mm.analysis.anchor_state import (
+    anchor_figures,
+    anchor_layers,
+    are_uniform,
+    in_words,
+    tell_tokens_apart,
+    watch_weights,
+)
 from anchorformer_mm.engine.resume import (
     INTERRUPTED,
     LAST_CHECKPOINT,
@@ -336,3 +347,86 @@ class PredictionFilesHook(Hook):
                     out_file=str(Path(self.pictures, name)),
                     **self.drawing,
                 )
+
+
+@HOOKS.register_module()
+class AnchorStatisticsHook(Hook):
+    """Log the state of the anchors of every layer.
+
+    Scalars are ``anchors/LAYER/FIGURE``, with the figures of
+    :func:`~anchorformer_mm.analysis.anchor_state.anchor_figures`, means over
+    heads and over the batch of the (first) process. They are made in those
+    training steps alone that mmengine's ``LoggerHook`` logs. Anchors that do
+    not tell tokens apart are named in a warning, once.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the layers with anchors."""
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        self._layers = anchor_layers(model)
+        self._watching, self._told = ExitStack(), set()
+        if not self._layers:
+            runner.logger.warning(
+                'AnchorStatisticsHook: no layer of the model has anchors'
+            )
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Watch the layers in a step that is logged."""
+        if not self._layers or not self._is_logged(runner, batch_idx):
+            return
+        self._found: dict[str, dict[str, torch.Tensor]] = {}
+        for name, layer in self._layers.items():
+            keep = partial(self._keep, name.removesuffix('.attn'))
+            self._watching.enter_context(watch_weights(layer, keep))
+        if runner.cfg.get('compile') and hasattr(torch.compiler, 'set_stance'):
+            # What is compiled passes hooks by.
+            stance = torch.compiler.set_stance('force_eager')
+            self._watching.enter_context(stance)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, *args, **kwargs
+    ) -> None:
+        """Hand the figures to the log, before it is written."""
+        if not self._layers or not self._is_logged(runner, batch_idx):
+            return
+        self._watching.close()
+        missing = {n.removesuffix('.attn') for n in self._layers}
+        missing -= {*self._found, *self._told}
+        if missing:
+            self._told |= missing
+            runner.logger.warning(
+                f'AnchorStatisticsHook: {listing(sorted(missing))} did not '
+                'run, or run compiled (torch >= 2.6 can be told not to)'
+            )
+        for name, found in self._found.items():
+            figures = {key: float(value) for key, value in found.items()}
+            for key, value in figures.items():
+                tag = f'train/anchors/{name}/{key}'
+                runner.message_hub.update_scalar(tag, value)
+            state = name, are_uniform(figures)
+            if not tell_tokens_apart(figures) and state not in self._told:
+                self._told.add(state)
+                runner.logger.warning(
+                    f'iteration {runner.iter + 1}: anchors of {name} do not '
+                    f'tell tokens apart ({in_words(figures)})'
+                )
+
+    def _keep(self, name: str, weights: tuple, *args, **kwargs) -> None:
+        figures = anchor_figures(*weights)
+        self._found[name] = {key: f.mean() for key, f in figures.items()}
+
+    def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
+        """As mmengine's LoggerHook decides."""
+        hooks = (h for h in runner.hooks if isinstance(h, LoggerHook))
+        logger = next(hooks, None)
+        if logger is None:
+            return False
+        loader = runner.train_dataloader
+        rest = not logger.ignore_last or len(loader) <= logger.interval
+        return self.every_n_inner_iters(batch_idx, logger.interval) or (
+            rest and self.end_of_epoch(loader, batch_idx)
+        )

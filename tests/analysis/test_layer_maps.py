@@ -10,6 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
+from anchorformer_mm.analysis import layer_maps
+from anchorformer_mm.analysis.anchor_state import anchor_figures
 from anchorformer_mm.analysis.layer_maps import (
     AnchorWeights,
     TokenClusters,
@@ -19,6 +21,7 @@ from anchorformer_mm.analysis.layer_maps import (
     collect_clusters,
     covered_size,
     draw_anchor_maps,
+    draw_assignment,
     draw_clusters,
     enlarge,
     maps_of,
@@ -45,6 +48,13 @@ def anchorformer(num_layers=2, num_heads=2, **kwargs):
     return AnchorFormer(
         arch, img_size=(24, 48), patch_size=8, num_anchors=5, **kwargs
     ).eval()
+
+
+def made(weights, grid):
+    """What is kept of a layer with tied A, (B, h, n, m)."""
+    logits = weights.clamp(min=1e-9).log()
+    figures = anchor_figures(logits, weights, logits.softmax(-2))
+    return AnchorWeights('attn', weights, grid, figures)
 
 
 def clustr(num_layers=(1, 1, 1, 1), **kwargs):
@@ -108,7 +118,7 @@ def test_a_is_that_of_equation_4_in_every_layer(attention, attn_cfg):
 
 def test_maps_are_those_of_the_patches_after_the_class_token():
     weights = torch.rand(2, 3, 13, 5).softmax(-1)
-    layer = AnchorWeights('attn', weights, (3, 4))
+    layer = made(weights, (3, 4))
     for j, i, y, x in [(0, 0, 0, 0), (4, 1, 2, 1), (2, 0, 1, 3)]:
         expected = weights[i, 2, 1 + 4 * y + x, j].item()
         assert layer.maps(2, i)[j, y, x] == pytest.approx(expected)
@@ -216,23 +226,33 @@ def test_scales_are_those_of_the_layer():
         layer.at(4)
 
 
+@pytest.fixture
+def panels(monkeypatch):
+    """Panels of the one row that is drawn."""
+    drawn = []
+    monkeypatch.setattr(
+        layer_maps, 'draw_panels', lambda rows, *a, **k: drawn.extend(*rows)
+    )
+    return drawn
+
+
 @pytest.mark.parametrize('order', ['contrast', 'mass'])
-def test_the_order_chooses_the_anchors(order, tmp_path):
+def test_the_order_chooses_the_anchors(order, panels):
     weights = torch.zeros(1, 1, 4, 3)
-    weights[0, 0, :, 0] = 0.7
-    weights[0, 0, :, 1] = torch.tensor([0.3, 0, 0.3, 0.3])
-    weights[0, 0, :, 2] = torch.tensor([0, 0.3, 0, 0])
-    layers = {0: AnchorWeights('attn', weights, (2, 2))}
+    weights[0, 0, :, 0] = 0.5
+    weights[0, 0, :, 1] = torch.tensor([0.5, 0, 0.5, 0.5])
+    weights[0, 0, :, 2] = torch.tensor([0, 0.5, 0, 0])
+    layers = {0: made(weights, (2, 2))}
     image = np.full((64, 64, 3), 128, np.uint8)
-    path = tmp_path / 'maps.png'
-    draw_anchor_maps(image, layers, path, num_anchors=1, order=order)
-    drawn = cv2.imread(str(path))[40:264, 240:464].astype(int)
+    draw_anchor_maps(image, layers, 'a.png', num_anchors=1, order=order)
+    drawn = panels[1].image.astype(int)
     # Anchor 0 has most and is even; 1 has the upper right least.
     flat = drawn.std(axis=(0, 1)).max() < 1
     assert flat == (order == 'mass')
     if order == 'contrast':
-        assert drawn[10, 10, 2] - drawn[10, 10, 0] > 40
-        assert drawn[10, -10, 2] - drawn[10, -10, 0] < 0
+        red, _, blue = (drawn[..., i] for i in range(3))
+        assert red[10, 10] - blue[10, 10] > 40
+        assert red[10, -10] - blue[10, -10] < 0
 
 
 @pytest.mark.parametrize(
@@ -244,6 +264,26 @@ def test_bad_arguments_are_named_and_nothing_is_drawn(name, value, tmp_path):
     with pytest.raises(UsageError, match=name):
         draw_anchor_maps(image, {0: layers[0]}, path, **{name: value})
     assert not path.exists()
+
+
+@pytest.mark.parametrize('draw', [draw_anchor_maps, draw_assignment])
+@pytest.mark.parametrize(
+    ('logits', 'flat'),
+    [
+        # Uniform but for noise; one anchor for all tokens; different ones.
+        (0.01 * torch.rand(16, 30), True),
+        (30 * torch.eye(30)[[3] * 16], True),
+        (30 * torch.eye(30)[:16], False),
+    ],
+)
+def test_noise_is_flat_and_anchors_without_use_are_named(
+    draw, logits, flat, panels
+):
+    layer = made(logits[None, None].softmax(-1), (4, 4))
+    draw(np.full((64, 64, 3), 128, np.uint8), {0: layer}, 'a.png')
+    assert (panels[1].image.std(axis=(0, 1)).max() < 3) == flat
+    titles = ' '.join(panel.title for panel in panels)
+    assert ('do not tell tokens apart' in titles) == flat
 
 
 def test_colours_of_thirty_anchors_differ():

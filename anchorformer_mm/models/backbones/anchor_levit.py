@@ -307,6 +307,21 @@ class MapAnchorAttention(MapAnchors):
         out = self.proj(out.transpose(1, 2).flatten(2))
         return out.reshape(batch, *tokens.shape, out.shape[-1])
 
+    def weights_of(
+        self, x: Tensor, hw_shape: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, read weights A and gather weights of a map (B, H, W, C).
+
+        Each has shape (B, h, H W, m). A sums to one over the anchors, gather
+        weights over the tokens.
+        """
+        height, width = x.shape[1:3]
+        k = self.kv(x.flatten(1, 2)).unflatten(2, (self.num_heads, -1))
+        k = k.transpose(1, 2)[..., : self.split[0]]
+        logits = self.logits_of(k, height, width)
+        log_a = log_weights(logits, dim=-1)
+        return logits, log_a.exp(), log_a.softmax(dim=-2)
+
     @torch.no_grad()
     def fuse(self) -> 'FusedMapAnchorAttention':
         """Return the same function for evaluation; this layer stays."""
