@@ -18,7 +18,7 @@ LEAST_SPREAD = 0.05
 # Part of an even share of all tokens, below which an anchor is dead.
 DEAD = 0.1
 # Parameters that are zero where no anchor differs from another.
-ANCHORS = ('anchors', 'read_anchors', 'q.weight', 'q.bias') + (
+ANCHORS = ('anchors', 'gather_anchors', 'q.weight', 'q.bias') + (
     'attention_biases_h',
     'attention_biases_w',
 )

@@ -319,8 +319,8 @@ class MapAnchorAttention(MapAnchors):
         k = self.kv(x.flatten(1, 2)).unflatten(2, (self.num_heads, -1))
         k = k.transpose(1, 2)[..., : self.split[0]]
         logits = self.logits_of(k, height, width)
-        log_a = log_weights(logits, dim=-1)
-        return logits, log_a.exp(), log_a.softmax(dim=-2)
+        weights = anchor_weights(logits.transpose(-2, -1))
+        return logits, *(w.transpose(-2, -1) for w in weights)
 
     @torch.no_grad()
     def fuse(self) -> 'FusedMapAnchorAttention':

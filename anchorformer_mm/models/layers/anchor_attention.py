@@ -156,19 +156,6 @@ class BaseAnchorAttention(BaseAttention):
         logits = logits[..., -read.shape[-2] :, :]
         return tuple(t.transpose(-2, -1) for t in (logits, read, gather))
 
-    def weights_of(
-        self, x: Tensor, hw_shape: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, read weights A and gather weights for tokens (B, n, D).
-
-        Each has shape (B, h, n, m). A sums to one over the anchors, gather
-        weights over the tokens.
-        """
-        k = self.kv(x).chunk(2, dim=-1)[0]
-        logits = self.logits_of(x, self.split_heads(k))
-        log_a = log_weights(logits, dim=-1)
-        return logits, log_a.exp(), log_a.softmax(dim=-2)
-
     def folds(self, n: object) -> bool:
         """Tell whether n tokens are mixed in the folded order.
 
