@@ -38,6 +38,7 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from anchorformer_mm.apis import require_image
 from anchorformer_mm.utils.checkpoint import (
     fit_weights,
     read_checkpoint,
@@ -208,7 +209,19 @@ def _load(dataset: Any, entropy: Sequence[int], batch: list[int]) -> list:
     np.random.seed(words[1])
     # torch.manual_seed would seed the devices, too.
     torch.default_generator.manual_seed(int(words[2]))
-    return [dataset[i] for i in indices]
+    return [_load_item(dataset, i) for i in indices]
+
+
+def _load_item(dataset: Any, index: int) -> Any:
+    try:
+        return dataset[index]
+    except Exception:
+        # Errors of decoders do not name the file.
+        info = getattr(dataset, 'get_data_info', lambda _: {})(index)
+        for name in ('img_path', 'seg_map_path'):
+            if '://' not in (path := str(info.get(name) or '://')):
+                require_image(path)
+        raise
 
 
 def number_batches(loader: DataLoader, entropy: Sequence[int]) -> None:
@@ -371,11 +384,16 @@ class ResumableRunner(Runner):
         """Train; the first signal stops after the step under way.
 
         Raises:
-            UsageError: A batch is too small for a batch norm.
+            UsageError: An image cannot be read, or a batch is too small for a
+                batch norm.
         """
         try:
             with stopping_in_order():
                 return super().train()
+        except UsageError as error:
+            # That of a worker comes with its traceback.
+            *_, reason = str(error).rpartition('UsageError: ')
+            raise UsageError(reason.strip()) from error
         except ValueError as error:
             if 'Expected more than 1 value per channel' not in str(error):
                 raise
