@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import cv2
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -38,7 +40,6 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from anchorformer_mm.apis import require_image
 from anchorformer_mm.utils.checkpoint import (
     fit_weights,
     read_checkpoint,
@@ -219,8 +220,13 @@ def _load_item(dataset: Any, index: int) -> Any:
         # Errors of decoders do not name the file.
         info = getattr(dataset, 'get_data_info', lambda _: {})(index)
         for name in ('img_path', 'seg_map_path'):
-            if '://' not in (path := str(info.get(name) or '://')):
-                require_image(path)
+            if '://' in (path := str(info.get(name) or '://')):
+                continue
+            image = None
+            with suppress(OSError, cv2.error):
+                image = mmcv.imread(path)
+            if image is None:
+                raise UsageError(f'the image cannot be read: {path}') from None
         raise
 
 
