@@ -6,6 +6,7 @@ Example:
     >>> sample.pred_instances.bboxes
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -14,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
+from traceback import walk_tb
 from typing import Any
 
 import cv2
@@ -32,6 +34,11 @@ from anchorformer_mm.utils.checkpoint import require_checkpoint, weights_only
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
 
+# What works in every tool, while mmengine takes names of its own list alone.
+_OWN_BASE = (
+    "write _base_ = __import__('anchorformer_mm').__path__[0] + "
+    "'/.mim/configs/NAME.py'"
+)
 TASK_LIBRARIES = ('mmdet', 'mmpretrain', 'mmseg')
 
 # mmengine looks for mmseg's configs in the distribution of the originals.
@@ -88,20 +95,37 @@ def read_config(
     except ModuleNotFoundError as error:
         # mmengine's message starts with the name, and advises the originals.
         check_environment([n for n in LIBRARIES if n in str(error).split()])
-        raise UsageError(f'{path}: {error}') from error
-    except SyntaxError as error:
-        what = f'line {error.lineno}: {error.msg}: {error.text}'.strip()
-        raise UsageError(f'{path} or one of its _base_, {what}') from error
+        raise UsageError(f'{_place(error) or path}: {error}') from error
     except Exception as error:
         # Whatever the code of a config, or a _base_ that is not there, raises.
-        raise UsageError(f'{path}: {_reason(error)}') from error
+        reason = _reason(error)
+        if 'anchorformer_mm config' in reason or '_package_and_cfg' in reason:
+            reason = f'mmengine does not find a _base_; if ours, {_OWN_BASE}'
+        place = _place(error) or path
+        raise UsageError(f'{place}: {reason}') from error
     if cfg.get('default_scope') in TASK_LIBRARIES:
         check_environment([cfg.default_scope])
     return cfg
 
 
+def _place(error: Exception) -> str:
+    """Find the config, and its line, that an error of reading is about."""
+    file, line = '', getattr(error, 'lineno', '')
+    for frame, number in walk_tb(error.__traceback__):
+        # The innermost file that mmengine reads or runs.
+        if os.path.isfile(name := str(frame.f_locals.get('filename'))):
+            file = name
+        if frame.f_code.co_filename == file:
+            line = number
+    file = min(file, os.path.relpath(file or '.'), key=len)
+    return f'{file}:{line}'.rstrip(':')
+
+
 def _reason(error: Exception) -> str:
-    return shorten(f'{type(error).__name__}: {error}', 400)
+    told = error
+    if isinstance(error, SyntaxError):
+        told = f'{error.msg}: {error.text}'
+    return shorten(f'{type(error).__name__}: {told}', 400)
 
 
 def build_model(cfg: Config, *, backbone_only: bool = False) -> nn.Module:

@@ -125,7 +125,10 @@ def test_a_config_that_is_not_there_is_named(name, message):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('a = 1\nb = = 2\n', r'own\.py.* line 2: .*b = = 2'),
+        ('a = 1\nb = = 2\n', r'own\.py:2: .*b = = 2'),
+        ('a = 1\nb = c\n', r"own\.py:2: .*'c' is not defined"),
+        ("_base_ = 'anchorformer_mm::a.py'", r'own\.py: .*__import__'),
+        ("_base_ = 'anchorformer_mm::a/b.py'", r'own\.py: .*__import__'),
         ("_base_ = './none.py'\n", r'own\.py: .*none\.py'),
         ("_base_ = 'mmdet::none/none.py'\n", r'own\.py: .*none\.py'),
         ("_base_ = 'nothing::a/b.py'\n", r'own\.py: .*nothing'),
@@ -136,8 +139,12 @@ def test_a_config_that_is_not_there_is_named(name, message):
 def test_a_config_that_cannot_be_read_is_named(text, message, tmp_path):
     path = tmp_path / 'own.py'
     path.write_text(text)
-    with pytest.raises(UsageError, match=message):
-        read_config(path)
+    heir = tmp_path / 'heir.py'
+    heir.write_text("_base_ = './own.py'")
+    for read in (path, heir):
+        with pytest.raises(UsageError, match=message) as error:
+            read_config(read)
+        assert '\n' not in str(error.value)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):

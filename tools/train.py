@@ -67,6 +67,7 @@ def main() -> None:
     use_idle_cores()
     # Imports what was just checked.
     from anchorformer_mm.engine import launch
+    from anchorformer_mm.engine.config_checks import check_schedule
     from anchorformer_mm.engine.resume import take_checkpoint
 
     args = parse_arguments()
@@ -85,6 +86,7 @@ def main() -> None:
         splits = [s for s in ('train', 'val') if cfg.get(f'{s}_dataloader')]
         findings = checks.check_runner(runner, splits)
         checks.report_findings(findings, runner.logger)
+    check_schedule(runner)
     runner.train()
     launch.leave_processes()
 

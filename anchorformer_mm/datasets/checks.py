@@ -47,7 +47,7 @@ _NO_HEADS = ('teacher', 'rpn_head')
 # What it is, and what to do about it.
 # fmt: off
 _ERRORS = {
-    'set': ('unusable', 'see ann_file, data_prefix and filter_cfg'),
+    'set': ('unusable', 'see arguments, ann_file, data_prefix, filter_cfg'),
     'class-text': ('classes is a text', "write a tuple, as ('cat',)"),
     'class-head': ('data and model differ in classes', 'set num_classes'),
     'class-weight': ('class_weight does not fit', 'one weight for each class'),

@@ -168,6 +168,8 @@ class ResumeHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Go to where the run was; evaluate if it was about to.
 
+        Warns if nothing is left to do, or the rate changes no more.
+
         Raises:
             UsageError: The epoch is shorter than what was done of it.
         """
@@ -181,6 +183,32 @@ class ResumeHook(Hook):
             and hasattr(loop.dataloader.sampler, 'skip')
         ):
             batches.number = runner.iter
+        done = runner.epoch if by_epoch else runner.iter
+        end = runner.max_epochs if by_epoch else runner.max_iters
+        unit = 'epochs' if by_epoch else 'iters'
+        schedulers = runner.param_schedulers or []
+        if isinstance(schedulers, dict):
+            schedulers = sum(schedulers.values(), [])
+        if runner.iter and done >= end:
+            runner.logger.warning(
+                f'nothing to do: {done} of {end} {unit} are done; for more '
+                f'set train_cfg.max_{unit}'
+            )
+        # Their ends are those of the checkpoint, whatever the config has.
+        elif (
+            schedulers
+            and max(
+                s.end - (runner.epoch if s.by_epoch else runner.iter)
+                for s in schedulers
+            )
+            == 0
+        ):
+            rates = sum(runner.optim_wrapper.get_lr().values(), [])
+            runner.logger.warning(
+                'the schedule of the resumed run has ended: the rate stays '
+                f'at {max(rates):.3g}; for another one begin a training with '
+                'load_from'
+            )
         if state is None:
             if runner.iter:
                 runner.logger.warning(
@@ -198,8 +226,6 @@ class ResumeHook(Hook):
                     f'epoch, which now has {len(batches)}: go on with the '
                     'data, batch_size and processes that it had'
                 )
-        done = runner.epoch if by_epoch else runner.iter
-        end = runner.max_epochs if by_epoch else runner.max_iters
         if (
             state['evaluation_due']
             and runner.val_loop is not None

@@ -11,6 +11,11 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist
 
 from anchorformer_mm.apis import TASK_LIBRARIES, read_config
+from anchorformer_mm.engine.config_checks import (
+    check_keys,
+    explain,
+    unread_keys,
+)
 from anchorformer_mm.engine.resume import ResumableRunner
 from anchorformer_mm.utils.checkpoint import (
     admit_mmengine_checkpoints,
@@ -54,14 +59,15 @@ def load_config(args: argparse.Namespace, splits: Sequence[str]) -> Config:
         splits: Of ``'train'``, ``'val'`` and ``'test'``, what will run.
 
     Raises:
-        UsageError: The config, its data or its weights are not there, or a
-            library is missing, broken or too old.
+        UsageError: The config, its data or its weights are not there, a key
+            is wrong, or a library is missing, broken or too old.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, args.cfg_options)
     library = task_library(cfg)
     if library is not None:
         check_environment([library])
+    check_keys(cfg, splits[0])
     require_datasets(cfg, splits)
     if 'train' in splits:
         require_pretrained_weights(cfg)
@@ -87,15 +93,23 @@ def build_runner(
     """Build the runner of a config, and hand it what ``take_checkpoint`` read.
 
     Raises:
-        UsageError: The config wants another runner.
+        UsageError: The config wants another runner, or a class does not take
+            an argument.
     """
     if 'runner_type' in cfg:
         raise UsageError(
             f'runner_type={cfg.runner_type!r} is not supported: leave it and '
             'strategy out, and train in several processes with --launcher'
         )
-    runner = ResumableRunner.from_cfg(cfg)
+    try:
+        runner = ResumableRunner.from_cfg(cfg)
+    except (KeyError, TypeError) as error:
+        if reason := explain(error, cfg):
+            raise UsageError(reason) from error
+        raise
     runner.checkpoint = checkpoint
+    for line in unread_keys(cfg):
+        runner.logger.warning(line)
     return runner
 
 

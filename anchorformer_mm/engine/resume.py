@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import cv2
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -208,7 +210,24 @@ def _load(dataset: Any, entropy: Sequence[int], batch: list[int]) -> list:
     np.random.seed(words[1])
     # torch.manual_seed would seed the devices, too.
     torch.default_generator.manual_seed(int(words[2]))
-    return [dataset[i] for i in indices]
+    return [_load_item(dataset, i) for i in indices]
+
+
+def _load_item(dataset: Any, index: int) -> Any:
+    try:
+        return dataset[index]
+    except Exception:
+        # Errors of decoders do not name the file.
+        info = getattr(dataset, 'get_data_info', lambda _: {})(index)
+        for name in ('img_path', 'seg_map_path'):
+            if '://' in (path := str(info.get(name) or '://')):
+                continue
+            image = None
+            with suppress(OSError, cv2.error):
+                image = mmcv.imread(path)
+            if image is None:
+                raise UsageError(f'the image cannot be read: {path}') from None
+        raise
 
 
 def number_batches(loader: DataLoader, entropy: Sequence[int]) -> None:
@@ -371,11 +390,16 @@ class ResumableRunner(Runner):
         """Train; the first signal stops after the step under way.
 
         Raises:
-            UsageError: A batch is too small for a batch norm.
+            UsageError: An image cannot be read, or a batch is too small for a
+                batch norm.
         """
         try:
             with stopping_in_order():
                 return super().train()
+        except UsageError as error:
+            # That of a worker comes with its traceback.
+            *_, reason = str(error).rpartition('UsageError: ')
+            raise UsageError(reason.strip()) from error
         except ValueError as error:
             if 'Expected more than 1 value per channel' not in str(error):
                 raise

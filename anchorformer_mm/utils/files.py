@@ -121,14 +121,19 @@ def require_datasets(cfg: Mapping, splits: Sequence[str]) -> None:
     hints = [
         hint
         for name, hint in LAYOUTS.items()
-        if any(name in path.parts for path in paths)
+        if any(name in path.parts and not path.exists() for path in paths)
     ]
+    if any('ImageSets' in path.parts and not path.exists() for path in paths):
+        hints.append(
+            'lists of images, one name a line, in ImageSets/Main, or '
+            'tools/dataset_converters/voc_to_coco.py'
+        )
     raise UsageError(
         'the data set of this config is not complete. Expected, relative to '
         f'{Path.cwd()}:\n{tree}'
         + (f'\nGet it: {"; ".join(hints)}' if hints else '')
         + '\nAnother place: a link to it under data/, or --cfg-options '
-        'train_dataloader.dataset.data_root=... and the like'
+        f'{splits[0]}_dataloader.dataset.data_root=... and the like'
     )
 
 

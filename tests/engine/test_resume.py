@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -648,3 +649,51 @@ class TestSignals:
         worker.terminate()
         worker.join(10)
         assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ('epochs', 'words'),
+    [
+        (EPOCHS, 'nothing to do: 4 of 4 epochs'),
+        (EPOCHS + 1, 'the rate stays at 0.4'),
+    ],
+)
+def test_a_finished_run_that_is_resumed_says_what_is_left(make, epochs, words):
+    rising = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=12)
+    finished = run(make, param_scheduler=[rising])
+    cfg = Config(dict(work_dir=finished.work_dir))
+    runner = make(
+        checkpoint=take_checkpoint(cfg, 'auto'),
+        param_scheduler=[rising],
+        train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=2),
+        **cfg,
+    )
+    told = []
+    runner.logger.warning = told.append
+    runner.train()
+    assert sum(words in line for line in told) == 1
+
+
+class Unreadable(RandomData):
+    """Raises what a decoder does, which does not name the file."""
+
+    def get_data_info(self, index):
+        return dict(img_path=str(self.path), seg_map_path=None)
+
+    def __getitem__(self, index):
+        raise ValueError('no bytes')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read_is_named(make, workers, tmp_path):
+    data = Unreadable()
+    data.path = tmp_path / 'empty.jpg'
+    data.path.touch()
+    loading = loader() | dict(dataset=data, num_workers=workers)
+    with pytest.raises(UsageError, match=r'read: \S+empty\.jpg$'):
+        make(train_dataloader=loading).train()
+    if not workers:
+        # Another error is the code's.
+        cv2.imwrite(str(data.path), np.zeros((2, 2, 3), np.uint8))
+        with pytest.raises(ValueError, match='no bytes'):
+            make(train_dataloader=loading).train()
