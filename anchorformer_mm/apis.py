@@ -7,6 +7,7 @@ Example:
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -27,12 +28,13 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
-from PIL import EpsImagePlugin, Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from anchorformer_mm.utils.checkpoint import require_checkpoint, weights_only
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.files import split_datasets
 
 # What works in every tool, while mmengine takes names of its own list alone.
 _OWN_BASE = (
@@ -191,9 +193,14 @@ def load_model(
     return model.eval()
 
 
+def _test_dataset(cfg: Config) -> Mapping:
+    """Config of the first test set, or an empty one."""
+    return next(iter(split_datasets(cfg, 'test')), {})
+
+
 def dataset_meta(cfg: Config) -> dict:
     """Meta information of the test set of a config, such as ``classes``."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    dataset = _test_dataset(cfg)
     kind = dataset.get('type')
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(None) as datasets:
@@ -221,9 +228,17 @@ class PreparedImage:
 
 
 def require_image(path: str | Path) -> None:
-    """Raise a UsageError unless OpenCV can decode a file."""
+    """Raise a UsageError unless a file is a whole image for OpenCV."""
     if not Path(path).is_file():
         raise UsageError(f'image not found: {path}')
+    try:
+        # What is missing of a file OpenCV fills in, or tells on its own.
+        with Image.open(path, formats=['JPEG', 'PNG']) as image:
+            image.load()
+    except (UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+        pass
+    except (OSError, SyntaxError) as error:
+        raise UsageError(f'image is damaged: {path}: {error}') from error
     if cv2.imread(str(path)) is None:
         raise UsageError(f'not an image that OpenCV can read: {path}')
 
@@ -234,7 +249,7 @@ def image_pipeline(cfg: Config) -> Compose:
     Raises:
         UsageError: The config has no ``test_dataloader.dataset.pipeline``.
     """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    dataset = _test_dataset(cfg)
     if 'pipeline' not in dataset:
         raise UsageError('the config has no test_dataloader.dataset.pipeline')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -245,7 +260,7 @@ def image_pipeline(cfg: Config) -> Compose:
         if name.endswith('LoadImageFromFile'):
             load = TRANSFORMS.build(transform)
             transforms.append(lambda x, f=load: x if 'img' in x else f(x))
-        elif not name.endswith('LoadAnnotations'):
+        elif not re.search(r'\bLoad\w*Annotations?$', name):
             transforms.append(transform)
     return Compose(transforms)
 
@@ -266,8 +281,11 @@ def image_data(image: ImageLike) -> dict:
         return dict(img_path=str(image), img_id=0)
     if isinstance(image, Image.Image):
         # Turned by its EXIF orientation, as mmcv turns what it reads.
-        rgb = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
-        image = rgb[..., ::-1]
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith('I;16'):
+            # Pillow would cut off what is above 255.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = np.asarray(image.convert('RGB'))[..., ::-1]
     pixels = np.asarray(image)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     channels = pixels.shape[2] if pixels.ndim == 3 and pixels.size else 0

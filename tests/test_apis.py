@@ -218,6 +218,14 @@ def test_grey_images_are_taken(picture):
         torch.testing.assert_close(sample.pred_score, samples[0].pred_score)
 
 
+def test_a_16_bit_image_of_pillow_is_taken_as_its_file(tmp_path):
+    path = tmp_path / 'deep.png'
+    levels = np.arange(24 * 40).reshape(24, 40) * 60
+    Image.fromarray(levels.astype(np.uint16)).save(path)
+    data = apis.image_data(Image.open(path))
+    np.testing.assert_array_equal(data['img'], cv2.imread(str(path)))
+
+
 def test_an_image_of_pillow_is_turned_as_its_file(picture, tmp_path):
     path = tmp_path / 'turned.png'
     exif = Image.Exif()
@@ -263,6 +271,29 @@ def test_building_leaves_the_config_as_it_is():
     before = Config(cfg.to_dict())
     build_model(cfg)
     assert cfg.model == before.model
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png'])
+def test_a_cut_file_is_refused(picture, tmp_path, suffix):
+    path = tmp_path / f'cut.{suffix}'
+    cv2.imwrite(str(path), picture[1])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UsageError, match=f'cut.{suffix}'):
+        apis.require_image(path)
+
+
+def test_a_pipeline_has_no_annotations_and_may_be_of_a_wrapped_set(picture):
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='mmdet.LoadPanopticAnnotations'),
+        dict(type='mmdet.LoadAnnotations', with_bbox=True),
+        dict(type='mmdet.PackDetInputs', meta_keys=()),
+    ]
+    inner = dict(type='CocoDataset', pipeline=pipeline)
+    wrapped = dict(type='ConcatDataset', datasets=[inner])
+    cfg = dict(default_scope='mmdet', test_dataloader=dict(dataset=wrapped))
+    data = apis.image_pipeline(Config(cfg))(apis.image_data(picture[0]))
+    assert data['inputs'].shape == (3, 24, 40)
 
 
 @pytest.mark.parametrize(

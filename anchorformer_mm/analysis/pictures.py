@@ -1,8 +1,9 @@
 """Pictures of data, predictions and training runs, on captioned sheets."""
 
 import json
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,9 +14,16 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.font_manager import (
+    FontProperties,
+    findSystemFonts,
+    get_font,
+)
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from anchorformer_mm.apis import load_model, to_rgb
@@ -30,6 +38,12 @@ if TYPE_CHECKING:
 # Pixels: of letters, a line, a letter's width, and white around pictures.
 _FONT, _LINE, _CHARACTER, _MARGIN, _NARROWEST = 12, 16, 7, 8, 120
 SWATCH = 10
+# Latin, Greek, Cyrillic and more: comes with matplotlib.
+DEJAVU = Path(matplotlib.get_data_path()) / 'fonts/ttf/DejaVuSans.ttf'
+# Of styles other than the plain one; the last draws frames for letters.
+_STYLES = re.compile(
+    'bold|italic|oblique|light|thin|black|mono|serif|lastresort', re.I
+)
 # Shades of grey, and px of a stripe.
 _DARK, _LIGHT, _STRIPE = 110, 190, 3
 
@@ -110,9 +124,52 @@ def draw_panels(
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
-    fonts = Path(matplotlib.get_data_path()) / 'fonts/ttf'
-    return ImageFont.truetype(str(fonts / 'DejaVuSans.ttf'), _FONT)
+def _system_fonts() -> list[Path]:
+    paths = map(Path, findSystemFonts())
+    return sorted(paths, key=lambda p: (bool(_STYLES.search(p.stem)), p.name))
+
+
+def find_fonts(
+    texts: Iterable[str], font: str | Path | None = None
+) -> dict[str, Path]:
+    """Font file for each text, the first with all its characters and digits.
+
+    Args:
+        texts: Names of classes, for example. Those that no font can write are
+            not in the result.
+        font: Tried before DejaVu Sans and the fonts of the system.
+
+    Raises:
+        UsageError: ``font`` is no font.
+    """
+
+    def candidates() -> Iterator[Path]:
+        yield from [Path(font)] if font else []
+        yield DEJAVU
+        yield from _system_fonts()
+
+    found, missing = {}, set(texts)
+    for path in candidates():
+        if not missing:
+            break
+        try:
+            glyphs = get_font(path).get_charmap().keys()
+        except (OSError, RuntimeError) as error:
+            if path == Path(font or ''):
+                raise UsageError(f'{font} is no font') from error
+            continue
+        for text in list(missing):
+            needed = {ord(c) for c in f'{text}0123456789.' if not c.isspace()}
+            if needed <= glyphs:
+                found[text] = path
+                missing.remove(text)
+    return found
+
+
+@cache
+def _font(text: str = '') -> ImageFont.FreeTypeFont:
+    path = find_fonts([text]).get(text, DEJAVU)
+    return ImageFont.truetype(str(path), _FONT)
 
 
 def _row(row: Sequence[Panel], slot: int, width: int) -> Image.Image:
@@ -138,7 +195,8 @@ def _row(row: Sequence[Panel], slot: int, width: int) -> Image.Image:
         # Titles of one line stand on the picture, not at the top.
         y = top - _LINE * len(titles[i])
         for j, line in enumerate(titles[i]):
-            draw.text((x, y + j * _LINE), line, panel.colour, _font())
+            at = x, y + j * _LINE
+            draw.text(at, line, panel.colour, _font(line))
         strip.paste(Image.fromarray(panel.image), (x, top))
         if panel.colour != 'black':
             box = (x, top, x + w - 1, top + h - 1)
@@ -155,7 +213,8 @@ def _legend(entries: Sequence[LegendEntry], room: int) -> Image.Image:
         (name if len(name) <= most else f'{name[: most - 1]}…', colour)
         for name, colour in entries
     ]
-    widest = max((_font().getlength(name) for name, _ in entries), default=0)
+    lengths = [_font(name).getlength(name) for name, _ in entries]
+    widest = max(lengths, default=0)
     column = before + round(widest) + after
     columns = max((room + after) // column, 1)
     lines = -(-len(entries) // columns)
@@ -169,7 +228,7 @@ def _legend(entries: Sequence[LegendEntry], room: int) -> Image.Image:
             draw.rectangle(box, fill=(160, 160, 160))
             swatch = np.broadcast_to(np.uint8(colour), (SWATCH, SWATCH, 3))
             picture.paste(Image.fromarray(swatch.copy()), (x + 1, y + 1))
-        draw.text((x + before, y - 1), label, 'black', _font())
+        draw.text((x + before, y - 1), label, 'black', _font(label))
     return picture
 
 
@@ -301,24 +360,28 @@ def draw_predictions(
 def _detections(
     sample: 'DetDataSample', meta: dict, cell: int, score_thr: float
 ) -> list[Panel]:
-    from mmdet.visualization import DetLocalVisualizer
-
-    visualizer = DetLocalVisualizer(line_width=2, alpha=1.0)
-    visualizer.dataset_meta = meta
     image = cv2.imread(sample.img_path)[..., ::-1]
     scale = cell / max(image.shape[:2])
-    image = np.ascontiguousarray(fit(image, cell))
-    # The best of several boxes on one object is drawn last, on top.
-    order = sample.pred_instances.scores.argsort()
-    sample.pred_instances = sample.pred_instances[order]
-    for instances in (sample.gt_instances, sample.pred_instances):
-        instances.bboxes = instances.bboxes * scale
-        # Of the size of the file.
-        instances.pop('masks', None)
-    visualizer.add_datasample('', image, sample, pred_score_thr=score_thr)
-    truth, found = np.split(visualizer.get_image(), 2, axis=1)
-    title = f'prediction (score > {score_thr})'
-    return [Panel(truth, 'ground truth'), Panel(found, title)]
+    image = fit(image, cell)
+    fonts = find_fonts(meta.get('classes') or ())
+
+    def panel(title: str, parts: list[Part]) -> Panel:
+        # Masks are of the size of the file.
+        parts = [
+            Part(part.label, part.value, part.box * scale)
+            for part in parts
+            if part.box is not None
+        ]
+        return Panel(draw_parts(image, parts, meta, fonts), title)
+
+    true = sample.gt_instances.numpy()
+    pairs = zip(true.labels.tolist(), true.bboxes, strict=True)
+    return [
+        panel('ground truth', [Part(label, box=box) for label, box in pairs]),
+        panel(
+            f'prediction (score > {score_thr})', parts_of(sample, score_thr)
+        ),
+    ]
 
 
 def _classification(
@@ -361,6 +424,151 @@ def _segmentation(
         picture = colour_labels(labels, meta['palette'], cell)
         panels.append(Panel(picture, title))
     return panels, counts
+
+
+@dataclass(frozen=True)
+class Part:
+    """An object, a region or a class found in an image.
+
+    Attributes:
+        label: Number of its class, from 0.
+        value: Score, or share of the pixels of a region.
+        box: x1, y1, x2, y2 in px.
+        mask: Its pixels, bool, shape (h, w).
+    """
+
+    label: int
+    value: float | None = None
+    box: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+def parts_of(
+    sample: BaseDataElement, score_thr: float = 0.3, top: int = 5
+) -> list[Part]:
+    """List what is predicted for an image, the best or largest first.
+
+    Args:
+        sample: From :func:`anchorformer_mm.apis.predict`.
+        score_thr: Least score of a detection.
+        top: Classes wanted of a classifier.
+
+    Raises:
+        UsageError: It has no objects, no label map and no class scores.
+    """
+    if 'pred_instances' in sample:
+        found = sample.pred_instances
+        found = found[found.scores >= score_thr]
+        found = found[found.scores.argsort(descending=True)].numpy()
+        masks = [None] * len(found)
+        if 'masks' in found:
+            masks = found.masks.astype(bool)
+        # Models of masks alone have empty boxes.
+        empty = 'masks' in found and not found.bboxes.any()
+        boxes = [None] * len(found) if empty else found.bboxes
+        rows = zip(found.labels, found.scores, boxes, masks, strict=True)
+        return [Part(int(label), float(v), b, m) for label, v, b, m in rows]
+    if 'pred_sem_seg' in sample:
+        labels = sample.pred_sem_seg.data.squeeze(0).numpy()
+        kinds, counts = np.unique(labels, return_counts=True)
+        order = np.argsort(-counts, kind='stable')
+        return [
+            Part(int(k), n / labels.size, mask=labels == k)
+            for k, n in zip(kinds[order], counts[order].tolist(), strict=True)
+        ]
+    if 'pred_score' in sample:
+        scores = sample.pred_score
+        best = scores.topk(min(top, len(scores))).indices.tolist()
+        return [Part(label, float(scores[label])) for label in best]
+    raise UsageError(
+        'a model must find objects, label pixels or classify, got '
+        f'{", ".join(sample.keys())}'
+    )
+
+
+def class_name(meta: Mapping[str, Any], label: int) -> str:
+    """Name of a class, or ``'class 3'`` without one."""
+    names = meta.get('classes') or ()
+    return str(names[label]) if label < len(names) else f'class {label}'
+
+
+def draw_parts(
+    image: np.ndarray,
+    parts: Sequence[Part],
+    meta: Mapping[str, Any],
+    fonts: Mapping[str, Path],
+) -> np.ndarray:
+    """Draw on an image what was found in it, RGB, uint8, shape (h, w, 3).
+
+    Args:
+        image: RGB, uint8, shape (h, w, 3). Of a classifier small ones are
+            enlarged.
+        parts: The first ones are drawn on top.
+        meta: ``classes`` and ``palette``, if any, of the model.
+        fonts: From :func:`find_fonts`; a class whose name is not among them
+            is drawn as ``'class 3'``.
+    """
+    if parts and parts[0].box is None and parts[0].mask is None:
+        image = fit(image, max(*image.shape[:2], 320))
+    h, w = image.shape[:2]
+    parts = parts[::-1]
+    palette = meta.get('palette')
+    if not isinstance(palette, Sequence) or isinstance(palette, str):
+        palette = ()
+
+    def colour(label: int) -> tuple[int, ...]:
+        if label < len(palette):
+            return tuple(palette[label])
+        # Those of neighbouring numbers are far apart.
+        rgb = matplotlib.colormaps['hsv'](label * 0.618 % 1, bytes=True)
+        return tuple(map(int, rgb[:3]))
+
+    canvas = Visualizer()
+    canvas.set_image(image)
+    masked = [part for part in parts if part.mask is not None]
+    if masked:
+        canvas.draw_binary_masks(
+            np.stack([part.mask for part in masked]),
+            colors=[colour(part.label) for part in masked],
+            alphas=0.5,
+        )
+    boxed = [part for part in parts if part.box is not None]
+    boxes = np.array([part.box for part in boxed]).reshape(-1, 2, 2)
+    boxes = boxes.clip(0, (w - 1, h - 1))
+    if boxed:
+        canvas.draw_bboxes(
+            np.concatenate([boxes.min(axis=1), boxes.max(axis=1)], axis=1),
+            edge_colors=[colour(part.label) for part in boxed],
+            line_widths=max(2, round(max(h, w) / 400)),
+            alpha=1,
+        )
+    size = max(9, (h * w) ** 0.5 / 40)
+    for i, part in enumerate(parts):
+        x, y, below = 4, 4 + (len(parts) - 1 - i) * 1.6 * size, True
+        if part.box is not None:
+            x, y = part.box[:2].clip(0, (w - 1, h - 1)).tolist()
+            below = y < 1.6 * size
+        elif part.mask is not None:
+            # The middle of the row that has most of it.
+            y = int(part.mask.sum(axis=1).argmax())
+            x, below = float(np.median(part.mask[y].nonzero()[0])), y < h / 2
+        name = class_name(meta, part.label)
+        text = name if name in fonts else f'class {part.label}'
+        text += '' if part.value is None else f' {part.value:.2f}'
+        # Beyond the right border it would be cut off.
+        right = x + 0.6 * size * len(text) > w
+        canvas.draw_texts(
+            # No formula, as matplotlib makes of what is between dollars.
+            text.replace('$', r'\$'),
+            np.array([w - 3 if right else x, y]),
+            font_sizes=size * 72 / canvas.dpi,
+            colors='w',
+            vertical_alignments='top' if below else 'bottom',
+            horizontal_alignments='right' if right else 'left',
+            bboxes=dict(facecolor='black', pad=1, linewidth=0),
+            font_properties=FontProperties(fname=fonts.get(name, DEJAVU)),
+        )
+    return canvas.get_image()
 
 
 # The one figure of each task, in the order of preference.

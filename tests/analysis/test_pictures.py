@@ -1,23 +1,31 @@
 """Sheets of pictures, detections, and the curve of a run."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.structures import BaseDataElement, InstanceData
 
+from anchorformer_mm.analysis import pictures
 from anchorformer_mm.analysis.pictures import (
+    DEJAVU,
     SWATCH,
     Panel,
+    Part,
     class_legend,
     colour_labels,
     draw_curve,
     draw_panels,
+    draw_parts,
     draw_predictions,
+    find_fonts,
     fit,
     hatching,
     palette_of,
+    parts_of,
     read_run,
 )
 from anchorformer_mm.apis import build_model, read_config
@@ -125,6 +133,84 @@ def test_detections_stand_beside_the_ground_truth(tmp_path):
     assert np.ptp(columns) == pytest.approx(4 * 40, abs=4)
     assert np.ptp(rows) == pytest.approx(4 * 20, abs=4)
     assert columns.max() < 8 + 320
+
+
+def test_a_text_has_the_first_font_with_all_its_characters(
+    tmp_path, monkeypatch
+):
+    own, broken = tmp_path / 'own.ttf', tmp_path / 'broken.ttf'
+    shutil.copy(DEJAVU.with_name('cmr10.ttf'), own)
+    broken.write_bytes(b'junk')
+    monkeypatch.setattr(pictures, '_system_fonts', lambda: [broken, own])
+    texts = ['cat', 'кот', 'Äpfel', '猫']
+    found = find_fonts(texts)
+    assert found == dict.fromkeys(texts[:3], DEJAVU)
+    latin = dict.fromkeys(['cat', 'Äpfel'], own)
+    assert find_fonts(texts, own) == found | latin
+    with pytest.raises(UsageError, match=r'broken\.ttf'):
+        find_fonts(texts, broken)
+
+
+def test_objects_are_listed_from_the_best(tmp_path):
+    found = InstanceData(
+        bboxes=torch.tensor([[1.0, 2, 3, 4], [0, 0, 9, 9], [5, 6, 7, 8]]),
+        scores=torch.tensor([0.4, 0.1, 0.8]),
+        labels=torch.tensor([2, 0, 1]),
+    )
+    parts = parts_of(BaseDataElement(pred_instances=found))
+    assert [(p.label, round(p.value, 5)) for p in parts] == [
+        (1, 0.8),
+        (2, 0.4),
+    ]
+    assert parts[0].box.tolist() == [5, 6, 7, 8]
+    # As of a model of masks alone.
+    found.masks = torch.rand(3, 10, 10) > 0.5
+    found.bboxes = torch.zeros(3, 4)
+    (part,) = parts_of(BaseDataElement(pred_instances=found), 0.5)
+    assert part.box is None
+    np.testing.assert_array_equal(part.mask, found.masks[2])
+
+
+def test_what_is_no_known_prediction_is_named():
+    with pytest.raises(UsageError, match='pred_depth_map'):
+        parts_of(BaseDataElement(pred_depth_map=torch.zeros(1)))
+
+
+BOX = np.array([10.0, 10, 90, 60])
+MASK = np.zeros((80, 120), bool)
+MASK[20:50, 30:70] = True
+
+
+@pytest.mark.parametrize(
+    'parts',
+    [
+        [],
+        [Part(0, 0.5, box=BOX), Part(7, 0.9, box=BOX + 20)],
+        [Part(0, 0.5, box=BOX, mask=MASK)],
+        [Part(1, 0.5, mask=MASK), Part(0, 0.5, mask=~MASK)],
+        # Outside, and turned around.
+        [Part(0, 0.5, box=np.array([900.0, 40, -30, 20]))],
+    ],
+)
+def test_parts_are_drawn_on_an_image_of_the_same_size(parts):
+    image = np.full((80, 120, 3), 128, np.uint8)
+    meta = dict(classes=['a $b$ c^', 'b'], palette=PALETTE[:1])
+    drawn = draw_parts(image, parts, meta, find_fonts(meta['classes']))
+    assert drawn.shape == image.shape
+    assert (drawn != image).any() == bool(parts)
+
+
+def test_a_name_that_no_font_has_is_drawn_as_its_number():
+    image = np.full((80, 120, 3), 128, np.uint8)
+    name = chr(0x10FFFD)
+    for part in (Part(0, 0.5, box=BOX), Part(0, 0.5)):
+        drawn = draw_parts(image, [part], dict(classes=[name]), {})
+        number = draw_parts(image, [part], dict(classes=()), {})
+        np.testing.assert_array_equal(drawn, number)
+        name_drawn = draw_parts(
+            image, [part], dict(classes=['кот']), find_fonts(['кот'])
+        )
+        assert (name_drawn != number).any()
 
 
 def write_log(folder, name, records):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import CenterCrop, RandomGrayscale
 from onnx import TensorProto, helper, load, numpy_helper, parser, save
-from PIL import Image, ImageFont
+from PIL import Image
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'deployment' / 'predict_onnx.py'
 spec = importlib.util.spec_from_file_location('predict_onnx', TOOL)
@@ -316,37 +317,44 @@ def test_a_damaged_image_is_named_and_the_others_go_on(run, folder):
     assert found == ['a.jpg', 'b.png']
 
 
+@pytest.fixture
+def no_system_fonts(monkeypatch):
+    monkeypatch.setattr(tool, 'FONT_FOLDERS', ())
+
+
+@pytest.mark.usefixtures('no_system_fonts')
 def test_names_of_any_alphabet_are_drawn(run, folder):
-    names = ['кот', 'cañón', '猫']
-    model = write_model(folder / 'm.onnx', 'classification', classes=names)
+    names = ['кот', 'Äpfel', '猫']
 
     def picture(classes, *args):
-        write_model(folder / 'm.onnx', 'classification', classes=classes)
+        model = write_model(
+            folder / 'm.onnx', 'classification', classes=classes
+        )
         status, _, errors = run(model, 'images/a.jpg', '--out', 'o', *args)
         assert status == 0
         return (folder / 'o' / 'a.jpg').read_bytes(), errors
 
     drawn, errors = picture(names[:2], '--font', DEJAVU)
     assert errors == []
-    parts = results_in(folder / 'o')['images'][0]['top']
-    crossed = tool.draw(
-        tool.read_image(folder / 'images' / 'a.jpg'),
-        dict(
-            top=[
-                part | dict(name=len(part['name']) * '\U0010fffd')
-                for part in parts
-            ]
-        ),
-        ImageFont.truetype(DEJAVU, 10),
-        set(),
-    )
-    crossed.save(folder / 'crossed.jpg', quality=95)
-    assert drawn != (folder / 'crossed.jpg').read_bytes()
-    # What the font lacks becomes a number, in the picture only.
-    drawn, errors = picture(names, '--font', DEJAVU)
-    assert len(errors) == 1 and '--font' in errors[0]
+    # What no font has becomes a number, in the picture only.
+    more, errors = picture(names, '--font', DEJAVU)
+    assert len(errors) == 1 and '--font' in errors[0] and '猫' in errors[0]
     assert results_in(folder / 'o')['classes'] == names
-    assert drawn == picture([*names[:2], 'class 2'], '--font', DEJAVU)[0]
+    assert more == drawn
+    numbers, _ = picture(['class 0', 'class 1'], '--font', DEJAVU)
+    assert drawn != numbers
+
+
+def test_a_font_of_the_system_is_found(folder, monkeypatch):
+    (folder / 'fonts').mkdir()
+    shutil.copy(DEJAVU, folder / 'fonts')
+    (folder / 'fonts' / 'broken.ttf').write_bytes(b'junk')
+    monkeypatch.setattr(
+        tool, 'FONT_FOLDERS', (str(folder), str(folder / 'no'))
+    )
+    fonts = tool.find_fonts(['cat', 'кот', '猫'], None)
+    cyrillic = folder / 'fonts' / DEJAVU.name
+    assert fonts == {'': None, 'cat': None, 'кот': cyrillic}
 
 
 def test_names_do_nothing_to_the_terminal(run, folder):
@@ -360,6 +368,113 @@ def test_names_do_nothing_to_the_terminal(run, folder):
     assert len(out.splitlines()) == 1 and '\x1b' not in out
     wanted = ['?[2J', 'b?error: c', '?', '?', 'plain']
     assert results_in(folder / 'out')['classes'] == wanted
+
+
+def write_video(path, frames, size=(48, 32)):
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, size
+    )
+    for frame in frames:
+        writer.write(np.broadcast_to(np.uint8(frame), (*size[::-1], 3)).copy())
+    writer.release()
+    return path
+
+
+def frames_of(path):
+    capture = cv2.VideoCapture(str(path))
+    return list(iter(lambda: capture.read()[0], False))
+
+
+@pytest.mark.parametrize('task', ['detection', 'segmentation'])
+def test_videos_are_drawn_and_told_frame_by_frame(run, tmp_path, task):
+    write_video(tmp_path / 'é.avi', [(255, 0, 0), (0, 0, 255), (0, 255, 0)])
+    model = write_model(tmp_path / 'm.onnx', task)
+    status, _, errors = run(model, 'é.avi', '--out', 'out')
+    assert (status, errors) == (0, [])
+    images = results_in(tmp_path / 'out')['images']
+    assert [image['frame'] for image in images] == [0, 1, 2]
+    assert {image['picture'] for image in images} == {'é.mp4'}
+    assert len(frames_of(tmp_path / 'out' / 'é.mp4')) == 3
+    if task == 'segmentation':
+        found = [image['segments'][0]['name'] for image in images]
+        assert found == ['blue', 'red', 'green']
+        assert (tmp_path / 'out' / images[2]['label_map']).is_file()
+
+
+def test_a_cut_video_is_named_and_keeps_what_can_be_read(run, tmp_path):
+    model = write_model(tmp_path / 'm.onnx', 'detection')
+    frames = [noise(32, 48, i) for i in range(20)]
+    cut = write_video(tmp_path / 'cut.avi', frames)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (tmp_path / 'junk.mp4').write_bytes(b'junk')
+    write_image(tmp_path / 'a.png', noise(9, 9))
+    args = ('cut.avi', 'junk.mp4', 'a.png', '--out', 'out')
+    status, _, errors = run(model, *args)
+    assert status == 1
+    named = [line for line in errors if line.startswith('error: ')]
+    assert 'cut.avi' in named[0] and 'junk.mp4' in named[1]
+    images = results_in(tmp_path / 'out')['images']
+    files = [image['file'] for image in images]
+    assert files.count('cut.avi') == len(files) - 1 > 3
+    assert len(frames_of(tmp_path / 'out' / 'cut.mp4')) == len(files) - 1
+    assert not (tmp_path / 'out' / 'junk.mp4').exists()
+
+
+class Camera:
+    """A webcam that is ended by Ctrl+C after two frames."""
+
+    def __init__(self, number):
+        assert number == 3
+        self.left = 2
+
+    def get(self, key):
+        return 0.0
+
+    def release(self):
+        pass
+
+    def read(self):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return True, np.zeros((20, 30, 3), np.uint8)
+
+
+@pytest.mark.parametrize('name', ['3', 'webcam:3'])
+def test_a_webcam_is_predicted_until_it_is_ended(
+    run, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(cv2, 'VideoCapture', Camera)
+    model = write_model(tmp_path / 'm.onnx', 'detection')
+    assert run(model, name, '--out', 'out')[0] == 0
+    images = results_in(tmp_path / 'out')['images']
+    assert [image['frame'] for image in images] == [0, 1]
+    assert (tmp_path / 'out' / 'webcam3.mp4').is_file()
+
+
+def test_patterns_and_repeated_inputs_are_taken_once(run, tmp_path):
+    model = write_model(tmp_path / 'm.onnx', 'detection')
+    for name in ('a/1.png', 'a/b/2.png', 'a/b/3.webp'):
+        write_image(tmp_path / name, noise(8, 8))
+    (tmp_path / 'a' / 'notes.txt').touch()
+    assert run(model, 'a/**', 'a', 'a/1.png', 'a/*', '--out', 'out')[0] == 0
+    files = [image['file'] for image in results_in(tmp_path / 'out')['images']]
+    assert sorted(files) == ['a/1.png', 'a/b/2.png', 'a/b/3.webp']
+
+
+def test_no_two_results_are_in_one_file(run, tmp_path):
+    names = ['a.png', 'a.bmp', 'a.jpg', 'a_labels.png', 'A.png']
+    for i, name in enumerate(names):
+        write_image(tmp_path / 'in' / name, noise(8, 9 + i))
+    model = write_model(tmp_path / 'm.onnx', 'segmentation')
+    assert run(model, 'in', '--out', 'out')[0] == 0
+    images = results_in(tmp_path / 'out')['images']
+    written = [i[key] for i in images for key in ('picture', 'label_map')]
+    assert len({name.lower() for name in written}) == 2 * len(names)
+    for image in images:
+        for key in ('picture', 'label_map'):
+            with Image.open(tmp_path / 'out' / image[key]) as opened:
+                assert opened.size == (image['width'], 8)
 
 
 # ------------------------------------------------------------------ errors
@@ -467,7 +582,7 @@ def test_outputs_that_cannot_be_are_one_line(run, folder, task, arrays):
         (('junk.png', 'images'), 'junk.png is no usable ONNX file'),
         (('m.onnx', 'images', 'no.png'), 'image not found: no.png'),
         (('m.onnx', 'empty'), 'no image in the folder empty'),
-        (('m.onnx', 'images/a.jpg', 'images/a.jpg'), 'would both become'),
+        (('m.onnx', 'no/*.jpg'), 'image not found: no/*.jpg'),
         (('m.onnx', 'images', '--out', 'junk.png'), 'junk.png'),
         (('m.onnx', 'images', '--out', 'images'), 'would overwrite'),
         (('m.onnx', 'images', '--font', 'junk.png'), 'junk.png is no font'),

@@ -1,8 +1,10 @@
 """Predict with an ONNX file: boxes, a label map or a class for each image.
 
-Needs onnxruntime, NumPy, OpenCV and Pillow, nothing else: take this one file
-into a product. The metadata of the ONNX file say what the model expects.
-Images are RGB, uint8, (height, width, 3); boxes are x1, y1, x2, y2.
+Inputs are images, folders with their sub-folders, patterns ('photos/*.jpg'),
+videos, and webcams (webcam:0, or 0), which Ctrl+C ends. Needs onnxruntime,
+NumPy, OpenCV and Pillow, nothing else: take this one file into a product. The
+metadata of the ONNX file say what the model expects. Images are RGB, uint8,
+(height, width, 3); boxes are x1, y1, x2, y2.
 """
 
 import argparse
@@ -10,12 +12,16 @@ import colorsys
 import json
 import logging
 import os
+import re
 import sys
 import time
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from glob import glob
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -26,10 +32,16 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 # Of all that Pillow opens: for some of the others it starts programs.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpg', '.webm', '.wmv')
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'area')  # as OpenCV
 MAX_PIXELS = 2**28  # of a preprocessed image: 3 GiB in floats
-# Pillow looks for them in the folders of the system.
-FONTS = ('DejaVuSans.ttf', 'arial.ttf', 'NotoSansCJK-Regular.ttc', 'msyh.ttc')
+# Of Linux, macOS and Windows.
+FONT_FOLDERS = (
+    *('/usr/share/fonts', '/usr/local/share/fonts', '~/.local/share/fonts'),
+    *('~/.fonts', '/System/Library/Fonts', '/Library/Fonts'),
+    *('~/Library/Fonts', 'C:/Windows/Fonts'),
+)
+FONT_STYLES = 'bold|italic|oblique|light|thin|black|mono|serif|lastresort'
 
 
 class InputError(Exception):
@@ -133,20 +145,22 @@ def load_model(path: Path, threads: int = 0) -> Model:
     return Model(path, session, task, names, lists[1])
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """List the images named, and of a folder all images in it, by name."""
+def find_images(names: Iterable[str | Path]) -> list[Path]:
+    """List files that are named or matched, and all images of folders."""
     found = []
-    for path in paths:
-        inside = [path]
-        if path.is_dir():
-            files = sorted(path.rglob('*'))
-            inside = [p for p in files if p.suffix.lower() in SUFFIXES]
+    for name in map(str, names):
+        named, inside = os.path.exists(name), []
+        for path in map(Path, [name] if named else glob(name, recursive=True)):
+            known = path.suffix.lower() in SUFFIXES + VIDEOS
+            if path.is_dir():
+                files = path.rglob('*')
+                inside += [p for p in files if p.suffix.lower() in SUFFIXES]
+            elif named or known:
+                inside.append(path)
         if not inside:
-            raise InputError(f'no image in the folder {path}')
-        found += inside
-    for path in found:
-        if not path.is_file():
-            raise InputError(f'image not found: {path}')
+            what = 'no image in the folder' if named else 'image not found:'
+            raise InputError(f'{what} {name}')
+        found += sorted(set(inside))
     return found
 
 
@@ -309,24 +323,44 @@ TASKS = dict(
 )
 
 
-def find_font(
-    names: list[str], path: Path | None
-) -> tuple[ImageFont.FreeTypeFont, set[str]]:
-    """Find the font with most of the characters; and those that it lacks."""
-    # Pillow's own has no accents.
-    fonts = [] if path else [ImageFont.load_default(20)]
-    for name in [str(path)] if path else FONTS:
-        with suppress(OSError):
-            fonts.append(ImageFont.truetype(name, 20))
-    if not fonts:
-        raise InputError(f'{path} is no font')
-    wanted = {c for name in names for c in name if not c.isspace()}
-    found = []
-    for font in fonts:
-        none = bytes(font.getmask('\U0010fffd'))
-        lacks = {c for c in wanted if bytes(font.getmask(c)) == none}
-        found.append((font, lacks))
-    return min(found, key=lambda pair: len(pair[1]))
+@lru_cache
+def load_font(path: Path | None, size: int) -> ImageFont.FreeTypeFont:
+    """Load a font file, or Pillow's own font, which has no accents."""
+    return (
+        ImageFont.truetype(path, size)
+        if path
+        else ImageFont.load_default(size)
+    )
+
+
+def find_fonts(names: list[str], given: Path | None) -> dict:
+    """Find for each name, and none, the first font with all its characters."""
+
+    def style(path: Path) -> tuple:
+        return bool(re.search(FONT_STYLES, path.name.lower())), path
+
+    def candidates() -> Iterator[Path | None]:
+        yield from [given, None] if given else [None]
+        folders = (Path(name).expanduser() for name in FONT_FOLDERS)
+        files = [f for folder in folders for f in folder.rglob('*.[ot]t[cf]')]
+        yield from sorted(files, key=style)
+
+    found, missing = {}, {'', *names}
+    for path in candidates():
+        try:
+            font = load_font(path, 20)
+            none = bytes(font.getmask('\U0010fffd'))
+            for name in [*missing]:
+                wanted = set(f'{name}0.') - {' '}
+                if all(bytes(font.getmask(c)) != none for c in wanted):
+                    found[name] = path
+                    missing.remove(name)
+        except OSError as error:
+            if path == given:
+                raise InputError(f'{path} is no font') from error
+        if not missing:
+            break
+    return found
 
 
 def colour(label: int) -> tuple[int, int, int]:
@@ -336,27 +370,36 @@ def colour(label: int) -> tuple[int, int, int]:
     return tuple(int(255 * c) for c in rgb)
 
 
-def text_of(part: dict, lacks: Container[str] = ()) -> str:
-    """Tell a part of a result; names of a lacking character are numbers."""
-    name, number = part['name'], part.get('score', part.get('share'))
-    if any(character in lacks for character in name):
-        name = f'class {part["label"]}'
-    return f'{name} {number:.2f}'
+def text_of(part: dict, named: bool = True) -> str:
+    """Tell a part of a result."""
+    name = part['name'] if named else f'class {part["label"]}'
+    return f'{name} {part.get("score", part.get("share")):.2f}'
 
 
-def draw(image: np.ndarray, result: dict, font, lacks: set) -> Image.Image:
-    """Draw boxes or a label map on a picture, or write classes below it."""
+def draw(image: np.ndarray, result: dict, fonts: dict) -> Image.Image:
+    """Draw boxes or a label map on a picture, or write classes below it.
+
+    A name that is not among those of the fonts becomes a number.
+    """
     picture = Image.fromarray(image)
-    step, top = font.size + 6, 4
+    size = max(10, min(image.shape[:2]) // 28)
+    step, top = size + 6, 4
     parts, *_ = result.values()
-    texts = [text_of(part, lacks) for part in parts]
+    known = [part['name'] in fonts for part in parts]
+    texts = [
+        (
+            text_of(part, has),
+            load_font(fonts.get(part['name'], fonts['']), size),
+        )
+        for part, has in zip(parts, known, strict=True)
+    ]
     if 'label_map' in result:
         labels = result['label_map']
         table = np.array([*map(colour, range(labels.max() + 1))], np.uint8)
         picture = Image.blend(picture, Image.fromarray(table[labels]), 0.5)
     if 'top' in result:
         top = picture.height + 4
-        widths = [int(font.getlength(text)) + step for text in texts]
+        widths = [int(font.getlength(text)) + step for text, font in texts]
         height = top + step * len(texts)
         picture = picture.crop((0, 0, max([picture.width, *widths]), height))
     pen = ImageDraw.Draw(picture)
@@ -364,22 +407,24 @@ def draw(image: np.ndarray, result: dict, font, lacks: set) -> Image.Image:
     # The surest boxes lie on top.
     for row, part in reversed([*enumerate(parts)]):
         fill, at = colour(part['label']), (4, top + row * step)
+        text, font = texts[row]
         if 'box' in part:
             x1, y1, x2, y2 = part['box']
             box = (x1, y1, max(x1, x2), max(y1, y2))
             pen.rectangle(box, None, fill, line)
-            at = (x1, max(0, y1 - font.size - 3))
-        box = pen.textbbox(at, texts[row], font=font, anchor='lt')
+            at = (x1, max(0, y1 - size - 3))
+        box = pen.textbbox(at, text, font=font, anchor='lt')
         pen.rectangle((*at, box[2] + 3, box[3] + 3), fill=fill)
         at = (at[0] + 2, at[1] + 2)
-        pen.text(at, texts[row], 'white', font, anchor='lt')
+        pen.text(at, text, 'white', font, anchor='lt')
     return picture
 
 
-def predict(model: Model, path: Path, target: Path, args) -> dict:
-    """Predict for one image; write its picture to ``args.out / target``."""
-    image = read_image(path)
-    height, width = image.shape[:2]
+def predict(model: Model, image: np.ndarray, labels: Path, args) -> tuple:
+    """Predict for an image; gives its picture and what was found.
+
+    A label map is written to ``args.out / labels``.
+    """
     try:
         start = time.perf_counter()
         prepared = preprocess(image, model.steps)
@@ -388,51 +433,99 @@ def predict(model: Model, path: Path, target: Path, args) -> dict:
         outputs = model.run(batch)
         end = time.perf_counter()
         result = TASKS[model.task][0](model, outputs, image, prepared, args)
-        font = args.font.font_variant(size=max(10, min(height, width) // 28))
-        picture = draw(image, result, font, args.lacks)
+        picture = draw(image, result, args.fonts)
     # Those of ONNX Runtime and of outputs that are none have no common class.
     except Exception as error:
-        raise InputError(f'{path}: {reason_of(error)}') from error
-    file = args.out / target
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file, quality=95)
+        raise InputError(reason_of(error)) from error
     if 'label_map' in result:
-        labels = target.with_name(f'{path.stem}_labels.png')
+        (args.out / labels).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(result['label_map']).save(args.out / labels)
         result['label_map'] = labels.as_posix()
-    parts, *_ = result.values()
     ms = dict(preprocess=1e3 * (middle - start), network=1e3 * (end - middle))
+    size = dict(zip(('width', 'height'), image.shape[1::-1], strict=True))
+    return picture, result | size | dict(ms=ms)
+
+
+def predict_image(model, path, target, labels, args) -> Iterator[dict]:
+    """Predict for an image file; write its picture."""
+    picture, result = predict(model, read_image(path), labels, args)
+    picture.save(args.out / target, quality=95)
+    (parts, *_), ms = result.values(), result['ms']
     print(
         f'{clean(str(path))}: {len(parts)} found: '
         f'{", ".join(map(text_of, parts[:3]))} ({ms["network"]:.1f} ms, '
         f'preprocessing {ms["preprocess"]:.1f} ms)'
     )
-    about = dict(file=str(path), picture=target.as_posix(), ms=ms)
-    return about | dict(width=width, height=height) | result
+    yield result
 
 
-def targets_of(images: list[Path], out: Path) -> list[Path]:
-    """Name the pictures; folders below the common one of all are kept."""
-    full = [Path(os.path.abspath(path)) for path in images]
-    root = os.path.commonpath([path.parent for path in full])
-    originals = {path.resolve() for path in full}
-    taken = {}
-    for path in full:
-        target = path.relative_to(root)
-        if path.suffix.lower() not in ('.jpg', '.jpeg'):
-            target = target.with_suffix('.png')
-        if target in taken:
-            raise InputError(
-                f'{taken[target]} and {path} would both become {target}'
-            )
-        if (out / target).resolve() in originals:
-            raise InputError(f'the pictures in {out} would overwrite {path}')
-        taken[target] = path
-    return list(taken)
+def predict_video(model, path, target, labels, args) -> Iterator[dict]:
+    """Predict for all frames of a video or a webcam; write a drawn video."""
+    webcam = isinstance(path, int)
+    capture = cv2.VideoCapture(path if webcam else str(path))
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    total = 0 if webcam else capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    writer, done, size = cv2.VideoWriter(), 0, None
+    try:
+        while (frame := capture.read()[1]) is not None:
+            image = np.ascontiguousarray(frame[..., ::-1])
+            file = labels / f'{done:06}.png'
+            picture, result = predict(model, image, file, args)
+            if not done:
+                size = picture.size
+                code = cv2.VideoWriter_fourcc(*'mp4v')
+                rate = rate if 0 < rate < 1000 else 25
+                writer.open(str(args.out / target), code, rate, size)
+            # Names of classes below it may be longer than at first.
+            writer.write(np.asarray(picture.crop((0, 0, *size)))[..., ::-1])
+            yield dict(frame=done) | result
+            done += 1
+    except KeyboardInterrupt:
+        if not webcam:
+            raise
+    finally:
+        capture.release()
+        writer.release()
+    print(f'{clean(str(path))}: {done} frames')
+    # The number that the file has may be an estimate.
+    if not done or done < 0.95 * total:
+        raise InputError(f'{done} of {total:.0f} frames can be read')
+
+
+def find_sources(names: list[str], out: Path) -> Iterator[tuple]:
+    """Find files and webcams, with the names of their results.
+
+    Folders below the common one of all are kept.
+    """
+    full = {}
+    for name in names:
+        number = name.removeprefix('webcam:')
+        if number.isdecimal() and not os.path.exists(name):
+            full[os.path.abspath(f'webcam{number}.mp4')] = int(number)
+        else:
+            full |= {os.path.abspath(p): p for p in find_images([name])}
+    root = os.path.commonpath(map(os.path.dirname, full))
+    originals, taken = set(map(os.path.realpath, full)), set()
+    for path, source in full.items():
+        plain, suffix = os.path.splitext(os.path.relpath(path, root))
+        if suffix.lower() in VIDEOS:
+            suffix = '.mp4'
+        elif suffix.lower() not in ('.jpg', '.jpeg'):
+            suffix = '.png'
+        end = '_labels' if suffix == '.mp4' else '_labels.png'
+        # Beside 'a.jpg', 'a.png' becomes 'a_2.png'.
+        tries = (plain if i == 1 else f'{plain}_{i}' for i in count(1))
+        pairs = ((name + suffix, name + end) for name in tries)
+        pair = next(p for p in pairs if not {n.lower() for n in p} & taken)
+        taken |= {name.lower() for name in pair}
+        for name in pair:
+            if os.path.realpath(out / name) in originals:
+                raise InputError(f'{out / name} would overwrite an input')
+        yield source, *map(Path, pair)
 
 
 def predict_all(args: argparse.Namespace) -> int:
-    """Predict for all images; returns how many could not be used."""
+    """Predict for all inputs; returns how many could not be used."""
     model = load_model(args.model, args.threads)
     outputs = {output.name for output in model.session.get_outputs()}
     lacking = TASKS[model.task][1] - outputs
@@ -441,32 +534,42 @@ def predict_all(args: argparse.Namespace) -> int:
             f'{model.path} has no output {", ".join(sorted(lacking))}: export '
             'it with export_onnx.py, a detector --with-nms'
         )
-    images = find_images(args.images)
-    targets = targets_of(images, args.out)
-    args.font, args.lacks = find_font(model.classes, args.font)
-    if args.lacks:
-        print('no font has all names of classes: try --font', file=sys.stderr)
+    sources = [*find_sources(args.inputs, args.out)]
+    args.fonts = find_fonts(model.classes, args.font)
+    without = [name for name in model.classes if name not in args.fonts]
+    if without:
+        told = ', '.join(without[:5])
+        print(f'no font has {told}: try --font FILE', file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
-    results = []
-    for path, target in zip(images, targets, strict=True):
+    results, failed = [], 0
+    for path, target, labels in sources:
+        (args.out / target).parent.mkdir(parents=True, exist_ok=True)
+        video = target.suffix == '.mp4'
+        about = dict(file=str(path), picture=target.as_posix())
         try:
-            results.append(predict(model, path, target, args))
+            function = predict_video if video else predict_image
+            for result in function(model, path, target, labels, args):
+                results.append(about | result)
         except InputError as error:
-            print(f'error: {clean(str(error))}', file=sys.stderr)
+            text, shown = str(error), str(path)
+            text = text if shown in text else f'{shown}: {text}'
+            print(f'error: {clean(text)}', file=sys.stderr)
+            failed += 1
     about = dict(model=str(model.path), task=model.task, classes=model.classes)
     about['images'] = results
     text = json.dumps(about, indent=1, ensure_ascii=False) + '\n'
     # What of a file's name is no character becomes an escape of JSON.
     path = args.out / 'predictions.json'
     path.write_text(text, 'utf-8', errors='backslashreplace')
-    return len(images) - len(results)
+    return failed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('model', type=Path, help='ONNX file')
-    add('images', nargs='+', type=Path, help='images, or folders of images')
+    inputs = 'images, folders, patterns, videos, webcam:0'
+    add('inputs', nargs='+', metavar='INPUT', help=inputs)
     out = 'folder for the pictures and predictions.json (predictions)'
     add('--out', type=Path, default=Path('predictions'), help=out)
     score = 'boxes below this score are left out (0.3)'
@@ -485,7 +588,7 @@ def main() -> None:
     except (InputError, OSError) as error:
         sys.exit(f'error: {clean(str(error))}')
     if failed:
-        sys.exit(f'{failed} of the images could not be used')
+        sys.exit(f'{failed} of the inputs could not be used')
 
 
 if __name__ == '__main__':
