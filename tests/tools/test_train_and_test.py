@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from make_digits import DigitsSpec, write_digits
 
-from anchorformer_mm.datasets import DigitsSpec, write_digits
 from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 
 ROOT = Path(__file__).parents[2]
