@@ -28,6 +28,7 @@ from mmengine.structures import BaseDataElement
 from PIL import EpsImagePlugin, Image, ImageOps
 from torch import Tensor, nn
 
+from anchorformer_mm.datasets.custom import apply_custom_data
 from anchorformer_mm.utils.checkpoint import require_checkpoint, weights_only
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
@@ -97,6 +98,7 @@ def read_config(
         raise UsageError(f'{path}: {_reason(error)}') from error
     if cfg.get('default_scope') in TASK_LIBRARIES:
         check_environment([cfg.default_scope])
+    apply_custom_data(cfg)
     return cfg
 
 
