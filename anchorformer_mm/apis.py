@@ -31,6 +31,7 @@ from mmengine.structures import BaseDataElement
 from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+from anchorformer_mm.datasets.custom import apply_custom_data
 from anchorformer_mm.utils.checkpoint import require_checkpoint, weights_only
 from anchorformer_mm.utils.environment import LIBRARIES, check_environment
 from anchorformer_mm.utils.errors import UsageError
@@ -107,6 +108,7 @@ def read_config(
         raise UsageError(f'{place}: {reason}') from error
     if cfg.get('default_scope') in TASK_LIBRARIES:
         check_environment([cfg.default_scope])
+    apply_custom_data(cfg)
     return cfg
 
 

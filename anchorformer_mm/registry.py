@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
@@ -123,6 +124,11 @@ HOOKS = PluginRegistry(
     'hook',
     parent=MMENGINE_HOOKS,
     locations=[f'{SCOPE}.engine.hooks', SCHEDULE],
+)
+METRICS = PluginRegistry(
+    'metric',
+    parent=MMENGINE_METRICS,
+    optional=dict(ClassIoUMetric=('mmseg', f'{SCOPE}.engine.metrics')),
 )
 OPTIM_WRAPPER_CONSTRUCTORS = PluginRegistry(
     'optimizer wrapper constructor',

@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-from anchorformer_mm.datasets import DigitsSpec, write_digits
+from make_digits import DigitsSpec, write_digits
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'

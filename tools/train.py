@@ -65,7 +65,10 @@ def enable_auto_scale_lr(cfg: 'Config') -> None:
 def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
     use_idle_cores()
-    # Imports what was just checked.
+    # Import what was just checked.
+    from mmengine.dist import is_main_process
+
+    from anchorformer_mm.analysis.summary import report_run
     from anchorformer_mm.engine import launch
     from anchorformer_mm.engine.config_checks import check_schedule
     from anchorformer_mm.engine.resume import take_checkpoint
@@ -88,6 +91,8 @@ def main() -> None:
         checks.report_findings(findings, runner.logger)
     check_schedule(runner)
     runner.train()
+    if is_main_process():
+        report_run(cfg.work_dir, runner.logger)
     launch.leave_processes()
 
 

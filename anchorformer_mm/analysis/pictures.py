@@ -612,12 +612,34 @@ class RunLog:
         return sorted(values), [values[i] for i in sorted(values)]
 
 
-def read_run(work_dir: str | Path) -> RunLog:
-    """Read the scalars of all parts of a run, later ones winning.
+def run_parts(work_dir: str | Path) -> list[Path]:
+    """Folders of the last training, one for each start: begun, resumed, ...
 
     Args:
-        work_dir: Folder of the run; every start of it, resumed or not, left
-            a folder with ``vis_data/scalars.json`` there.
+        work_dir: Folder of the run; every start that logged something left a
+            folder with ``vis_data/scalars.json`` there.
+
+    Raises:
+        UsageError: There is no log.
+    """
+    parts: list[Path] = []
+    for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        config = log.with_name('config.py')
+        if config.is_file():
+            cfg = Config.fromfile(config, import_custom_modules=False)
+            if not cfg.get('resume'):
+                parts.clear()
+        parts.append(log.parent.parent)
+    if not parts:
+        raise UsageError(f'no records in {work_dir}/*/vis_data/scalars.json')
+    return parts
+
+
+def read_run(work_dir: str | Path) -> RunLog:
+    """Read the scalars of the last training, later parts of it winning.
+
+    Args:
+        work_dir: Folder of the run, see :func:`run_parts`.
 
     Returns:
         RunLog: Where mmengine counts evaluations in iterations, which
@@ -630,8 +652,9 @@ def read_run(work_dir: str | Path) -> RunLog:
         UsageError: There is no log.
     """
     run = RunLog()
-    for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+    for part in run_parts(work_dir):
         iteration = 0
+        log = part / 'vis_data/scalars.json'
         for line in log.read_text().splitlines():
             record = json.loads(line)
             if 'loss' in record:

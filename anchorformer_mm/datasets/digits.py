@@ -2,7 +2,7 @@
 
 The handwriting is scikit-learn's: 1,797 scans of 8 x 8 pixels. Images are
 BGR uint8, sizes are ``(width, height)`` as in mmcv. The files are written by
-:mod:`anchorformer_mm.datasets.digits_files`.
+``tools/dataset_converters/make_digits.py``.
 """
 
 import colorsys

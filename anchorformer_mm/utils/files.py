@@ -14,10 +14,14 @@ LAYOUTS = {
     'ADEChallengeData2016.zip, unpacked in data/ade',
     'bccd': 'git clone https://github.com/Shenggan/BCCD_Dataset '
     'data/BCCD_Dataset && '
-    'python tools/dataset_converters/voc_to_coco.py data/BCCD_Dataset/BCCD '
-    '--out data/bccd --classes RBC WBC Platelets --first-pixel 0 && '
+    'python tools/dataset_converters/to_coco.py data/BCCD_Dataset/BCCD '
+    '--out data/bccd --classes RBC WBC Platelets --first-pixel 0 '
+    '--image-root data/BCCD_Dataset/BCCD/JPEGImages && '
     'cp -r data/BCCD_Dataset/BCCD/JPEGImages data/bccd/images',
     'coco': 'COCO 2017 from https://cocodataset.org',
+    'custom': 'python tools/dataset_converters/to_coco.py SOURCE --out '
+    'data/custom makes COCO files of boxes; or set data_root in the config, '
+    'or after --cfg-options',
     'digits': 'python tools/dataset_converters/make_digits.py '
     '--out data/digits',
 }

@@ -19,6 +19,7 @@ from torch import nn
 
 from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.apis import build_model
+from anchorformer_mm.datasets.custom import apply_custom_data
 from anchorformer_mm.datasets.digits import (
     DIGIT_CLASSES,
     PALETTE,
@@ -92,6 +93,10 @@ def test_every_config_builds_its_model_and_optimiser(name):
     cfg, model = build(name)
     data = name.split('_')[-1]
     classes = CLASSES.get(data)
+    if data == 'custom':
+        cfg.classes = ['cat', 'dog', 'owl', 'pig']
+        apply_custom_data(cfg)
+        model, classes = build_model(cfg), 4
     if data in ('digits', 'bccd'):
         for split in ('train', 'val', 'test'):
             dataset = innermost(cfg[f'{split}_dataloader'].dataset)
@@ -114,7 +119,7 @@ def test_every_config_builds_its_model_and_optimiser(name):
 
 
 def test_every_config_is_indexed_but_for_those_of_small_data():
-    small = {n for n in NAMES if n.endswith(('_digits', '_bccd'))}
+    small = {n for n in NAMES if n.endswith(('_digits', '_bccd', '_custom'))}
     assert set(NAMES) - small == set(INDEX)
 
 
@@ -168,12 +173,14 @@ SMALL = [
     'anchorlevit_128s_in1k',
     'clustr_t_digits',
     'mask-rcnn_clustr_s_coco',
+    'picodet_anchorformer_t_custom',
     'picodet_anchorformer_t_digits',
     'picodet_s_bccd',
     'picodet_v2_anchorformer_t_bccd',
     'picodet_v2_xs_320_coco',
     'retinanet_clustr_s_coco',
     'rtmdet_tiny_bccd',
+    'semfpn_anchorformer_t_custom',
     'semfpn_anchorformer_t_digits',
     'semfpn_clustr_t_digits',
     'semfpn_r18_digits',

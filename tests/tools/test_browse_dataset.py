@@ -6,9 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from make_digits import DigitsSpec, write_digits
 from mmengine.config import Config
-
-from anchorformer_mm.datasets import DigitsSpec, write_digits
 
 ROOT = Path(__file__).parents[2]
 TOOL = 'analysis_tools/browse_dataset.py'

@@ -4,6 +4,9 @@ Of a detector: see test_train_and_test.py.
 """
 
 import json
+import os
+import shutil
+import time
 
 import cv2
 import numpy as np
@@ -98,10 +101,10 @@ def test_a_run_is_pictured(tmp_path, run_tool, scope):
     write_run(tmp_path / 'run', text, records)
     status, printed, _ = run_tool(TOOL, 'run')
     assert status == 0
-    assert printed.splitlines()[-5:] == [
+    assert printed.splitlines()[-7:-2] == [
         figure,
         'run/last.pth',
-        'run/20260101_000000/run.log',
+        'run/20260101_000000/20260101_000000.log',
         'run/curve.png',
         'run/predictions.png',
     ]
@@ -115,6 +118,45 @@ def test_a_run_is_pictured(tmp_path, run_tool, scope):
         # The ground truth: class 3, and beside it what is ignored.
         assert (sheet == (9, 99, 199)).all(axis=2).sum() >= 96 * 160
         assert (sheet == hatching(1, 6)[0, 0]).all(axis=2).sum() > 1000
+
+
+def add_part(folder, name, records, *, resume=False):
+    """Another start of a run, with its logs alone."""
+    logs = folder / name / 'vis_data'
+    logs.mkdir(parents=True)
+    lines = [json.dumps(record) for record in records]
+    (logs / 'scalars.json').write_text('\n'.join(lines))
+    (logs / 'config.py').write_text(f'resume = {resume}')
+
+
+def test_the_summary_is_of_the_last_training_and_its_best(tmp_path, run_tool):
+    text, records, _ = RUNS['mmseg']
+    write_run(tmp_path / 'run', text, records)
+    for path in (tmp_path / 'run').glob('*.pth'):
+        # Of an hour ago, when the first training ended.
+        path.rename(path.with_stem(f'old_{path.stem}'))
+    for path in (tmp_path / 'run').glob('*.pth'):
+        os.utime(path, (time.time() - 3600,) * 2)
+    weights = tmp_path / 'run/old_last.pth'
+    first = [
+        dict(loss=1.0, step=50),
+        {'mIoU': 20.0, 'IoU/a b': 33.0, 'IoU/c': 7.0, 'step': 60},
+    ]
+    second = [dict(loss=0.5, step=150), dict(mIoU=10.0, step=160)]
+    add_part(tmp_path / 'run', '20260102_000000', first)
+    add_part(tmp_path / 'run', '20260103_000000', second, resume=True)
+    for name in ('best_mIoU_iter_60.pth', 'last.pth'):
+        shutil.copyfile(weights, tmp_path / 'run' / name)
+    status, printed, _ = run_tool(TOOL, 'run')
+    assert status == 0
+    lines = printed.splitlines()[-9:]
+    assert lines[0] == 'mIoU: 20.00% after 60 iterations (the last: 10.00%)'
+    assert 'a b 33.00%, c 7.00%' in lines[1]
+    assert 'old_last.pth' in lines[2]
+    assert 'run/last.pth' not in lines[2]
+    assert lines[3] == 'run/best_mIoU_iter_60.pth'
+    for line in lines[-2:]:
+        assert 'run/config.py run/best_mIoU_iter_60.pth' in line
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from make_digits import DigitsSpec, write_digits
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
-from anchorformer_mm.datasets import DigitsSpec, write_digits
 from anchorformer_mm.deployment.export import export_model
 
 TOOLS = Path(__file__).parents[2] / 'tools'
