@@ -3,5 +3,5 @@
 _base_ = './anchorformer_t_digits.py'
 
 model = dict(
-    backbone=dict(attn_cfg=dict(_delete_=True, anchor_std=1.4, dwc_v=True))
+    backbone=dict(attn_cfg=dict(_delete_=True, anchor_std=3.0, dwc_v=True))
 )
