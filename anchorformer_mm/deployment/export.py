@@ -13,17 +13,20 @@ import onnx
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
 from anchorformer_mm.apis import dataset_meta
 from anchorformer_mm.deployment.networks import (
+    ClustersGiven,
     SizesFollowed,
     deployable,
     make_traceable,
 )
 from anchorformer_mm.deployment.onnx_model import open_session
 from anchorformer_mm.deployment.preprocessing import Preprocessing
+from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
 
@@ -220,7 +223,9 @@ def check_file(
     Without NMS the outputs are compared. With NMS, whose choice between boxes
     of nearly equal scores hangs on the last digit, the boxes and scores of
     all priors are compared, and the best scores; and the detections with
-    what mmcv's NMS leaves of the file's own candidates.
+    what mmcv's NMS leaves of the file's own candidates. In the same way
+    :class:`.ClusterAttention` computes with the clusters that the file finds,
+    most of which must be its own.
 
     Args:
         model: What the file was made of.
@@ -232,7 +237,7 @@ def check_file(
         float: The largest :func:`relative_difference` of all.
 
     Raises:
-        UsageError: It is above 1e-4.
+        UsageError: It is above 1e-4, or the clusters are others.
     """
     eager = deployable(model, **network)
     with_nms = 'image_ids' in eager.output_names
@@ -249,12 +254,43 @@ def check_file(
 def _differences(
     eager: nn.Module, path: str | Path, batches: Sequence[Tensor]
 ) -> Iterator[float]:
-    session = open_session(path, torch.get_num_threads())
+    graph = onnx.load(path)
+    clusters = []
+    if any(isinstance(m, ClusterAttention) for m in eager.modules()):
+        clusters = [
+            node.output[0]
+            for node in graph.graph.node
+            if node.op_type == 'ScatterElements'
+            # Sums and maxima of clusters are others.
+            and all(a.s in (b'', b'none') for a in node.attribute)
+        ]
+    session = _session_with(graph, clusters)
+    count, equal = len(eager.output_names), []
     for images in batches:
-        feed = dict(images=images.numpy())
-        found = session.run(list(eager.output_names), feed)
-        for array, expected in zip(found, eager(images), strict=True):
+        found = session.run(
+            [*eager.output_names, *clusters], dict(images=images.numpy())
+        )
+        with ClustersGiven(found[count:]) as given:
+            outs = eager(images)
+        equal += given.equal
+        for array, expected in zip(found[:count], outs, strict=True):
             yield relative_difference(array, expected.numpy())
+    if sum(equal) < len(equal) / 2:
+        raise UsageError(
+            f'the file finds other clusters than the model: {sum(equal)} of '
+            f'{len(equal)} are equal, half of them must be'
+        )
+
+
+def _session_with(
+    graph: onnx.ModelProto, names: Sequence[str]
+) -> InferenceSession:
+    """Open a file with inner values as further outputs."""
+    graph.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / 'with_inner.onnx'
+        onnx.save(graph, file)
+        return open_session(file, torch.get_num_threads())
 
 
 def _nms_differences(
@@ -268,11 +304,7 @@ def _nms_differences(
         while producers[name].op_type != 'GatherElements':
             name = producers[name].input[0]
         inner.append(producers[name].input[0])
-    graph.graph.output.extend(onnx.ValueInfoProto(name=n) for n in inner)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / 'with_inner.onnx'
-        onnx.save(graph, file)
-        session = open_session(file, torch.get_num_threads())
+    session = _session_with(graph, inner)
     for images in batches:
         *found, boxes, scores, all_boxes, all_scores = session.run(
             [*eager.output_names, *inner], dict(images=images.numpy())

@@ -11,6 +11,7 @@ from anchorformer_mm.deployment.export import (
     export_model,
     relative_difference,
 )
+from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -109,6 +110,22 @@ def test_another_model_is_noticed(classifier, tmp_path):
     export_model(classifier(), path, shape=(64, 64))
     with pytest.raises(UsageError, match='computes something else'):
         check_file(classifier(), path, images_of((1, 64, 64)))
+
+
+def test_clusters_of_nearly_equal_tokens_are_those_of_the_file(
+    classifier, tmp_path
+):
+    model, path = classifier('clusters'), tmp_path / 'x.onnx'
+    export_model(model, path, shape=(64, 64), batch_size=2)
+    batches = images_of(*[(2, 64, 64)] * 8)
+    # Equal tokens but for rounding, in a corner.
+    batches[0][:, :, :32, :32] = 100
+    assert check_file(model, path, batches) < 1e-4
+    for layer in model.modules():
+        if isinstance(layer, ClusterAttention):
+            layer.k = 1
+    with pytest.raises(UsageError, match='finds other clusters'):
+        check_file(model, path, batches)
 
 
 def test_another_nms_is_noticed(detector, tmp_path):

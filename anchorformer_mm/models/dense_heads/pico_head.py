@@ -380,11 +380,12 @@ class PicoHead(BasePicoHead):
                 cells, matched = assign_one_by_one(
                     self.assigner, *seen, batch_gt_instances, ignored
                 )
-            images = cells // len(priors)
-            counts = torch.bincount(images, minlength=len(logits))
+            counts = cells.new_zeros(len(logits))
             # An image with boxes counts as one positive at least.
-            least = counts.new_tensor([len(g) > 0 for g in batch_gt_instances])
-            num_pos = (counts.clamp(min=1) * least).sum()
+            least = counts.index_fill(0, gts.images, 1)
+            images = cells // len(priors)
+            counts.index_add_(0, images, torch.ones_like(images))
+            num_pos = counts.maximum(least).sum()
 
             logits = logits.flatten(0, 1)
             weights = logits.detach()[cells].sigmoid().amax(dim=1)
