@@ -77,6 +77,7 @@ def test_the_command_writes_a_checkpoint_of_the_detector(
         renamed=len(used),
         left=4,
         values=sum(a.size for a in used),
+        new=0,
     )
     classes = meta['dataset_meta']['classes']
     assert (len(classes), classes[79]) == (80, 'toothbrush')
@@ -143,7 +144,11 @@ CLASSES = 'test_dataloader.dataset.metainfo.classes=[a,b]'
         ((*ON[:4], 's.pdparams'), '--overwrite'),
         ((*ON[:4], '.'), '--out is a folder'),
         (('evil.pdparams', *ON[1:]), 'mkdir, which is refused'),
-        ((*OPTION, 'model.bbox_head.num_classes=20'), 'conv_cls.0.weight'),
+        ((*OPTION, 'model.bbox_head.num_classes=20'), 'num_classes=20'),
+        ((*ON, '--images', '.'), '--images is for ONNX files'),
+        (('a.onnx', *ON[1:], '--backbone-only'), '--backbone-only'),
+        (('a.onnx', *ON[1:]), 'a.onnx is no usable ONNX file'),
+        (('a.onnx', *ON[1:], '--images', 'no'), '--images is no folder: no'),
         ((*OPTION, CLASSES), 'num_classes=80'),
         ((*OPTION, 'model.backbone.arch=2x'), "'2x'"),
         (('s.pdparams', '--config', 'bare.py', *ON[3:]), 'no model'),
@@ -158,6 +163,7 @@ def test_what_cannot_work_is_one_error_and_writes_nothing(
 
     save(folder / 'evil.pdparams', dict(a=Evil()))
     (folder / 'bare.py').write_text('model = dict()')
+    (folder / 'a.onnx').write_bytes(b'a')
     before = {p: p.read_bytes() for p in folder.rglob('*')}
     status, _, errors = run_tool(TOOL, *args)
     assert status == 2
