@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +336,7 @@ class PaddleKey:
     shape: tuple[int, ...]
     targets: tuple[str, ...] = ()
     note: str = ''
+    values: int = 0  # that the targets take
 
     @property
     def action(self) -> str:
@@ -353,12 +353,12 @@ class PaddleKey:
 
 
 def key_counts(keys: Sequence[PaddleKey]) -> list[dict]:
-    """Count keys by ``ACTIONS``, and values not left, by part and of all."""
+    """Count keys by ``ACTIONS``, and values taken, by part and of all."""
     rows = []
     for part in [*dict.fromkeys(key.part for key in keys), 'all']:
         mine = [key for key in keys if part in (key.part, 'all')]
         counts = dict.fromkeys(ACTIONS, 0) | Counter(k.action for k in mine)
-        values = sum(prod(key.shape) for key in mine if key.targets)
+        values = sum(key.values for key in mine)
         rows.append(dict(part=part, values=values) | counts)
     return rows
 
@@ -464,7 +464,10 @@ def convert_paddle(
                 )
         if part not in (*PARTS, 'other'):
             foreign.append(key)
-        keys.append(PaddleKey(part, key, array.shape, tuple(pieces), note))
+        size = sum(piece.size for piece in pieces.values())
+        keys.append(
+            PaddleKey(part, key, array.shape, tuple(pieces), note, size)
+        )
     if misfits:
         more = f'; {len(misfits) - 1} more do not fit' * (len(misfits) > 1)
         raise UsageError(misfits[0] + more)

@@ -380,5 +380,6 @@ def _by_names_of(
             other = 'classes' if '.conv_cls.' in goal else 'layers'
             note = f'other {other} in our model'
         shape = tuple(arrays[key].shape)
-        keys.append(PaddleKey(part, key, shape, targets, note))
+        size = sum(fit[name].numel() for name in targets)
+        keys.append(PaddleKey(part, key, shape, targets, note, size))
     return {name: fit[name] for name in target if name in fit}, keys

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
+from PIL import Image
 
 from anchorformer_mm.models import ESNet
 
@@ -129,6 +130,43 @@ def test_other_classes_come_with_options(convert, folder, arrays):
     assert set(changed) <= told
     classes = dict(classes=('a', 'b', 'c'))
     assert checkpoint['meta']['dataset_meta'] == classes
+
+
+SMALL = f"""
+_base_ = {CONFIG!r}
+arch = dict(_delete_=True, widths=[16, 32, 64], ratios=[[0.5, 0.5]] * 3)
+model = dict(
+    backbone=dict(arch=arch),
+    neck=dict(in_channels=[16, 32, 64], out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
+)
+"""
+
+
+def test_an_onnx_file_comes_with_images_or_a_warning(folder, run_tool):
+    (folder / 'small.py').write_text(SMALL)
+    cfg = Config.fromfile('small.py')
+    init_default_scope(cfg.default_scope)
+    path = TESTS / 'conversion' / 'test_picodet_onnx.py'
+    model = MODELS.build(cfg.model).eval()
+    runpy.run_path(path)['write'](model, folder / 'a.onnx')
+    (folder / 'photos').mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / 'photos' / f'{i}.png')
+    args = ('a.onnx', '--config', 'small.py', '--out', 'o.pth')
+    status, out, errors = run_tool(TOOL, *args)
+    assert status == 0, errors
+    assert any('--images DIR' in line for line in errors)
+    args = (*args, '--overwrite', '--images', 'photos')
+    status, out, errors = run_tool(TOOL, *args)
+    assert status == 0, errors
+    assert 'made anew with 2 images' in out
+    assert not any('--images DIR' in line for line in errors)
+    load_checkpoint(model, 'o.pth', strict=True)
+    meta = torch.load('o.pth', weights_only=True)['meta']
+    assert meta['paddle']['batch_norms'] == 'images'
+    assert meta['dataset_meta']['classes'][79] == 'toothbrush'
 
 
 ON = ('s.pdparams', '--config', CONFIG, '--out', 'o.pth')

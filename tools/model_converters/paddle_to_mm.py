@@ -159,7 +159,7 @@ def main() -> None:
         if classes:
             meta['dataset_meta'] = classes
     for key in keys:
-        if args.keys or not key.targets:
+        if args.keys or not key.targets or key.note.startswith('other'):
             print(key)
     absent = {k: v for k, v in model.state_dict().items() if k not in state}
     columns = ('part', *paddle.ACTIONS, 'values', 'new')
