@@ -223,7 +223,9 @@ def check_file(
     Without NMS the outputs are compared. With NMS, whose choice between boxes
     of nearly equal scores hangs on the last digit, the boxes and scores of
     all priors are compared, and the best scores; and the detections with
-    what mmcv's NMS leaves of the file's own candidates. In the same way
+    what mmcv's NMS leaves of the file's own candidates. Of a detector that
+    detects something, only scores above ``test_cfg.score_thr`` count, and
+    their boxes; the others must be below it in both. In the same way
     :class:`.ClusterAttention` computes with the clusters that the file finds,
     most of which must be its own.
 
@@ -273,8 +275,12 @@ def _differences(
         with ClustersGiven(found[count:]) as given:
             outs = eager(images)
         equal += given.equal
-        for array, expected in zip(found[:count], outs, strict=True):
-            yield relative_difference(array, expected.numpy())
+        found, expected = found[:count], [x.numpy() for x in outs]
+        if eager.task == 'detection':
+            threshold = (eager.model.bbox_head.test_cfg or {}).get('score_thr')
+            found, expected = _detectable(found, expected, threshold or 0)
+        for array, wanted in zip(found, expected, strict=True):
+            yield relative_difference(array, wanted)
     if sum(equal) < len(equal) / 2:
         raise UsageError(
             f'the file finds other clusters than the model: {sum(equal)} of '
@@ -291,6 +297,25 @@ def _session_with(
         file = Path(folder) / 'with_inner.onnx'
         onnx.save(graph, file)
         return open_session(file, torch.get_num_threads())
+
+
+def _detectable(
+    found: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    threshold: float,
+) -> list[list[np.ndarray]]:
+    """Leave, of boxes (N, A, 4) and scores (N, A, C), what can be detected.
+
+    Scores at the threshold stand for all that are below. Without a score
+    above it everything is left.
+    """
+    seen = expected[1].max(axis=-1) > threshold
+    if found[1].shape != expected[1].shape or not seen.any():
+        return [found, expected]
+    return [
+        [boxes[seen], np.maximum(scores, threshold)]
+        for boxes, scores in (found, expected)
+    ]
 
 
 def _nms_differences(
@@ -313,9 +338,14 @@ def _nms_differences(
         best = eager.candidates(*every)[1].amax(dim=2)
         boxes, scores = torch.from_numpy(boxes), torch.from_numpy(scores)
         own = eager.suppress(boxes, scores.transpose(1, 2))
+        pairs = _detectable(
+            (all_boxes, all_scores),
+            [x.numpy() for x in every],
+            eager.score_threshold,
+        )
         for array, expected in zip(
-            (all_boxes, all_scores, scores.amax(dim=1).numpy(), *found),
-            (*every, best, *own),
+            (*pairs[0], scores.amax(dim=1).numpy(), *found),
+            (*pairs[1], *(x.numpy() for x in (best, *own))),
             strict=True,
         ):
-            yield relative_difference(array, expected.numpy())
+            yield relative_difference(array, expected)
