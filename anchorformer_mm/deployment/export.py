@@ -306,11 +306,13 @@ def _detectable(
 ) -> list[list[np.ndarray]]:
     """Leave, of boxes (N, A, 4) and scores (N, A, C), what can be detected.
 
-    Scores at the threshold stand for all that are below. Without a score
-    above it everything is left.
+    Priors with a score above the threshold in either. The threshold stands for
+    all scores below it. Without such a prior everything is left.
     """
-    seen = expected[1].max(axis=-1) > threshold
-    if found[1].shape != expected[1].shape or not seen.any():
+    if found[1].shape != expected[1].shape:
+        return [found, expected]
+    seen = np.maximum(found[1], expected[1]).max(axis=-1) > threshold
+    if not seen.any():
         return [found, expected]
     return [
         [boxes[seen], np.maximum(scores, threshold)]
