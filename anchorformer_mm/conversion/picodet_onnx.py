@@ -101,7 +101,7 @@ def convert_onnx(
             one = torch.ones(len(weight))
             values = [one, bias, 0 * one, one - norm.eps]
             if theirs.norm is None:
-                folded.append(norm)
+                folded.append((conv, norm))
                 goals |= zip(keys[1:], [f'{name}.bias'], strict=False)
             else:
                 keys = theirs.norm.input[1:]
@@ -326,9 +326,17 @@ def _compare(
 
 
 def _unfold(
-    model: nn.Module, norms: Sequence[nn.Module], images: Sequence[Tensor]
+    model: nn.Module,
+    pairs: Sequence[tuple[nn.Conv2d, nn.Module]],
+    images: Sequence[Tensor],
 ) -> None:
-    """Give neutral norms the statistics of their inputs, and undo them."""
+    """Give neutral norms the statistics of their inputs, and undo them.
+
+    Weights of a channel below the norm that Kaiming's initialisation has are
+    scaled up to it, which the batch norm takes back: a step of a training
+    turns small weights by more, and those of a folded file can be tiny.
+    """
+    norms = [norm for _, norm in pairs]
     sums = {norm: torch.zeros(3, norm.num_features).double() for norm in norms}
 
     def add(norm: nn.Module, args: tuple) -> None:
@@ -341,12 +349,16 @@ def _unfold(
         model(image)
     for hook in hooks:
         hook.remove()
-    for norm, (count, total, squares) in sums.items():
+    for conv, norm in pairs:
+        count, total, squares = sums[norm]
         mean = total / count
         variance = (squares / count - mean**2).clamp(min=0)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt())
+        size = conv.weight.double().flatten(1).norm(dim=1)
+        factor = (2**0.5 / size.clamp(min=1e-6)).clamp(min=1)
+        conv.weight.mul_(factor[:, None, None, None])
+        norm.running_mean.copy_(factor * mean)
+        norm.running_var.copy_(factor**2 * variance)
+        norm.weight.copy_((factor**2 * variance + norm.eps).sqrt() / factor)
         norm.bias.copy_(norm.bias + mean)
 
 
