@@ -1,10 +1,9 @@
 """AnchorFormer's graph on single digits: minutes on a CPU, no download.
 
 T is too much for the minutes of two cores: half its width, a third of its
-layers, half their MLP ratio. ImageNet's recipe starts flat: tokens equally
-near to all anchors, weights of 0.02. From so few images that hardly ever
-ends, so that weights and anchors start larger here, and `dwc_v` adds a local
-path.
+layers, half their MLP ratio. From so few images the paper's anchors learn
+less than softmax attention, untied and standardized ones more (docs/models.md).
+Weights start larger than ImageNet's 0.02, and `dwc_v` adds a local path.
 """
 
 _base_ = [
@@ -29,7 +28,13 @@ model = dict(
         patch_size=8,
         num_anchors=30,
         out_type='avg_featmap',
-        attn_cfg=dict(anchor_std=3.0, dwc_v=True),
+        attn_cfg=dict(
+            tied=False,
+            logits='standardized',
+            logit_scale=2.0,
+            anchor_std=1.0,
+            dwc_v=True,
+        ),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.15),
     ),
     head=dict(

@@ -20,7 +20,15 @@ classes = None
 model = dict(
     backbone=dict(
         type='anchorformer_mm.AnchorESNet',
-        stage_cfg=dict(depth=2, num_anchors=30, mlp_ratio=2.0),
+        stage_cfg=dict(
+            depth=2,
+            num_anchors=30,
+            mlp_ratio=2.0,
+            # Not the paper's; they learn from little data, see docs/models.md.
+            tied=False,
+            logits='standardized',
+            logit_scale=2.0,
+        ),
     ),
 )
 

@@ -32,7 +32,10 @@ model = dict(
         patch_size=8,
         out_indices=(0, 1, 2, 3),
         drop_path_rate=0.0,
-        attn_cfg=dict(dwc_v=True),
+        # Not the paper's; they learn from little data, see docs/models.md.
+        attn_cfg=dict(
+            tied=False, logits='standardized', logit_scale=2.0, dwc_v=True
+        ),
     ),
     neck=dict(
         _delete_=True,

@@ -1,8 +1,9 @@
 """Semantic-FPN with a small AnchorFormer on the embedded digits.
 
 As on ADE20K, the backbone comes from classification: train
-`anchorformer_t_digits.py` first, which takes minutes. All of its layers are
-equally deep, so that the head takes the pyramid as it is, without an FPN.
+`anchorformer_t_paper_digits.py` first, which takes minutes (for label maps the
+paper's anchors were best, docs/models.md). All of its layers are equally deep,
+so that the head takes the pyramid as it is, without an FPN.
 """
 
 _base_ = [
@@ -31,7 +32,7 @@ model = dict(
         attn_cfg=dict(dwc_v=True),
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/anchorformer_t_digits/epoch_60.pth',
+            checkpoint='work_dirs/anchorformer_t_paper_digits/epoch_60.pth',
             prefix='backbone.',
         ),
     ),

@@ -127,7 +127,7 @@ def test_maps_have_the_size_of_the_image(size, kind, patch_size, test_cfg):
 
 
 def test_a_classifier_initialises_the_backbone(tmp_path):
-    cfg = Config.fromfile(CONFIGS / 'anchorformer_t_digits.py').model
+    cfg = Config.fromfile(CONFIGS / 'anchorformer_t_paper_digits.py').model
     init_default_scope('mmpretrain')
     classifier = CLASSIFIERS.build(cfg)
     init_default_scope('mmseg')

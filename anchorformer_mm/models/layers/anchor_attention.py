@@ -210,12 +210,13 @@ class AnchorAttention(BaseAnchorAttention):
             (the paper). If not, the weights of gathering are the softmax over
             tokens of the logits of anchors of their own, ``gather_anchors``.
         logit_std: Standard deviation of the logits at initialisation, over
-            tokens of mean 0 and variance 1: anchors are scaled to it, by the
-            keys' weights as they are initialised. Near 0 every token is
-            equally near to all anchors, the layer is global average pooling
-            and its anchors have almost no gradient.
+            tokens of mean 0 and variance 1: keys' weights are scaled to keys
+            of variance 1, and anchors to it. Near 0 every token is equally
+            near to all anchors, the layer is global average pooling and its
+            anchors have almost no gradient.
         anchor_std: In place of ``logit_std``, the standard deviation of the
-            anchors themselves, which means something else at each width.
+            anchors themselves, with keys' weights as they are drawn; it means
+            something else at each width.
         **kwargs: See :class:`BaseAnchorAttention`.
 
     Raises:
@@ -262,16 +263,17 @@ class AnchorAttention(BaseAnchorAttention):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Scale the anchors to ``logit_std``, by the keys' weights.
+        """Scale the keys' weights to unit keys, the anchors to ``logit_std``.
 
-        mmengine calls it after it has drawn these, and before it loads a
-        checkpoint.
+        mmengine calls it after it has drawn the weights, and before it loads
+        a checkpoint.
         """
         if self.anchor_std is not None:
             return
-        key = self.kv.weight[: self.embed_dims].unflatten(
-            0, (self.num_heads, -1)
-        )
+        key = self.kv.weight[: self.embed_dims]
+        # Small keys with large anchors would learn at unlike rates.
+        key.div_(key.square().sum(1).mean().sqrt())
+        key = key.unflatten(0, (self.num_heads, -1))
         for anchors in (self.anchors, self.gather_anchors):
             if anchors is None:
                 continue

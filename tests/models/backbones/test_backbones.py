@@ -362,9 +362,9 @@ def test_anchors_are_scaled_to_the_weights_as_they_are_initialised(name):
     layers = [m for m in net.modules() if isinstance(m, AnchorAttention)]
     assert layers
     for layer in layers:
-        keys = layer.kv.weight[: layer.embed_dims]
+        values = layer.kv.weight[layer.embed_dims :]
         torch.testing.assert_close(
-            keys.std(), torch.tensor(0.02), rtol=0.2, atol=0
+            values.std(), torch.tensor(0.02), rtol=0.2, atol=0
         )
         x = torch.randn(1, 2000, layer.embed_dims)
         k = layer.split_heads(layer.kv(x)[..., : layer.embed_dims])
