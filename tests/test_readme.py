@@ -38,9 +38,14 @@ def without_blocks(text: str) -> str:
 def code_of(text: str) -> list[str]:
     """Lines of blocks without their continuations, and code in sentences."""
     text = text.replace('\\\n', ' ')
-    blocks = re.findall(r'^```(?:bash|text)\n(.*?)^```', text, re.M | re.S)
+    blocks = re.findall(r'^```(\w*)\n(.*?)^```', text, re.M | re.S)
     rest = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = [
+        line
+        for language, block in blocks
+        if language in ('', 'bash', 'text')
+        for line in block.splitlines()
+    ]
     return lines + [
         ' '.join(c.split()) for c in re.findall(r'`([^`]+)`', rest)
     ]
