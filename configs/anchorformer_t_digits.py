@@ -2,8 +2,9 @@
 
 T is too much for the minutes of two cores: half its width, a third of its
 layers, half their MLP ratio. From so few images the paper's anchors learn
-less than softmax attention, untied and standardized ones more (docs/models.md).
-Weights start larger than ImageNet's 0.02, and `dwc_v` adds a local path.
+less than softmax attention, untied and standardized ones more (see
+docs/models.md). Weights start larger than ImageNet's 0.02, and `dwc_v` adds a
+local path.
 """
 
 _base_ = [

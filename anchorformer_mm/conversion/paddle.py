@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -184,9 +183,15 @@ def _arrays(loaded: object) -> dict[str, np.ndarray]:
         if isinstance(value, tuple) and len(value) == 2:
             value = value[1]
         if not isinstance(key, str) or not isinstance(value, _Array):
+            advice = ''
+            if isinstance(value, dict):
+                advice = (
+                    '. If these are the weights, take them out: paddle.save('
+                    f"paddle.load(FILE)[{key!r}], 'weights.pdparams')"
+                )
             raise UsageError(
                 f'holds a {type(value).__name__} by the key {key!r}; only '
-                'arrays by their names are read'
+                f'arrays by their names are read{advice}'
             )
         arrays[key] = value.array
     for key, record in slices.items():
@@ -201,7 +206,9 @@ def _arrays(loaded: object) -> dict[str, np.ndarray]:
 # two is of the first.
 SIGNS = dict(
     backbone={
-        'ESNet': r'^_conv1\._conv\.',
+        'ESNet': r'^2_1\._se\.',
+        # By the names of its layers an ESNet without gates.
+        'ShuffleNetV2': r'^2_1\._conv_pw_2\.',
         'LCNet': r'^blocks2\.0\.dw_conv\.',
         # Of the same file name as the first, with other widths.
         'ESNet of PaddleClas': r'^blocks\.0\.dw_1\.',
@@ -210,7 +217,11 @@ SIGNS = dict(
         CSPPAN=r'^top_down_blocks\.\d+\.main_conv\.',
         LCPAN=r'^top_down_blocks\.\d+\.\d+\.dw_conv\.',
     ),
-    head=dict(PicoHeadV2=r'^conv_feat\.se\.', PicoHead=r'^head_cls0\.'),
+    head={
+        'one of share_cls_reg: False': r'^conv_feat\.reg_conv_',
+        'PicoHeadV2': r'^conv_feat\.se\.',
+        'PicoHead': r'^head_cls0\.',
+    },
 )
 # Keys of a backbone in a file without prefixes, beside its classifier's.
 _OF_BACKBONE = r'(_conv1|[234]_\d+|conv1|blocks[2-6])\.'
@@ -325,6 +336,7 @@ class PaddleKey:
     shape: tuple[int, ...]
     targets: tuple[str, ...] = ()
     note: str = ''
+    values: int = 0  # that the targets take
 
     @property
     def action(self) -> str:
@@ -341,12 +353,12 @@ class PaddleKey:
 
 
 def key_counts(keys: Sequence[PaddleKey]) -> list[dict]:
-    """Count keys by ``ACTIONS``, and values not left, by part and of all."""
+    """Count keys by ``ACTIONS``, and values taken, by part and of all."""
     rows = []
     for part in [*dict.fromkeys(key.part for key in keys), 'all']:
         mine = [key for key in keys if part in (key.part, 'all')]
         counts = dict.fromkeys(ACTIONS, 0) | Counter(k.action for k in mine)
-        values = sum(prod(key.shape) for key in mine if key.targets)
+        values = sum(key.values for key in mine)
         rows.append(dict(part=part, values=values) | counts)
     return rows
 
@@ -364,13 +376,14 @@ def convert_paddle(
             whose keys have no prefix and whose classifier is left.
         model: Our detector, with ``backbone``, ``neck`` and ``bbox_head``; it
             is not changed.
-        backbone_only: Leave neck and head. The backbone may then also be an
-            AnchorESNet, whose last stage the file has nothing for.
+        backbone_only: Leave neck and head.
 
     Returns:
         tuple: Weights by the names of the whole model, in its order, where
         the batch norms' counters, which Paddle does not have, are zero; and
-        what became of every key of the file, in its order.
+        what became of every key of the file, in its order. There are none for
+        the last stage of an AnchorESNet, whose file is an ESNet's, and none
+        for the classes if the file has other classes.
 
     Raises:
         UsageError: The file is of another model: of another kind, something
@@ -414,6 +427,7 @@ def convert_paddle(
         if name.startswith(prefixes)
     }
     keys, values, sources, misfits, foreign = [], {}, {}, [], []
+    other_classes = set()
     for key, array in arrays.items():
         part, pieces, note = _pieces(key, arrays, kinds, prefixed)
         first = next(map(sources.get, pieces), None)
@@ -430,8 +444,13 @@ def convert_paddle(
                 f'{key} is of {array.dtype}; weights are floating-point '
                 'numbers'
             )
-        for ours, piece in pieces.items():
+        for ours, piece in list(pieces.items()):
             sources[ours] = key
+            if _of_other_classes(ours, piece, target):
+                other_classes.add(ours)
+                note = 'other classes in our model'
+                del pieces[ours]
+                continue
             values[ours] = torch.from_numpy(piece.astype(np.float32))
             if ours not in target:
                 foreign.append(key)
@@ -445,7 +464,10 @@ def convert_paddle(
                 )
         if part not in (*PARTS, 'other'):
             foreign.append(key)
-        keys.append(PaddleKey(part, key, array.shape, tuple(pieces), note))
+        size = sum(piece.size for piece in pieces.values())
+        keys.append(
+            PaddleKey(part, key, array.shape, tuple(pieces), note, size)
+        )
     if misfits:
         more = f'; {len(misfits) - 1} more do not fit' * (len(misfits) > 1)
         raise UsageError(misfits[0] + more)
@@ -457,8 +479,10 @@ def convert_paddle(
     for name, value in target.items():
         if name in values:
             state_dict[name] = values[name]
-        elif kinds['backbone'] == 'AnchorESNet' and re.match(_REPLACED, name):
-            missing += [] if backbone_only else [name]
+        elif name in other_classes or (
+            kinds['backbone'] == 'AnchorESNet' and re.match(_REPLACED, name)
+        ):
+            continue
         elif name.endswith('.num_batches_tracked'):
             state_dict[name] = torch.zeros_like(value)
         else:
@@ -472,6 +496,18 @@ def convert_paddle(
     if not np.allclose(bins, np.arange(bins.size), rtol=0.01):
         raise UsageError(f'{DISTANCES} must be near 0, 1, 2, ..., got {bins}')
     return state_dict, keys
+
+
+def _of_other_classes(
+    name: str, array: np.ndarray, target: Mapping[str, Tensor]
+) -> bool:
+    """Tell whether a predictor of classes differs in their number alone."""
+    return (
+        name.startswith('bbox_head.conv_cls.')
+        and name in target
+        and target[name].shape[1:] == array.shape[1:]
+        and len(target[name]) != len(array)
+    )
 
 
 def _pieces(

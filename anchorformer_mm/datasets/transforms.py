@@ -328,14 +328,14 @@ def distort(
 @FUNCTIONS.register_module()
 def random_square_collate(
     data_batch: Sequence[dict],
-    sizes: Sequence[int] = (352, 384, 416, 448, 480),
+    sizes: Sequence[int | Sequence[int]] = (352, 384, 416, 448, 480),
     interpolations: Sequence[str] = INTERPOLATIONS,
     to_float32: bool = True,
 ) -> dict:
-    """Resize the images of a batch to one size x size, and stack them.
+    """Resize the images of a batch to one size, and stack them.
 
     Size and interpolation are drawn uniformly for each batch, the aspect
-    ratio is not kept, and boxes are resized along and clipped to the square.
+    ratio is not kept, and boxes are resized along and clipped to the image.
     As a collate function this runs in the loader's workers, on images of any
     shape, once, and before they are normalised, as in the original, and each
     process of a distributed training draws for itself.
@@ -349,13 +349,13 @@ def random_square_collate(
         data_batch: Of the pipeline's last step ``PackDetInputs``: inputs,
             uint8 (C, H, W), H and W of each image its own; data_samples with
             boxes and labels.
-        sizes: Sides in px to choose from.
+        sizes: Sizes in px to choose from: of squares, or (height, width).
         interpolations: Names to choose from, of :func:`mmcv.imresize`.
         to_float32: Whether images are resized, and given, as float32 rather
             than uint8.
 
     Returns:
-        inputs (B, C, size, size) and data_samples, a list of B with
+        inputs (B, C, height, width) and data_samples, a list of B with
         ``img_shape`` and ``scale_factor`` (width, height) brought up to date.
 
     Raises:
@@ -364,27 +364,37 @@ def random_square_collate(
         TypeError: An image is not uint8 (C, H, W).
     """
     known = INTERPOLATIONS.__contains__
-    check_list('sizes', sizes, is_count, 'ints >= 1')
+    kind = 'ints >= 1 or pairs (height, width) of them'
+    check_list('sizes', sizes, _is_size, kind)
     check_list('interpolations', interpolations, known, f'{INTERPOLATIONS}')
     size = sizes[np.random.randint(len(sizes))]
+    size = (size, size) if is_count(size) else tuple(size)
     interpolation = interpolations[np.random.randint(len(interpolations))]
     images = [data['inputs'] for data in data_batch]
     samples = [data['data_samples'] for data in data_batch]
     for image, sample in zip(images, samples, strict=True):
         _resize_sample(sample, image, size)
     dtype = np.float32 if to_float32 else np.uint8
-    batch = np.empty((len(images), len(images[0]), size, size), dtype)
+    batch = np.empty((len(images), len(images[0]), *size), dtype)
     for image, resized in zip(images, batch, strict=True):
         # Channel by channel: neither the image nor the result is transposed.
         for plane, out in zip(image.numpy(), resized, strict=True):
             plane = plane.astype(dtype, copy=False)
             imresize(
-                plane, (size, size), False, interpolation, out, backend='cv2'
+                plane, size[::-1], False, interpolation, out, backend='cv2'
             )
     return dict(inputs=torch.from_numpy(batch), data_samples=samples)
 
 
-def _resize_sample(sample: DetDataSample, image: Tensor, size: int) -> None:
+def _is_size(value: object) -> bool:
+    if isinstance(value, Sequence) and len(value) == 2:
+        return all(map(is_count, value))
+    return is_count(value)
+
+
+def _resize_sample(
+    sample: DetDataSample, image: Tensor, size: tuple[int, int]
+) -> None:
     """Bring the annotations of ``image`` (C, H, W) to ``size``, in place."""
     if image.dtype != torch.uint8 or image.ndim != 3:
         raise TypeError(
@@ -392,7 +402,7 @@ def _resize_sample(sample: DetDataSample, image: Tensor, size: int) -> None:
             f'{image.dtype} {tuple(image.shape)}'
         )
     height, width = image.shape[-2:]
-    scale = (size / width, size / height)
+    scale = (size[1] / width, size[0] / height)
     _refuse_fields(sample, {'gt_instances', 'ignored_instances'})
     for _, instances in sample.items():
         _refuse_fields(instances, {'bboxes', 'labels'})
@@ -400,13 +410,15 @@ def _resize_sample(sample: DetDataSample, image: Tensor, size: int) -> None:
             continue
         boxes = scale_boxes(instances.bboxes, scale)
         if isinstance(boxes, BaseBoxes):
-            boxes.clip_((size, size))
+            boxes.clip_(size)
         else:
-            boxes = boxes.clamp(0, size)
+            boxes = boxes.clamp(min=0).minimum(
+                boxes.new_tensor(2 * size[::-1])
+            )
         instances.bboxes = boxes
     before = sample.get('scale_factor', (1.0, 1.0))
     after = (before[0] * scale[0], before[1] * scale[1])
-    sample.set_metainfo(dict(img_shape=(size, size), scale_factor=after))
+    sample.set_metainfo(dict(img_shape=size, scale_factor=after))
 
 
 def _refuse_fields(element: BaseDataElement, allowed: set[str]) -> None:

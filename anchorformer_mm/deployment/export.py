@@ -13,17 +13,20 @@ import onnx
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
 from anchorformer_mm.apis import dataset_meta
 from anchorformer_mm.deployment.networks import (
+    ClustersGiven,
     SizesFollowed,
     deployable,
     make_traceable,
 )
 from anchorformer_mm.deployment.onnx_model import open_session
 from anchorformer_mm.deployment.preprocessing import Preprocessing
+from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
 
@@ -220,7 +223,11 @@ def check_file(
     Without NMS the outputs are compared. With NMS, whose choice between boxes
     of nearly equal scores hangs on the last digit, the boxes and scores of
     all priors are compared, and the best scores; and the detections with
-    what mmcv's NMS leaves of the file's own candidates.
+    what mmcv's NMS leaves of the file's own candidates. Of a detector that
+    detects something, only scores above ``test_cfg.score_thr`` count, and
+    their boxes; the others must be below it in both. In the same way
+    :class:`.ClusterAttention` computes with the clusters that the file finds,
+    most of which must be its own.
 
     Args:
         model: What the file was made of.
@@ -232,7 +239,7 @@ def check_file(
         float: The largest :func:`relative_difference` of all.
 
     Raises:
-        UsageError: It is above 1e-4.
+        UsageError: It is above 1e-4, or the clusters are others.
     """
     eager = deployable(model, **network)
     with_nms = 'image_ids' in eager.output_names
@@ -249,12 +256,66 @@ def check_file(
 def _differences(
     eager: nn.Module, path: str | Path, batches: Sequence[Tensor]
 ) -> Iterator[float]:
-    session = open_session(path, torch.get_num_threads())
+    graph = onnx.load(path)
+    clusters = []
+    if any(isinstance(m, ClusterAttention) for m in eager.modules()):
+        clusters = [
+            node.output[0]
+            for node in graph.graph.node
+            if node.op_type == 'ScatterElements'
+            # Sums and maxima of clusters are others.
+            and all(a.s in (b'', b'none') for a in node.attribute)
+        ]
+    session = _session_with(graph, clusters)
+    count, equal = len(eager.output_names), []
     for images in batches:
-        feed = dict(images=images.numpy())
-        found = session.run(list(eager.output_names), feed)
-        for array, expected in zip(found, eager(images), strict=True):
-            yield relative_difference(array, expected.numpy())
+        found = session.run(
+            [*eager.output_names, *clusters], dict(images=images.numpy())
+        )
+        with ClustersGiven(found[count:]) as given:
+            outs = eager(images)
+        equal += given.equal
+        found, expected = found[:count], [x.numpy() for x in outs]
+        if eager.task == 'detection':
+            threshold = (eager.model.bbox_head.test_cfg or {}).get('score_thr')
+            found, expected = _detectable(found, expected, threshold or 0)
+        for array, wanted in zip(found, expected, strict=True):
+            yield relative_difference(array, wanted)
+    if sum(equal) < len(equal) / 2:
+        raise UsageError(
+            f'the file finds other clusters than the model: {sum(equal)} of '
+            f'{len(equal)} are equal, half of them must be'
+        )
+
+
+def _session_with(
+    graph: onnx.ModelProto, names: Sequence[str]
+) -> InferenceSession:
+    """Open a file with inner values as further outputs."""
+    graph.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / 'with_inner.onnx'
+        onnx.save(graph, file)
+        return open_session(file, torch.get_num_threads())
+
+
+def _detectable(
+    found: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    threshold: float,
+) -> list[list[np.ndarray]]:
+    """Leave, of boxes (N, A, 4) and scores (N, A, C), what can be detected.
+
+    Scores at the threshold stand for all that are below. Without a score
+    above it everything is left.
+    """
+    seen = expected[1].max(axis=-1) > threshold
+    if found[1].shape != expected[1].shape or not seen.any():
+        return [found, expected]
+    return [
+        [boxes[seen], np.maximum(scores, threshold)]
+        for boxes, scores in (found, expected)
+    ]
 
 
 def _nms_differences(
@@ -268,11 +329,7 @@ def _nms_differences(
         while producers[name].op_type != 'GatherElements':
             name = producers[name].input[0]
         inner.append(producers[name].input[0])
-    graph.graph.output.extend(onnx.ValueInfoProto(name=n) for n in inner)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / 'with_inner.onnx'
-        onnx.save(graph, file)
-        session = open_session(file, torch.get_num_threads())
+    session = _session_with(graph, inner)
     for images in batches:
         *found, boxes, scores, all_boxes, all_scores = session.run(
             [*eager.output_names, *inner], dict(images=images.numpy())
@@ -281,9 +338,14 @@ def _nms_differences(
         best = eager.candidates(*every)[1].amax(dim=2)
         boxes, scores = torch.from_numpy(boxes), torch.from_numpy(scores)
         own = eager.suppress(boxes, scores.transpose(1, 2))
+        pairs = _detectable(
+            (all_boxes, all_scores),
+            [x.numpy() for x in every],
+            eager.score_threshold,
+        )
         for array, expected in zip(
-            (all_boxes, all_scores, scores.amax(dim=1).numpy(), *found),
-            (*every, best, *own),
+            (*pairs[0], scores.amax(dim=1).numpy(), *found),
+            (*pairs[1], *(x.numpy() for x in (best, *own))),
             strict=True,
         ):
-            yield relative_difference(array, expected.numpy())
+            yield relative_difference(array, expected)

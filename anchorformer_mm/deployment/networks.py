@@ -9,6 +9,7 @@ with tensors.
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmcv.cnn.bricks.transformer import AdaptivePadding
 from mmengine.model import (
@@ -273,6 +274,35 @@ class SizesFollowed(TorchFunctionMode):
         if func is not Tensor.unflatten:
             return func(*args, **(kwargs or {}))
         return _unflatten(*args, **(kwargs or {}))
+
+
+class ClustersGiven(TorchFunctionMode):
+    """Context in which tokens join the clusters that a file has found.
+
+    Rounding decides which of two nearly equal tokens is a centre. ``found``
+    are the clusters (B, n), int64, in their order. ``equal`` tells of each
+    row of them that the layer would have found the same.
+    """
+
+    def __init__(self, found: Sequence[np.ndarray]) -> None:
+        super().__init__()
+        self.found = [torch.from_numpy(ids) for ids in found]
+        self.equal = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        own = func(*args, **(kwargs or {}))
+        if func is not Tensor.scatter:
+            return own
+        rows, count = args[2].shape
+        for i, ids in enumerate(self.found):
+            # The layer clusters large batches in parts.
+            if len(ids) < rows or ids.shape[1:] != own.shape[1:]:
+                continue
+            if ids.max() + 1 == count:
+                self.found[i] = ids[rows:]
+                self.equal += (own == ids[:rows]).all(dim=1).tolist()
+                return ids[:rows]
+        return own
 
 
 def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:

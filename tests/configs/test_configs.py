@@ -36,7 +36,7 @@ INDEX = {
     ]
 }
 CLASSES = dict(in1k=1000, coco=80, voc=20, ade20k=150, bccd=3)
-FREE = ('anchors', 'pos_embed', 'cls_token', 'dist_token')
+FREE = ('anchors', 'logit_scale', 'pos_embed', 'cls_token', 'dist_token')
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 
 
@@ -142,9 +142,11 @@ SIZES = {
     'picodet_anchorformer_t_coco': (416, 2.9200e6, 0.9356e9),
     'picodet_anchorformer_s_coco': (416, 5.4390e6, 1.8017e9),
     'picodet_anchorformer_b_coco': (416, 8.4350e6, 2.7510e9),
+    'picodet_anchorformer_s_untied_coco': (416, 5_442_858, 1.8067e9),
     'anchorformer_t_distilled_in1k': (224, 5_484_560, 1.0338e9),
     'anchorformer_s_distilled_in1k': (224, 20_676_176, 3.9946e9),
     'anchorformer_t_in1k': (224, 5_291_176, 1.0286e9),
+    'anchorformer_t_untied_in1k': (224, 5_314_252, 1.0422e9),
     'anchorformer_t_vanilla_in1k': (224, 5_717_416 - 12 * 3 * 192, 1.2537e9),
     'anchorformer_t_query_in1k': (224, 5_710_504, 1.0418e9),
     'anchorformer_t_m100_in1k': (224, 5_344_936, 1.1239e9),
@@ -263,6 +265,7 @@ PUBLISHED = {
     'picodet_s_voc': (320, 128, 0.4, 300),
     'picodet_anchorformer_t_coco': (416, 80, 0.4, 300),
     'picodet_anchorformer_s_coco': (416, 80, 0.4, 300),
+    'picodet_anchorformer_s_untied_coco': (416, 80, 0.4, 300),
     'picodet_anchorformer_b_coco': (416, 48, 0.3, 250),
     'picodet_v2_xs_320_coco': (320, 64, 0.32, 300),
     'picodet_v2_s_320_coco': (320, 64, 0.32, 300),
@@ -442,6 +445,10 @@ def test_small_data_has_one_budget(name):
         collate = cfg.train_dataloader.collate_fn
         assert list(collate.sizes) == sizes_around(320)
         models = [c.model.to_dict() for c in (cfg, coco)]
+        # The anchors are not the paper's.
+        stage_cfg = models[0]['backbone'].get('stage_cfg', {})
+        for key in ('tied', 'logits', 'logit_scale'):
+            stage_cfg.pop(key, None)
         initial = [m['train_cfg'].pop('initial_epoch', 0) for m in models]
         assert initial[0] / EPOCHS == initial[1] / coco.train_cfg.max_epochs
         assert [m['bbox_head'].pop('num_classes') for m in models] == [3, 80]
@@ -483,7 +490,7 @@ def test_only_attention_and_head_differ_from_levit(arch):
     assert ours.model.head.distillation is False
     levit.model.backbone.type = ours.model.backbone.type
     levit.model.head.distillation = False
-    del ours.optim_wrapper.paramwise_cfg.custom_keys['.anchors']
+    del ours.optim_wrapper.paramwise_cfg.custom_keys['anchors']
     assert ours.to_dict() == levit.to_dict()
 
 

@@ -314,7 +314,7 @@ def test_overshoot_stays_unless_bytes_are_asked_for(interpolation):
         min_size=1,
         max_size=3,
     ),
-    st.integers(1, 50),
+    st.integers(1, 50) | st.tuples(st.integers(1, 50), st.integers(1, 50)),
     st.booleans(),
 )
 def test_boxes_keep_their_place_in_the_image(scenes, size, plain):
@@ -327,11 +327,12 @@ def test_boxes_keep_their_place_in_the_image(scenes, size, plain):
         data.append(
             packed(photo(height, width), boxes, boxes[::-1].copy(), **box_type)
         )
-    samples = random_square_collate(data, [size], ['nearest'])['data_samples']
+    batch = random_square_collate(data, [size], ['nearest'])
+    samples, size = batch['data_samples'], tuple(batch['inputs'].shape[2:])
     triples = zip(samples, given_boxes, scenes, strict=True)
     for sample, boxes, (height, width, _) in triples:
-        scale = (size / width, size / height)
-        expected = (boxes * np.tile(scale, 2)).clip(0, size)
+        scale = (size[1] / width, size[0] / height)
+        expected = (boxes * np.tile(scale, 2)).clip(0, 2 * size[::-1])
         for found, wanted in (
             (sample.gt_instances, expected),
             (sample.ignored_instances, expected[::-1]),
@@ -340,7 +341,7 @@ def test_boxes_keep_their_place_in_the_image(scenes, size, plain):
             boxes = found.bboxes if plain else found.bboxes.tensor
             np.testing.assert_allclose(boxes, wanted, rtol=1e-4, atol=1e-4)
             assert found.labels.tolist() == list(range(len(expected)))
-        assert sample.img_shape == (size, size)
+        assert sample.img_shape == size
         assert sample.scale_factor == pytest.approx(scale)
 
 
@@ -359,6 +360,7 @@ def test_cached_randomness_repeats_what_was_done():
 
 
 COLLATE = partial(random_square_collate, [packed(photo(5, 5))])
+BAD_SIZES = ([], 416, [416.0], [[416, 0]], [[416]])
 BAD = [
     (MaxIoURandomCrop, 'thresholds', []),
     (MaxIoURandomCrop, 'thresholds', 0.5),
@@ -375,7 +377,7 @@ BAD = [
     (MultiplicativeColorDistortion, 'saturation', 1.5),
     (MultiplicativeColorDistortion, 'hue', (-200, 18)),
     (MultiplicativeColorDistortion, 'prob', 1.5),
-    *((COLLATE, 'sizes', value) for value in ([], 416, [416.0])),
+    *((COLLATE, 'sizes', value) for value in BAD_SIZES),
     *((COLLATE, 'interpolations', value) for value in ('area', ['cubic'])),
 ]
 

@@ -11,6 +11,7 @@ from anchorformer_mm.deployment.export import (
     export_model,
     relative_difference,
 )
+from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
 
 
@@ -48,6 +49,42 @@ def test_detections_at_two_sizes(head, detector, tmp_path):
     order = np.lexsort((-found['scores'], found['image_ids']))
     assert (order == np.arange(len(order))).all()
     assert np.bincount(found['image_ids']).max() <= 20
+
+
+def trained(model):
+    """With logits from -20 to 5, which no untrained head has."""
+    head, (images,) = model.bbox_head, images_of((1, 64, 96))
+    logits = []
+    hooks = [
+        conv.register_forward_hook(lambda _, args, out: logits.append(out))
+        for conv in head.conv_cls
+    ]
+    with torch.no_grad():
+        model.eval()(images / 60 - 2)
+        for conv, out in zip(head.conv_cls, logits, strict=True):
+            scale = 25 / (out.max() - out.min())
+            conv.weight *= scale
+            conv.bias.copy_(scale * (conv.bias - out.min()) - 20)
+        for conv in head.conv_reg:
+            conv.weight *= 5
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+@pytest.mark.parametrize('head', ['pico', 'pico_v2'])
+@pytest.mark.parametrize('with_nms', [False, True])
+def test_a_trained_head(head, with_nms, detector, tmp_path):
+    model, path = trained(detector(head)), tmp_path / 'x.onnx'
+    export_model(model, path, shape=(64, 96), with_nms=with_nms)
+    batches = images_of((1, 64, 96))
+    assert check_file(model, path, batches, with_nms=with_nms) < 1e-5
+    # A difference among scores that can be detected is noticed.
+    with torch.no_grad():
+        for conv in model.bbox_head.conv_cls:
+            conv.bias += 1e-2
+    with pytest.raises(UsageError, match='something else'):
+        check_file(model, path, batches, with_nms=with_nms)
 
 
 def test_no_detections(detector, tmp_path):
@@ -109,6 +146,22 @@ def test_another_model_is_noticed(classifier, tmp_path):
     export_model(classifier(), path, shape=(64, 64))
     with pytest.raises(UsageError, match='computes something else'):
         check_file(classifier(), path, images_of((1, 64, 64)))
+
+
+def test_clusters_of_nearly_equal_tokens_are_those_of_the_file(
+    classifier, tmp_path
+):
+    model, path = classifier('clusters'), tmp_path / 'x.onnx'
+    export_model(model, path, shape=(64, 64), batch_size=2)
+    batches = images_of(*[(2, 64, 64)] * 8)
+    # Equal tokens but for rounding, in a corner.
+    batches[0][:, :, :32, :32] = 100
+    assert check_file(model, path, batches) < 1e-4
+    for layer in model.modules():
+        if isinstance(layer, ClusterAttention):
+            layer.k = 1
+    with pytest.raises(UsageError, match='finds other clusters'):
+        check_file(model, path, batches)
 
 
 def test_another_nms_is_noticed(detector, tmp_path):

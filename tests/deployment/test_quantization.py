@@ -8,7 +8,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 from torch import nn
 
-from anchorformer_mm.deployment.quantization import METHODS, quantize
+from anchorformer_mm.deployment.quantization import (
+    METHODS,
+    measure_loss,
+    quantize,
+)
 from anchorformer_mm.models.layers import AnchorAttention
 from anchorformer_mm.utils.errors import UsageError
 
@@ -102,6 +106,92 @@ def test_excluded_nodes_stay_in_float(tmp_path):
         quantize(source, target, images(), exclude=['head*'])
     with pytest.raises(UsageError, match='has no node left to quantise'):
         quantize(source, target, images(), exclude=['*'])
+
+
+def test_the_first_nodes_can_stay_in_float(tmp_path):
+    source = write_model(tmp_path / 'float.onnx')
+    target = tmp_path / 'int8.onnx'
+    names = quantize(source, target, images(), float_first=0.5)
+    assert names == ['conv2']
+
+
+def test_a_hard_swish_is_reached_by_its_place(tmp_path):
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.Conv2d(4, 4, 1)
+    )
+    source = tmp_path / 'a.onnx'
+    torch.onnx.export(
+        network,
+        (torch.zeros(1, 3, 8, 8),),
+        source,
+        input_names=['images'],
+        dynamo=False,
+    )
+    file = onnx.load(source)
+    assert {n.op_type for n in file.graph.node} == {'Conv', 'HardSwish'}
+    batches = images([(8, 8)])
+    every = quantize(source, tmp_path / 'b.onnx', batches)
+    swish = ['/1/HardSwish/HardSigmoid', '/1/HardSwish/Mul']
+    assert every == ['/0/Conv', *swish, '/2/Conv']
+    rest = quantize(source, tmp_path / 'b.onnx', batches, exclude=['/1/*'])
+    assert rest == ['/0/Conv', '/2/Conv']
+
+
+def found(*rows):
+    """Outputs of a detector: of each box x1, the score and the label."""
+    x1, scores, labels = np.array(rows, float).reshape(-1, 3).T
+    boxes = np.stack([x1, 0 * x1, x1 + 10, 0 * x1 + 10], axis=1)
+    return dict(boxes=boxes, scores=scores, labels=labels.astype(int))
+
+
+@pytest.mark.parametrize(
+    ('after', 'loss'),
+    [
+        (found((0, 0.9, 0), (50, 0.4, 1)), 0),
+        # Weaker, but there; below 0.3 nothing counts.
+        (found((1, 0.9, 0), (50, 0.2, 1), (90, 0.2, 0)), 0),
+        (found((0, 0.9, 0)), 1 / 3),
+        (found((0, 0.9, 0), (50, 0.1, 1)), 1 / 3),
+        (found((0, 0.9, 0), (50, 0.4, 0)), 2 / 4),
+        (found((0, 0.9, 0), (54, 0.4, 1)), 2 / 4),
+        (found((0, 0.9, 0), (50, 0.4, 1), (90, 0.4, 1)), 1 / 5),
+        (found(), 1),
+    ],
+)
+def test_the_loss_of_a_detector_is_what_the_other_does_not_find(after, loss):
+    before = found((0, 0.8, 0), (50, 0.5, 1), (80, 0.2, 0))
+    share, words = measure_loss('detection', [before], [after])
+    assert share == pytest.approx(loss)
+    assert '2 before' in words
+    with pytest.raises(UsageError, match='nothing is detected'):
+        measure_loss('detection', [found((0, 0.2, 0))], [after])
+
+
+def test_a_detector_without_nms_is_compared_by_its_priors():
+    before = dict(
+        boxes=np.array([[[0, 0, 9, 9.0]]]), scores=np.ones((1, 1, 2))
+    )
+    before['scores'][..., 1] = 0.5
+    after = dict(before, scores=before['scores'][..., ::-1])
+    assert measure_loss('detection', [before], [before])[0] == 0
+    assert measure_loss('detection', [before], [after])[0] == 1
+
+
+def test_the_loss_of_other_tasks_is_the_share_of_changed_classes():
+    rng = np.random.default_rng(0)
+    logits = rng.random((1, 3, 4, 4))
+    other = logits.copy()
+    other[:, :, 0] = 1 - other[:, :, 0]
+    changed = (other.argmax(1) != logits.argmax(1)).mean()
+    share, words = measure_loss(
+        'segmentation', [dict(logits=logits)], [dict(logits=other)]
+    )
+    assert 0 < share == changed <= 0.25 and 'pixels' in words
+    images = [dict(scores=np.eye(3)[i : i + 1]) for i in (0, 1, 2)]
+    share, words = measure_loss(
+        'classification', images, images[:2] + images[:1]
+    )
+    assert share == pytest.approx(1 / 3) and 'images' in words
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
+from PIL import Image
 
 from anchorformer_mm.models import ESNet
 
@@ -77,6 +78,7 @@ def test_the_command_writes_a_checkpoint_of_the_detector(
         renamed=len(used),
         left=4,
         values=sum(a.size for a in used),
+        new=0,
     )
     classes = meta['dataset_meta']['classes']
     assert (len(classes), classes[79]) == (80, 'toothbrush')
@@ -130,6 +132,43 @@ def test_other_classes_come_with_options(convert, folder, arrays):
     assert checkpoint['meta']['dataset_meta'] == classes
 
 
+SMALL = f"""
+_base_ = {CONFIG!r}
+arch = dict(_delete_=True, widths=[16, 32, 64], ratios=[[0.5, 0.5]] * 3)
+model = dict(
+    backbone=dict(arch=arch),
+    neck=dict(in_channels=[16, 32, 64], out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
+)
+"""
+
+
+def test_an_onnx_file_comes_with_images_or_a_warning(folder, run_tool):
+    (folder / 'small.py').write_text(SMALL)
+    cfg = Config.fromfile('small.py')
+    init_default_scope(cfg.default_scope)
+    path = TESTS / 'conversion' / 'test_picodet_onnx.py'
+    model = MODELS.build(cfg.model).eval()
+    runpy.run_path(path)['write'](model, folder / 'a.onnx')
+    (folder / 'photos').mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / 'photos' / f'{i}.png')
+    args = ('a.onnx', '--config', 'small.py', '--out', 'o.pth')
+    status, out, errors = run_tool(TOOL, *args)
+    assert status == 0, errors
+    assert any('--images DIR' in line for line in errors)
+    args = (*args, '--overwrite', '--images', 'photos')
+    status, out, errors = run_tool(TOOL, *args)
+    assert status == 0, errors
+    assert 'made anew with 2 images' in out
+    assert not any('--images DIR' in line for line in errors)
+    load_checkpoint(model, 'o.pth', strict=True)
+    meta = torch.load('o.pth', weights_only=True)['meta']
+    assert meta['paddle']['batch_norms'] == 'images'
+    assert meta['dataset_meta']['classes'][79] == 'toothbrush'
+
+
 ON = ('s.pdparams', '--config', CONFIG, '--out', 'o.pth')
 OPTION = (*ON, '--cfg-options')
 CLASSES = 'test_dataloader.dataset.metainfo.classes=[a,b]'
@@ -143,7 +182,11 @@ CLASSES = 'test_dataloader.dataset.metainfo.classes=[a,b]'
         ((*ON[:4], 's.pdparams'), '--overwrite'),
         ((*ON[:4], '.'), '--out is a folder'),
         (('evil.pdparams', *ON[1:]), 'mkdir, which is refused'),
-        ((*OPTION, 'model.bbox_head.num_classes=20'), 'conv_cls.0.weight'),
+        ((*OPTION, 'model.bbox_head.num_classes=20'), 'num_classes=20'),
+        ((*ON, '--images', '.'), '--images is for ONNX files'),
+        (('a.onnx', *ON[1:], '--backbone-only'), '--backbone-only'),
+        (('a.onnx', *ON[1:]), 'a.onnx is no usable ONNX file'),
+        (('a.onnx', *ON[1:], '--images', 'no'), '--images is no folder: no'),
         ((*OPTION, CLASSES), 'num_classes=80'),
         ((*OPTION, 'model.backbone.arch=2x'), "'2x'"),
         (('s.pdparams', '--config', 'bare.py', *ON[3:]), 'no model'),
@@ -158,6 +201,7 @@ def test_what_cannot_work_is_one_error_and_writes_nothing(
 
     save(folder / 'evil.pdparams', dict(a=Evil()))
     (folder / 'bare.py').write_text('model = dict()')
+    (folder / 'a.onnx').write_bytes(b'a')
     before = {p: p.read_bytes() for p in folder.rglob('*')}
     status, _, errors = run_tool(TOOL, *args)
     assert status == 2

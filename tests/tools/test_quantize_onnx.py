@@ -63,7 +63,9 @@ def test_a_model_is_calibrated_with_the_images_of_a_folder(folder, run):
     args = ('float.onnx', '--images', 'images', '--out', 'int8.onnx')
     status, out, errors = run(*args, '--count', '3')
     assert status == 0, errors
-    assert 'calibrating with 3 images' in errors
+    # The first of five is held out.
+    assert 'calibrating with 3 images, 1 others are held out' in errors
+    assert '0.0% of the images have another class' in out
     assert 'int8.onnx: 1 nodes in INT8, ' in out
     wanted = np.array([200.0, 100, 30]) / 255
     got = scores(folder / 'int8.onnx', wanted * 255)
@@ -83,6 +85,15 @@ def test_a_model_is_calibrated_with_the_images_of_a_folder(folder, run):
             '--out would overwrite the model float.onnx',
         ),
         ({'--count': '0'}, '--count must be 1 or more, got 0'),
+        ({'--max-loss': '2'}, '--max-loss must be from 0 to 1, got 2.0'),
+        (
+            {'--float-first': '1'},
+            '--float-first must be 0 or more and below 1, got 1.0',
+        ),
+        (
+            {'--images': 'images/0.png'},
+            '--images must be 2 or more: one is held out',
+        ),
         (
             {'--exclude': 'head'},
             "exclude: 'head' fits no node that would be quantised; these are "
@@ -99,3 +110,20 @@ def test_bad_command_lines_end_in_one_message(folder, run, change, message):
     assert errors[-1] == f'error: {message}'
     assert not (folder / 'a.onnx').exists()
     assert (folder / 'float.onnx').read_bytes() == before
+
+
+def test_what_lost_too_much_is_not_kept(folder, run):
+    """Calibrated in the dark, all bright colours are one."""
+    for i in range(5):
+        level = (250, 200, 150) if i == 0 else (3, 2, 1)
+        image = Image.new('RGB', (20, 20), level[::-1])
+        image.save(folder / 'images' / f'{i}.png')
+    args = ('float.onnx', '--images', 'images', '--out', 'int8.onnx')
+    status, out, errors = run(*args)
+    assert status == 2
+    assert '100.0% of the images have another class' in out
+    assert errors[-1].startswith('error: int8.onnx is not written: a loss of')
+    assert not (folder / 'int8.onnx').exists()
+    status, _, errors = run(*args, '--max-loss', '1')
+    assert status == 0, errors
+    assert (folder / 'int8.onnx').is_file()

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+    from torch import nn
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,7 +20,12 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add('weights', type=Path, help='.pdparams file of PaddleDetection')
+    add(
+        'weights',
+        type=Path,
+        help='.pdparams file of PaddleDetection, or an ONNX file (.onnx) of '
+        'a whole PicoDet that it exported',
+    )
     add('--config', required=True, help='config of the same model')
     add('--out', required=True, type=Path, help='checkpoint to write')
     add(
@@ -26,6 +33,13 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='leave neck and head; this also reads an ESNet or LCNet that was '
         'trained on ImageNet',
+    )
+    add(
+        '--images',
+        type=Path,
+        metavar='DIR',
+        help='folder of images, of which 50 are used to undo the folding of '
+        'batch norms in an ONNX file; needed to train the weights further',
     )
     keys = 'list every key of the file, not only those that are left'
     add('--keys', action='store_true', help=keys)
@@ -65,6 +79,35 @@ def class_names(cfg: 'Config', num_classes: int) -> dict:
     }
 
 
+def from_onnx(
+    args: argparse.Namespace, cfg: 'Config', model: 'nn.Module'
+) -> tuple[dict, list, str]:
+    """Convert an ONNX file, see ``convert_onnx``."""
+    from anchorformer_mm.conversion.anchors import find_images, image_batches
+    from anchorformer_mm.conversion.picodet_onnx import convert_onnx
+
+    images = []
+    if args.images:
+        if not args.images.is_dir():
+            raise UsageError(f'--images is no folder: {args.images}')
+        images = list(image_batches(cfg, find_images(args.images, 50)))
+    state, keys, norms = convert_onnx(args.weights, model, images)
+    origins = dict(
+        file='as in the file',
+        images=f'folded in the file; made anew with {len(images)} images',
+        neutral='folded in the file, and neutral in the checkpoint',
+    )
+    print(f'batch norms: {origins[norms]}')
+    if norms == 'neutral':
+        print(
+            'warning: this checkpoint evaluates as the file does, but the '
+            'first step of a training destroys it: to train it, convert with '
+            '--images DIR, some images such as it is trained on',
+            file=sys.stderr,
+        )
+    return state, keys, norms
+
+
 def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
     args = parse_args()
@@ -72,6 +115,14 @@ def main() -> None:
         raise UsageError(f'file not found: {args.weights}')
     if args.out.is_dir():
         raise UsageError(f'--out is a folder: {args.out}')
+    is_onnx = args.weights.suffix == '.onnx'
+    if is_onnx and args.backbone_only:
+        raise UsageError(
+            '--backbone-only is for .pdparams files; of an ONNX file init_cfg '
+            "takes the backbone alone by prefix='backbone.'"
+        )
+    if args.images and not is_onnx:
+        raise UsageError('--images is for ONNX files (.onnx) only')
     if args.out.exists() and not args.overwrite:
         raise UsageError(f'{args.out} is there; --overwrite replaces it')
     # Import what was just checked.
@@ -82,12 +133,17 @@ def main() -> None:
     from anchorformer_mm.conversion import paddle
     from anchorformer_mm.utils.files import replacing
 
-    arrays = paddle.read_paddle(args.weights)
     cfg = read_config(args.config, args.cfg_options)
-    model = build_model(cfg, backbone_only=args.backbone_only)
-    if args.backbone_only:
-        model = nn.ModuleDict(dict(backbone=model))
-    state, keys = paddle.convert_paddle(arrays, model, args.backbone_only)
+    origin = {}
+    if is_onnx:
+        model = build_model(cfg)
+        state, keys, origin['batch_norms'] = from_onnx(args, cfg, model)
+    else:
+        arrays = paddle.read_paddle(args.weights)
+        model = build_model(cfg, backbone_only=args.backbone_only)
+        if args.backbone_only:
+            model = nn.ModuleDict(dict(backbone=model))
+        state, keys = paddle.convert_paddle(arrays, model, args.backbone_only)
     counts = paddle.key_counts(keys)
     meta = dict(
         paddle=dict(
@@ -95,6 +151,7 @@ def main() -> None:
             sha256=hashlib.sha256(args.weights.read_bytes()).hexdigest(),
             config=Path(args.config).name,
             keys=counts,
+            **origin,
         )
     )
     if not args.backbone_only:
@@ -102,19 +159,26 @@ def main() -> None:
         if classes:
             meta['dataset_meta'] = classes
     for key in keys:
-        if args.keys or not key.targets:
+        if args.keys or not key.targets or key.note.startswith('other'):
             print(key)
-    columns = ('part', *paddle.ACTIONS, 'values')
+    absent = {k: v for k, v in model.state_dict().items() if k not in state}
+    columns = ('part', *paddle.ACTIONS, 'values', 'new')
     print(''.join(f'{name:>11}' for name in columns))
     for row in counts:
+        prefix = f'{paddle.PARTS.get(row["part"], row["part"])}.'
+        row['new'] = sum(
+            value.numel()
+            for name, value in absent.items()
+            if row['part'] == 'all' or name.startswith(prefix)
+        )
         print(''.join(f'{row[name]:>11}' for name in columns))
     counters = sum(name.endswith('.num_batches_tracked') for name in state)
     print(f'{counters} counters of batch norms: zero')
-    absent = [name for name in model.state_dict() if name not in state]
     if absent:
         print(
-            f'{len(absent)} weights, for which the file has '
-            f'nothing, are not written: {", ".join(absent)}'
+            f'{len(absent)} weights, for which the file has nothing, are not '
+            f'written: {", ".join(absent)}. This is a start for a training, '
+            'as load_from, and no model to be tested'
         )
     with replacing(args.out) as temporary:
         torch.save(dict(state_dict=state, meta=meta), temporary)

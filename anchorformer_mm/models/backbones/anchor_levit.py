@@ -82,7 +82,8 @@ class AnchorLeViT(BaseModule):
         anchor_std: Standard deviation of the anchors at initialisation.
         drop_path_rate: Probability to skip a residual branch for an image.
         act_cfg: Activation of attention and MLP.
-        out_indices: Stage or stages to return; negative from the last.
+        out_indices: Stage or stages to return; negative from the last. Those
+            after the last one do not run and do not train.
         deploy: Whether to be built as deployed, for weights of a model on
             which :meth:`switch_to_deploy` was called.
         init_cfg: Initialisation; by default torch's.
@@ -168,6 +169,8 @@ class AnchorLeViT(BaseModule):
                 blocks += [residual(mixer), residual(mlp())]
             self.stages.append(Sequential(*blocks))
 
+        # A weight that trains and gets no gradient stops distributed training.
+        self.stages[max(self.out_indices) + 1 :].requires_grad_(False)
         self.deploy = False
         if deploy:
             self.switch_to_deploy()
@@ -179,6 +182,8 @@ class AnchorLeViT(BaseModule):
             x = stage(x)
             if i in self.out_indices:
                 outs.append(x.permute(0, 3, 1, 2).contiguous())
+            if i == max(self.out_indices):
+                break
         return tuple(outs)
 
     def switch_to_deploy(self) -> None:
@@ -405,7 +410,7 @@ class FusedMapAnchorAttention(MapAnchors):
         n, m = height * width, self.num_anchors
         weight, bias = self.value_weight, self.value_bias
         if gathering_first_pays(n, self.in_dims, self.value_dims, m):
-            z = gathered_values(gather, x, weight, bias)
+            z = gathered_values(gather, x, weight, bias, self.num_heads)
             z = z.unflatten(1, (-1, m)).transpose(0, 1)
         else:
             v = F.linear(x, weight, bias).unflatten(2, (self.num_heads, -1))

@@ -8,7 +8,6 @@ from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anchorformer_mm.models.argument_checks import (
     check_one_of,
@@ -18,12 +17,14 @@ from anchorformer_mm.models.argument_checks import (
     named_or_dict,
     one_for_each,
 )
+from anchorformer_mm.models.backbones.staged_backbone import run_block
 from anchorformer_mm.models.layers import (
     TransformerBlock,
     build_attention,
     fit_position_embedding,
     resize_position_embedding,
 )
+from anchorformer_mm.models.layers.transformer_block import same_grid
 from anchorformer_mm.registry import MODELS
 
 _ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
@@ -62,7 +63,8 @@ class AnchorFormer(BaseModule):
             ``logits``, ``tied``, ``share_anchors``, ``logit_std``, ``dwc_v``,
             ``qkv_bias``; see :mod:`anchorformer_mm.models.layers`.
         out_indices: Layers whose output is returned, ascending; negative ones
-            count from the end.
+            count from the end. Layers after the last of these do not run and
+            do not train.
         out_type: What is returned of a layer:
 
             - ``'cls_token'``: the class token, (B, D); with a distillation
@@ -74,7 +76,8 @@ class AnchorFormer(BaseModule):
         with_dist_token: Whether there is a distillation token (DeiT).
         final_norm: Whether the last layer's output is normalised.
         frozen_stages: Number of first layers that are not trained, together
-            with the embeddings (0: these alone; -1: nothing is frozen).
+            with the embeddings; -1 or 0: all of the network trains. With all
+            layers, so are the norms after them.
         drop_rate: Dropout after the embedding and in feed-forward networks.
         drop_path_rate: Of the last block; rises linearly from 0.
         with_cp: Recompute the blocks in the backward pass to save memory.
@@ -217,19 +220,18 @@ class AnchorFormer(BaseModule):
         x = self.drop_after_pos(x)
         outs = []
         for i, layer in enumerate(self.layers):
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(layer, x, hw, use_reentrant=False)
-            else:
-                x = layer(x, hw)
+            x = run_block(layer, x, hw, with_cp=self.with_cp)
             if i == self.num_layers - 1:
                 x = self.ln1(x)
             if i in self.out_indices:
                 outs.append(self._format(x, hw))
+            if i == self.out_indices[-1]:
+                break
         return tuple(outs)
 
     def _positions(self, hw: tuple[int, int]) -> Tensor:
         """Position embedding for a map of size ``hw``, (1, n, D)."""
-        if tuple(hw) == self.patch_resolution:
+        if same_grid(self.patch_resolution, hw):
             return self.pos_embed
         extra, grid = self._split_extra(self.pos_embed)
         grid = resize_position_embedding(
@@ -262,21 +264,28 @@ class AnchorFormer(BaseModule):
         return self
 
     def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
+        if self.frozen_stages < 1:
             return []
         modules = [self.patch_embed, self.drop_after_pos]
         modules += self.layers[: self.frozen_stages]
         if self.frozen_stages == self.num_layers:
             modules.append(self.ln1)
+            if self.out_type == 'avg_featmap':
+                modules.append(self.ln2)
         return modules
 
     def _freeze(self) -> None:
         for module in self._frozen_modules():
             module.requires_grad_(False)
-        if self.frozen_stages >= 0:
+        if self.frozen_stages > 0:
             for token in (self.cls_token, self.dist_token, self.pos_embed):
                 if token is not None:
                     token.requires_grad_(False)
+        # A weight that trains and gets no gradient stops distributed training.
+        last = self.out_indices[-1]
+        self.layers[last + 1 :].requires_grad_(False)
+        if last < self.num_layers - 1:
+            self.ln1.requires_grad_(False)
         self.train(self.training)
 
     def get_layer_depth(

@@ -1,13 +1,13 @@
 """ClusTR: four stages of attention to clusters (arXiv 2208.13138)."""
 
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anchorformer_mm.models.argument_checks import (
     check_positive,
@@ -16,7 +16,10 @@ from anchorformer_mm.models.argument_checks import (
     named_or_dict,
     one_for_each,
 )
-from anchorformer_mm.models.backbones.staged_backbone import StagedBackbone
+from anchorformer_mm.models.backbones.staged_backbone import (
+    StagedBackbone,
+    run_block,
+)
 from anchorformer_mm.models.layers import (
     BaseAttention,
     ClusterAttention,
@@ -66,10 +69,7 @@ class ClusTRStage(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         x, hw = self.patch_embed(x)
         for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, hw, use_reentrant=False)
-            else:
-                x = block(x, hw)
+            x = run_block(block, x, hw, with_cp=self.with_cp)
         return self.norm(x).transpose(1, 2).unflatten(2, tuple(hw))
 
 
@@ -97,13 +97,15 @@ class ClusTR(StagedBackbone):
         k: Of the stages.
         window_size: Of the stages, tokens.
         qkv_bias: Whether the projections to Q, K and V have a bias.
-        out_indices: Stages to return, of 0, 1, 2, 3, in rising order.
-        frozen_stages: Number of first stages that do not train; -1 or 0 none.
+        out_indices: Stages to return, of 0, 1, 2, 3, in rising order. Those
+            after the last one do not run and do not train.
+        frozen_stages: First stages that do not train; -1 or 0 none.
         drop_rate: Dropout in feed-forward networks.
         attn_drop_rate: Dropout on the attention weights.
         drop_path_rate: Of the last block; rises linearly from 0.
         with_cp: Recompute the blocks in the backward pass to save memory.
-        norm_cfg: Normalisation.
+        norm_cfg: Normalisation; by default layer norm with eps 1e-6, and 1e-5
+            in the patch embeddings, as in the release.
         act_cfg: Activation.
         init_cfg: Initialisation; by default linear layers are drawn from a
             truncated normal distribution with standard deviation 0.02, and
@@ -204,13 +206,20 @@ class ClusTR(StagedBackbone):
                 kernel_size=3 if i else 7,
                 stride=2 if i else 4,
                 padding=1 if i else 3,
-                norm_cfg=self.norm_cfg,
+                norm_cfg=norm_cfg or dict(type='LN', eps=1e-5),
             )
             norm = build_norm_layer(self.norm_cfg, dim)[1]
             stages.append(
                 ClusTRStage(patch_embed, list(stage), norm, with_cp=with_cp)
             )
         self.assemble(nn.Identity(), ModuleList(stages))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        # Compiled for every size of images by itself. Numbers of clusters and
+        # windows as expressions in symbols of height and width take minutes.
+        for length in x.shape[2:]:
+            index(length)
+        return super().forward(x)
 
     def get_layer_depth(
         self, param_name: str, prefix: str = ''

@@ -1,7 +1,10 @@
 """The base of the backbones that are a stem and stages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +19,41 @@ def make_divisible(value: float, divisor: int) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
+def run_block(block: nn.Module, x: Tensor, *args, with_cp: bool) -> Tensor:
+    """Return ``block(x, *args)``; if ``with_cp``, keep no activations of it.
+
+    The backward pass computes them anew, while batch norms leave their
+    statistics alone.
+    """
+    trains = x.requires_grad or any(
+        p.requires_grad for p in block.parameters()
+    )
+    if not (with_cp and trains and torch.is_grad_enabled()):
+        return block(x, *args)
+    contexts = partial(_recomputing, block)
+    return checkpoint(
+        block, x, *args, use_reentrant=False, context_fn=contexts
+    )
+
+
+def _recomputing(block: nn.Module) -> tuple[AbstractContextManager, ...]:
+    """Contexts of the first run and of the second."""
+
+    @contextmanager
+    def statistics_kept() -> Iterator[None]:
+        norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+        states = [(m.momentum, m.num_batches_tracked) for m in norms]
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        try:
+            yield
+        finally:
+            for norm, state in zip(norms, states, strict=True):
+                norm.momentum, norm.num_batches_tracked = state
+
+    return nullcontext(), statistics_kept()
+
+
 class StagedBackbone(BaseModule):
     """A stem and stages, which are those of PicoDet unless overridden.
 
@@ -24,11 +62,11 @@ class StagedBackbone(BaseModule):
 
     Args:
         out_indices: Stages to return, counted from 0, in rising order; all by
-            default.
-        frozen_stages: Stages that do not train: -1 none, 0 the stem, k the
-            stem and the first k stages.
+            default. Those after the last one do not run and do not train.
+        frozen_stages: First stages that do not train, together with the stem;
+            -1 or 0: all of the network trains.
         norm_eval: Whether batch statistics stay fixed in training.
-        with_cp: Trade compute for memory in training.
+        with_cp: Recompute the stages in the backward pass to save memory.
         norm_cfg: Normalisation; batch norm by default.
         act_cfg: Activation; the hard swish by default.
         init_cfg: Initialisation; by default Kaiming normal over fan-in.
@@ -77,21 +115,24 @@ class StagedBackbone(BaseModule):
         is_list = isinstance(stages, nn.ModuleList)
         self.stages = stages if is_list else nn.ModuleList(stages)
         self._freeze_stages()
+        # A weight that trains and gets no gradient stops distributed training.
+        self.stages[self.out_indices[-1] + 1 :].requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(stage, x, use_reentrant=False)
-            else:
-                x = stage(x)
+            x = run_block(stage, x, with_cp=self.with_cp)
             if i in self.out_indices:
                 outs.append(x)
+            if i == self.out_indices[-1]:
+                break
         return tuple(outs)
 
     def _freeze_stages(self) -> None:
-        for module in (self.stem, *self.stages)[: self.frozen_stages + 1]:
+        if self.frozen_stages < 1:
+            return
+        for module in (self.stem, *self.stages[: self.frozen_stages]):
             module.eval()
             module.requires_grad_(False)
 

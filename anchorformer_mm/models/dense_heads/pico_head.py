@@ -380,11 +380,12 @@ class PicoHead(BasePicoHead):
                 cells, matched = assign_one_by_one(
                     self.assigner, *seen, batch_gt_instances, ignored
                 )
-            images = cells // len(priors)
-            counts = torch.bincount(images, minlength=len(logits))
+            counts = cells.new_zeros(len(logits))
             # An image with boxes counts as one positive at least.
-            least = counts.new_tensor([len(g) > 0 for g in batch_gt_instances])
-            num_pos = (counts.clamp(min=1) * least).sum()
+            least = counts.index_fill(0, gts.images, 1)
+            images = cells // len(priors)
+            counts.index_add_(0, images, torch.ones_like(images))
+            num_pos = counts.maximum(least).sum()
 
             logits = logits.flatten(0, 1)
             weights = logits.detach()[cells].sigmoid().amax(dim=1)
@@ -442,13 +443,22 @@ class AlignBranch(BaseModule):
         return self.layers(x)
 
 
-def joint_score(cls_logits: Tensor, align_logits: Tensor) -> Tensor:
+def joint_score(
+    cls_logits: Tensor, align_logits: Tensor, differentiable: bool = True
+) -> Tensor:
     """Geometric mean of the probabilities of a class and of the alignment.
 
     Logits are ``(B, num_classes, H, W)`` and ``(B, 1, H, W)``, the scores in
-    fp32, also within autocast.
+    fp32, also within autocast. What is not ``differentiable`` has no gradient
+    at logits below -88; there and elsewhere its values are the same.
     """
-    joint = cls_logits.float().sigmoid() * align_logits.float().sigmoid()
+    logits = cls_logits.float(), align_logits.float()
+    if differentiable:
+        joint = logits[0].sigmoid() * logits[1].sigmoid()
+    else:
+        # The root makes 3e-4 of the 1.4e-7 by which ONNX Runtime's sigmoid is
+        # off at very negative logits; its exponential is exact.
+        joint = 1 / ((1 + (-logits[0]).exp()) * (1 + (-logits[1]).exp()))
     # Differentiable also where both factors vanish.
     return (joint + 1e-9).sqrt()
 
@@ -598,7 +608,8 @@ class PicoHeadV2(BasePicoHead):
         cls_scores, bbox_preds = [], []
         for i, feat in enumerate(feats):
             mixed, agreement = self.se[i](feat), self.align[i](feat)
-            cls_scores.append(joint_score(self.conv_cls[i](mixed), agreement))
+            logits = self.conv_cls[i](mixed)
+            cls_scores.append(joint_score(logits, agreement, self.training))
             bbox_preds.append(self.conv_reg[i](mixed))
         return cls_scores, bbox_preds
 

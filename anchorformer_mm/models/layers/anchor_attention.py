@@ -550,24 +550,32 @@ def folded_attention(
     if read_drop is not None:
         read = read_drop(read)
     # (h, B m, d), projected to (h, B m, D), and (B, h m, D) for the product.
-    z = gathered_values(gather, x, weights.value, weights.value_bias)
+    z = gathered_values(
+        gather, x, weights.value, weights.value_bias, num_heads
+    )
     z = z.bmm(weights.out.unflatten(1, (num_heads, -1)).permute(1, 2, 0))
     z = z.unflatten(1, (-1, gather.shape[2])).transpose(0, 1).flatten(1, 2)
     return weights.out_bias.baddbmm(read.flatten(1, 2).transpose(1, 2), z)
 
 
 def gathered_values(
-    gather: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+    gather: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    num_heads: int,
 ) -> Tensor:
     r"""Tokens gathered by anchors, then projected: :math:`(G^\top X) W_V`.
 
     For each of h heads, with transposed G (B, h, m, n), tokens (B, n, D), and
     weight (h d, D) and bias (h d,) of the values' projection; (h, B m, d).
     """
-    _, h, m, _ = gather.shape
-    z = gather.flatten(1, 2).bmm(x).unflatten(1, (h, m))
+    h = num_heads  # a number, also in a trace
+    z = gather.flatten(1, 2).bmm(x)
     # Heads before images: a product for each head, of weights as they lie.
-    z = z.transpose(0, 1).flatten(1, 2)
+    # Not by unflatten: torch's default ONNX exporter drops reshapes around a
+    # product, which then broadcasts over heads where a batch has as many.
+    z = torch.stack(z.chunk(h, dim=1)).flatten(1, 2)
     weight = weight.unflatten(0, (h, -1)).transpose(1, 2)
     if bias is None:
         return z.bmm(weight)

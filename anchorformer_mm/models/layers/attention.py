@@ -89,7 +89,9 @@ class BaseAttention(nn.Module, ABC):
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, n, D) -> (B, h, n, d)."""
         b, n, _ = x.shape
-        return x.reshape(b, n, self.num_heads, -1).transpose(1, 2)
+        # No -1: a batch may be empty.
+        channels = self.embed_dims // self.num_heads
+        return x.reshape(b, n, self.num_heads, channels).transpose(1, 2)
 
     def project(
         self, out: Tensor, v: Tensor, hw_shape: tuple[int, int] | None

@@ -106,8 +106,12 @@ class ClusterAttention(BaseAttention):
     ) -> Tensor:
         q = self.split_heads(self.q(x))
         logits = self.importance(x)[..., 0]
-        out = torch.zeros_like(q)
         scales = self.cluster(x, hw_shape)
+        out = torch.zeros_like(q)
+        if self.training and not any(scales):
+            # Nothing merges. Distributed training stops where a weight gets
+            # no gradient, not where it gets zeros.
+            out = 0 * logits[:, None, :, None]
         for project, clusters in zip(self.kv, scales, strict=True):
             merged, mask = x, None
             if clusters is not None:
@@ -404,14 +408,12 @@ class TokenWindows:
         x = F.pad(x, (0, 0, 0, across, 0, down))
         (rows, columns), (height, width) = self.counts, self.size
         x = x.reshape(batch, rows, height, columns, width, channels)
-        return x.transpose(2, 3).reshape(-1, height * width, channels)
+        return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
     def join(self, x: Tensor) -> Tensor:
         """(B windows, tokens of a window, C) -> (B, H W, C)."""
-        (rows, columns), (height, width) = self.counts, self.size
-        x = x.reshape(-1, rows, columns, height, width, x.shape[2])
-        x = x.transpose(2, 3)
-        x = x.reshape(x.shape[0], rows * height, columns * width, -1)
+        x = x.unflatten(0, (-1, *self.counts)).unflatten(3, self.size)
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return x[:, : self.hw_shape[0], : self.hw_shape[1]].flatten(1, 2)
 
     def valid(self, x: Tensor) -> Tensor | None:

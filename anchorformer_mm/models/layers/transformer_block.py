@@ -167,6 +167,13 @@ class SqueezeExcite(nn.Sequential):
         return x * super().forward(x)
 
 
+def same_grid(source: Sequence[int], target: Sequence[int]) -> bool:
+    """Tell whether two grids are equal; symbols of torch.export never are."""
+    if any(isinstance(length, torch.SymInt) for length in target):
+        return False
+    return tuple(source) == tuple(target)
+
+
 def resize_position_embedding(
     pos_embed: Tensor,
     source: tuple[int, int],
@@ -186,7 +193,7 @@ def resize_position_embedding(
         Tensor: Shape (1, H * W, D), dtype of ``pos_embed``; the same tensor
         where the grids are equal.
     """
-    if tuple(source) == tuple(target):
+    if same_grid(source, target):
         return pos_embed
     grid = pos_embed.unflatten(1, source).permute(0, 3, 1, 2)
     # Interpolation has no half-precision kernel on every device.

@@ -3,7 +3,8 @@
 All take the images of a batch at once, by ``assign_batch``. The boxes of all
 images lie in one list, each with the number of its image, and a matrix has
 one row per box and one column per prior of its own image: nothing is padded,
-and no loop runs over images or boxes.
+and no loop runs over images or boxes. A GPU is waited for once, for the number
+of positives.
 """
 
 from abc import abstractmethod
@@ -37,15 +38,12 @@ class GroundTruth(NamedTuple):
     def of_batch(cls, batch_gt_instances: InstanceList) -> 'GroundTruth':
         """Put the boxes of one ``InstanceData`` per image into one list."""
         labels = torch.cat([gt.labels for gt in batch_gt_instances])
-        counts = torch.tensor(
-            [len(gt) for gt in batch_gt_instances], device=labels.device
-        )
-        images = torch.arange(len(counts), device=labels.device)
-        return cls(
-            torch.cat([gt.bboxes for gt in batch_gt_instances]).float(),
-            labels,
-            images.repeat_interleave(counts, output_size=len(labels)),
-        )
+        images = [
+            torch.full_like(gt.labels, i, dtype=torch.long)
+            for i, gt in enumerate(batch_gt_instances)
+        ]
+        boxes = torch.cat([gt.bboxes for gt in batch_gt_instances]).float()
+        return cls(boxes, labels, torch.cat(images))
 
 
 class Matches(NamedTuple):
@@ -172,26 +170,27 @@ def inside(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def settle(
-    rows: Tensor, columns: Tensor, affinity: Tensor, images: Tensor
+    claims: Tensor, affinity: Tensor, images: Tensor, batch: int
 ) -> tuple[Tensor, Tensor]:
     """Give every prior that boxes claim to one of them.
 
-    The box ``rows`` ``(q,)`` claims the prior ``columns`` ``(q,)``. A prior
-    that several boxes claim goes to the box of its image with the largest
-    affinity ``(g, n)``. As in the original this need not be one that claims
-    it. Returns ``cells`` and ``boxes`` of :class:`Matches`.
+    Claims ``(g, n)`` are bool. A prior of a batch of images that several
+    boxes claim goes to the box of its image with the largest affinity
+    ``(g, n)``, the first of equals. As in the original this need not be one
+    that claims it. Returns ``cells`` and ``boxes`` of :class:`Matches`.
     """
-    n = affinity.shape[1]
-    cells, claims, counts = (images[rows] * n + columns).unique(
-        return_inverse=True, return_counts=True
-    )
-    boxes = torch.empty_like(cells).scatter_(0, claims, rows)
-    contested = (counts > 1).nonzero().squeeze(1)
-    if len(contested):
-        image, column = cells[contested] // n, cells[contested] % n
-        rivals = affinity[:, column].where(images[:, None] == image, -inf)
-        boxes[contested] = rivals.argmax(dim=0)
-    return cells, boxes
+    g, n = claims.shape
+    index = images[:, None].expand(g, n)
+    counts = torch.zeros_like(claims[:1], dtype=torch.int).repeat(batch, 1)
+    contested = counts.index_add_(0, images, claims.int())[images] > 1
+    best = affinity.new_full((batch, n), -inf)
+    best = best.scatter_reduce_(0, index, affinity, 'amax')[images]
+    wins = (affinity == best).where(contested, claims)
+    rows = torch.arange(g, device=images.device)[:, None].where(wins, g)
+    owners = rows.new_full((batch, n), g)
+    owners = owners.scatter_reduce_(0, index, rows, 'amin').flatten()
+    cells = (owners < g).nonzero().squeeze(1)
+    return cells, owners[cells]
 
 
 @TASK_UTILS.register_module()
@@ -279,9 +278,7 @@ class PicoSimOTAAssigner(PicoAssigner):
             pairs = gt_boxes[:, None], boxes[gts.images]
             ious = bbox_overlaps(*pairs).squeeze(1)
             gious = bbox_overlaps(*pairs, mode='giou').squeeze(1)
-            vfl = varifocal_cost(
-                scores, candidates, gts, ious, self.alpha, self.gamma
-            )
+            vfl = varifocal_cost(scores, gts, ious, self.alpha, self.gamma)
             cost = self.vfl_weight * vfl + self.iou_weight * (1 - gious)
             # float32 would round the rest of the cost to eights.
             cost = cost.double() + self.penalty * ~(in_box & near)
@@ -299,14 +296,13 @@ class PicoSimOTAAssigner(PicoAssigner):
         below, tied = cost < limit, cost == limit
         left = k - below.sum(dim=1, keepdim=True)
         taken = below | tied & (tied.cumsum(dim=1) <= left)
-        rows, columns = (taken & cost.isfinite()).nonzero().unbind(dim=1)
-        cells, matched = settle(rows, columns, -cost, gts.images)
+        taken &= cost.isfinite()
+        cells, matched = settle(taken, -cost, gts.images, len(boxes))
         return Matches(cells, matched, ious[matched, cells % len(priors)])
 
 
 def varifocal_cost(
     scores: Tensor,
-    candidates: Tensor,
     gts: GroundTruth,
     ious: Tensor,
     alpha: float = 0.75,
@@ -317,8 +313,7 @@ def varifocal_cost(
     The target of a pair is its IoU ``(g, n)`` at the box's class and zero
     elsewhere. Only that one class depends on the box, so the sum is a
     background term of the prior plus a correction: no tensor of
-    ``(g, n, num_classes)``. Probabilities are ``(B, n, num_classes)``; priors
-    that are no candidates ``(B, n)`` get no meaningful cost.
+    ``(g, n, num_classes)``. Probabilities are ``(B, n, num_classes)``.
     """
 
     def log1p(x: Tensor) -> Tensor:
@@ -329,11 +324,7 @@ def varifocal_cost(
     def background(p: Tensor) -> Tensor:
         return -alpha * p.pow(gamma) * log1p(-p)
 
-    cells = candidates.flatten().nonzero().squeeze(1)
-    sums = scores.new_zeros(candidates.numel())
-    sums[cells] = background(scores.flatten(0, 1)[cells]).sum(dim=1)
-    sums = sums.view_as(candidates)[gts.images]
-
+    sums = background(scores).sum(dim=2)[gts.images]
     p = scores[gts.images, :, gts.labels]
     foreground = -ious * (ious * log1p(p - 1) + (1 - ious) * log1p(-p))
     return sums + (foreground - background(p)).where(ious > 0, 0.0)
@@ -402,9 +393,9 @@ class PicoATSSAssigner(PicoAssigner):
         threshold = mean + (squares / (ious.shape[1] - 1)).sqrt()
         within = inside(centres, gts.boxes).gather(1, candidates)
         positive = (ious > threshold) & within
-        rows, order = positive.nonzero().unbind(1)
-        columns = candidates[rows, order]
-        cells, matched = settle(rows, columns, overlaps, gts.images)
+        claims = torch.zeros_like(overlaps, dtype=torch.bool)
+        claims.scatter_(1, candidates, positive)
+        cells, matched = settle(claims, overlaps, gts.images, len(boxes))
         quality = bbox_overlaps(
             boxes.flatten(0, 1)[cells], gts.boxes[matched], is_aligned=True
         )
@@ -466,9 +457,9 @@ class PicoTaskAlignedAssigner(PicoAssigner):
         eligible = alignment * inside(priors[:, :2], gts.boxes)
 
         candidates = top_indices(eligible, self.topk)
-        rows, order = (eligible.gather(1, candidates) > 0).nonzero().unbind(1)
-        columns = candidates[rows, order]
-        cells, matched = settle(rows, columns, overlaps, gts.images)
+        claims = torch.zeros_like(overlaps, dtype=torch.bool)
+        claims.scatter_(1, candidates, eligible.gather(1, candidates) > 0)
+        cells, matched = settle(claims, overlaps, gts.images, len(boxes))
 
         def largest_of_box(values: Tensor) -> Tensor:
             largest = values.new_zeros(len(gts.boxes))

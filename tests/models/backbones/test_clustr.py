@@ -67,6 +67,15 @@ def test_macs_are_those_of_the_equations(arch, dense, distances, total):
     assert macs / 1e9 == pytest.approx(total, abs=5e-4)
 
 
+def test_eps_of_the_norms_are_those_of_the_release():
+    for stage in tiny().stages:
+        assert stage.patch_embed.norm.eps == 1e-5
+        block = stage.blocks[0]
+        assert {block.ln1.eps, block.ln2.eps, stage.norm.eps} == {1e-6}
+    stage = tiny(norm_cfg=dict(type='LN', eps=1e-3)).stages[0]
+    assert stage.patch_embed.norm.eps == 1e-3
+
+
 # One number for all stages.
 TINY = dict(embed_dims=32, num_heads=2, num_layers=1, mlp_ratios=2)
 

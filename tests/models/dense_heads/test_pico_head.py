@@ -179,6 +179,9 @@ def test_the_score_of_opposite_extremes():
         score.sum().backward()
         assert cls.grad.isfinite().all()
         assert align.grad.isfinite().all()
+        # As it is evaluated and exported.
+        same = joint_score(cls, align, differentiable=False)
+        torch.testing.assert_close(same, score, rtol=1e-5, atol=1e-9)
 
 
 def test_prediction_of_a_batch_with_nms_and_clipping(tiny_head):

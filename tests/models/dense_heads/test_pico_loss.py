@@ -4,12 +4,15 @@ The loops follow the published description and share nothing with the heads:
 they decode, assign and sum by themselves.
 """
 
+from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorformer_mm.models.dense_heads import pico_head
 
@@ -35,13 +38,15 @@ def random_outputs(batch, version, shift=-1.0):
 def losses_of(tiny_head):
     """Compute the losses of a case, and the outputs they are of."""
 
-    def compute(case, gts, seed=0, shift=-1.0):
+    def compute(case, gts, seed=0, shift=-1.0, context=None):
         version, epoch = CASES[case]
         MessageHub.get_instance('training').update_info('epoch', epoch)
         torch.manual_seed(seed)
         head = tiny_head(version, strides=STRIDES)
         outputs = random_outputs(len(gts), version, shift)
-        return head.loss_by_feat(*outputs, gts, [{}] * len(gts)), outputs
+        with context or nullcontext():
+            losses = head.loss_by_feat(*outputs, gts, [{}] * len(gts))
+        return losses, outputs
 
     return compute
 
@@ -339,3 +344,27 @@ def test_predicted_boxes_equal_an_independent_decoding(case, tiny_head):
             rtol=1e-4,
             atol=1e-4,
         )
+
+
+class HostReads(TorchDispatchMode):
+    """Count the operators whose result, or its size, a GPU's host awaits."""
+
+    names = ('_local_scalar_dense', 'nonzero', '_unique2', 'bincount')
+    names += ('unique_consecutive', 'masked_select')
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.counts.update([name] if name in self.names else [])
+        return func(*args, **(kwargs or {}))
+
+
+@every_case
+def test_the_assignment_reads_once_from_the_device(case, losses_of, gts):
+    reads = HostReads()
+    losses_of(case, gts, context=reads)
+    # The number of positives; and mmdet's GIoU loss, whether any has a weight.
+    assert reads.counts == dict(nonzero=1, _local_scalar_dense=1)

@@ -92,7 +92,9 @@ def test_a_claimed_prior_goes_to_the_largest_overlap_of_its_image():
     # nothing to say), by box 0 and 1 (box 0 has most), and by box 2.
     rows = torch.tensor([0, 0, 1, 1, 0, 2])
     columns = torch.tensor([0, 1, 0, 1, 2, 1])
-    cells, boxes = settle(rows, columns, overlaps, images)
+    claims = torch.zeros(4, 3, dtype=torch.bool)
+    claims[rows, columns] = True
+    cells, boxes = settle(claims, overlaps, images, 3)
     assert cells.tolist() == [0, 1, 2, 4]
     assert boxes.tolist() == [1, 0, 0, 2]
 
@@ -276,11 +278,10 @@ def test_varifocal_cost_equals_the_naive_tensor(num_classes):
     entropy = F.binary_cross_entropy(p, target, reduction='none')
     naive = (weight * entropy).sum(-1)
 
-    candidates = torch.ones(1, len(scores), dtype=torch.bool)
     gts = GroundTruth(None, labels, torch.zeros_like(labels))
 
     def ours(scores, ious):
-        return varifocal_cost(scores[None], candidates, gts, ious.T).T
+        return varifocal_cost(scores[None], gts, ious.T).T
 
     result = ours(scores, ious)
     torch.testing.assert_close(result, naive, rtol=1e-12, atol=1e-12)
