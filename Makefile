@@ -21,6 +21,8 @@ DEMO_CONFIG := configs/picodet_anchorformer_t_digits.py
 # Half the config's epochs, and its cosine with them.
 DEMO_LENGTH := train_cfg.max_epochs=4 param_scheduler.1.T_max=4 \
 	param_scheduler.1.end=4
+# More of the kind: .ci/run takes a tenth of the scenes.
+DEMO_OPTIONS ?=
 DEMO_RUN := work_dirs/demo$(VENV:.venv%=%)
 
 .PHONY: help setup demo test lint docs clean
@@ -40,14 +42,15 @@ help:
 	@echo 'STACK=openmmlab  the original libraries, in .venv-openmmlab'
 	@echo 'OPS=compiled     compile the operators of mmcv, for detectors beyond ours'
 	@echo 'PYTHON=python3.X the Python to set up with, 3.10 to 3.13'
+	@echo 'DEMO_OPTIONS=KEY=VALUE  more settings of the demo, as of --cfg-options'
 
 setup:
 	@$(PYTHON) tools/misc/bootstrap.py --stack $(STACK) $(if $(OPS),--ops $(OPS))
 
 demo: setup data/digits
 	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_RUN) --resume \
-		--cfg-options default_hooks.visualization.draw=True $(DEMO_LENGTH)
-	$(RUN) tools/analysis_tools/summarize_run.py $(DEMO_RUN)
+		--cfg-options default_hooks.visualization.draw=True $(DEMO_LENGTH) $(DEMO_OPTIONS)
+	@echo 'before all further commands: source $(VENV)/bin/activate'
 
 data/digits: | setup
 	$(RUN) tools/dataset_converters/make_digits.py --out $@

@@ -1,8 +1,9 @@
-"""Count all models for public data sets: model index and tables of README.md.
+"""Count all models for public data sets: model index and tables of them.
 
-Writes configs/metafile.yml, which model-index.yml imports and mim reads, and
-the generated tables of README.md. Groups of models and what their papers
-print stand in benchmarks/data/model_index.yml. Takes minutes, and no data.
+Writes configs/metafile.yml, which model-index.yml imports and mim reads, the
+sizes in docs/models.md, and the claims in README.md. Groups of models and what
+their papers print stand in benchmarks/data/model_index.yml. Takes minutes, and
+no data.
 """
 
 import argparse
@@ -141,30 +142,42 @@ def metafile(
     return HEAD + yaml.safe_dump(content, sort_keys=False, width=79)
 
 
-def model_table(
-    table: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
-) -> str:
-    """A table of README.md: what we count beside what the papers print.
+def tables_of(
+    entries: Sequence[Mapping[str, Any]], decisions: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Tables of what we count, and of what the papers print.
 
     Raises:
-        UsageError: A model of the table is not among the entries.
+        UsageError: A model of a table is not among the entries.
     """
     known = {entry['Name']: entry for entry in entries}
-    score = table['score']
-    header = ['config', 'Params (M), paper', 'ours', 'FLOPs (G), paper']
-    header += ['MACs (G), ours', f'{score}, paper', f'{score}, ours']
-    lines = []
-    for name, (params, operations, accuracy) in table['rows'].items():
-        if name not in known:
-            raise UsageError(f'a table has {name}, which no config is named')
-        figures = known[name]['Metadata']
-        digits = table['digits']
-        ours = f'{figures["Parameters"] / 1e6:.{digits[0]}f}'
-        macs = f'{figures["MACs"] / 1e9:.{digits[1]}f}'
-        link = f'[`{name}`]({known[name]["Config"]})'
-        lines.append([link, params, ours, operations, macs, accuracy])
-        lines[-1].append('not trained')
-    return markdown_table(header, lines)
+    groups = decisions['sizes']
+    names = [name for group in groups for name in group['configs']]
+    if missing := {*names, *decisions['claims']} - known.keys():
+        raise UsageError(f'{DATA} has {min(missing)}, which is no config')
+    sizes = []
+    for group in groups:
+        params, macs = group['digits']
+        for name in group['configs']:
+            figures = known[name]['Metadata']
+            sizes.append(
+                [
+                    f'`{name}`',
+                    figures['Input Size'],
+                    f'{figures["Parameters"] / 1e6:.{params}f}',
+                    f'{figures["MACs"] / 1e9:.{macs}f}',
+                ]
+            )
+    claims = [
+        [f'`{name}`', *printed]
+        for name, printed in decisions['claims'].items()
+    ]
+    return (
+        markdown_table(['config', 'input', 'Params (M)', 'MACs (G)'], sizes),
+        markdown_table(
+            ['config', 'Params (M)', 'FLOPs (G)', 'accuracy'], claims
+        ),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -172,16 +185,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--check',
         action='store_true',
-        help='count nothing; fail if configs, model index and README.md '
-        'disagree',
+        help='count nothing; fail if configs, model index and tables disagree',
     )
     parser.add_argument('--root', type=Path, default=ROOT)
     args = parser.parse_args(argv)
     MMLogger.get_instance('mmengine', log_level='WARNING')
     decisions = load_decisions()
     configs = public_configs(args.root / 'configs', decisions)
-    index, readme = args.root / 'configs/metafile.yml', args.root / 'README.md'
-    page = read_text(readme)
+    index = args.root / 'configs/metafile.yml'
     if args.check:
         stored = {
             entry['Name']: entry
@@ -200,14 +211,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path, collection in configs.items():
             progress(path.stem)
             entries.append(model_entry(path, collection, decisions))
-    tables = {
-        name: model_table(table, entries)
-        for name, table in decisions['tables'].items()
-    }
-    files = {
-        index: metafile(entries, decisions),
-        readme: replace_blocks(page, tables),
-    }
+    sizes, claims = tables_of(entries, decisions)
+    files = {index: metafile(entries, decisions)}
+    for name, table in {
+        'docs/models.md': dict(sizes=sizes),
+        'README.md': dict(claims=claims),
+    }.items():
+        page = args.root / name
+        files[page] = replace_blocks(read_text(page), table)
     update_files(files, args.check, 'model_index.py')
 
 
