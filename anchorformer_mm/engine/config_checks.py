@@ -55,6 +55,10 @@ _TYPES = dict(
     randomness=Runner.set_randomness,
 )
 # fmt: off
+# Packages whose classes hand their **kwargs on as they are.
+_KNOWN = (
+    'anchorformer_mm', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg',
+    'torch')
 # Arguments that builders take out.
 _BUILDERS = (
     'type', '_scope_', 'by_epoch', 'priority', 'convert_to_iter_based',
@@ -259,4 +263,7 @@ def _arguments(kind: Callable) -> tuple[list[str], bool]:
         ]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return names, True
+        if function.__module__.split('.')[0] not in _KNOWN:
+            # It may take more out of its **kwargs.
+            return [], False
     return names, False

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from anchorformer_mm.engine.config_checks import (
@@ -159,3 +161,13 @@ def of_length(by_epoch, schedule, batch_size=2, **logger):
     kind = EpochBasedTrainLoop if by_epoch else IterBasedTrainLoop
     runner.train_loop = kind(runner, data, 3)
     return runner
+
+
+def test_a_class_of_a_user_may_take_arguments_out_of_its_kwargs(read):
+    @HOOKS.register_module(force=True)
+    class Eager(Hook):
+        def __init__(self, **kwargs):
+            self.pace = kwargs.pop('pace')
+            super().__init__(**kwargs)
+
+    check_keys(read("custom_hooks = [dict(type='Eager', pace=1)]"), 'train')
