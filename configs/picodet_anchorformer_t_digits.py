@@ -1,6 +1,6 @@
 """AnchorFormer T on the embedded digits: minutes on a CPU, no download.
 
-2,000 steps of 8 scenes, to a box mAP of 0.743: at a given cost, twice the
+2,000 steps of 8 scenes, to a box mAP of 0.753: at a given cost, twice the
 steps on half the batch learn more. `train_cfg.max_epochs` and the scheduler's
 `T_max` and `end` say how long; nothing else depends on it. `make demo` sets
 them to half of it; `python tools/train.py` with this file trains all.
