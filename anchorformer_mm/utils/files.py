@@ -130,7 +130,7 @@ def require_datasets(cfg: Mapping, splits: Sequence[str]) -> None:
     if any('ImageSets' in path.parts and not path.exists() for path in paths):
         hints.append(
             'lists of images, one name a line, in ImageSets/Main, or '
-            'tools/dataset_converters/voc_to_coco.py'
+            'tools/dataset_converters/to_coco.py'
         )
     raise UsageError(
         'the data set of this config is not complete. Expected, relative to '
