@@ -34,7 +34,7 @@ from anchorformer_mm.models.layers.attention import BaseAttention
 
 ORDERS = ('auto', 'paper', 'folded')
 LOGITS = ('dot', 'standardized')
-# Of the variance of logits over tokens: that of 0.005 or more is hardly damped.
+# On the variance of logits over tokens; deviations of 0.005 are hardly damped.
 EPS = 1e-6
 
 
