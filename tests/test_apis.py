@@ -1,6 +1,5 @@
 """Configs by path and by name, models from them, and images in every form."""
 
-import os
 from pathlib import Path
 
 import cv2
@@ -15,13 +14,11 @@ from anchorformer_mm.apis import (
     build_model,
     config_path,
     dataset_meta,
-    load_model,
     predict,
     read_config,
 )
 from anchorformer_mm.utils.errors import UsageError
 
-FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 NAMES = {
     'mmdet': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     'mmpretrain': 'mmpretrain::deit/deit-small_4xb256_in1k.py',
@@ -31,11 +28,6 @@ CLASSIFIER = 'anchorformer_t_digits'
 DETECTOR = 'picodet_anchorformer_t_digits'
 SEGMENTOR = 'semfpn_anchorformer_t_digits'
 CONFIGS = Path(__file__).parents[1] / 'configs'
-
-
-class Malicious:
-    def __reduce__(self):
-        return print, ('code from a checkpoint ran',)
 
 
 @pytest.fixture
@@ -164,18 +156,6 @@ def test_no_image_starts_a_program(monkeypatch, tmp_path):
     read_config(tmp_path / 'own.py')
     with pytest.raises(OSError, match='Unable to locate Ghostscript'):
         Image.open(tmp_path / 'a.eps').load()
-
-
-def test_a_checkpoint_runs_no_code_and_the_environment_stays(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.delenv(FORCE, raising=False)
-    path = tmp_path / 'a.pth'
-    torch.save(dict(state_dict={}, meta=Malicious()), path)
-    with pytest.raises(UsageError, match=r'a\.pth cannot be read'):
-        load_model(Config(dict(model=dict(type='A'))), path)
-    assert 'ran' not in capsys.readouterr().out
-    assert FORCE not in os.environ
 
 
 def test_meta_information_of_a_class_in_place_of_its_name():

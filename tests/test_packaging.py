@@ -144,14 +144,3 @@ def test_a_config_of_ones_own_goes_before_that_of_the_package(
         assert resolve_config(other) == other
     (tmp_path / name).touch()
     assert resolve_config(name) == name
-
-
-def test_importing_the_package_imports_no_library() -> None:
-    code = (
-        'import sys, anchorformer_mm\n'
-        "print({'torch', 'numpy', 'mmengine', 'mmcv'} & set(sys.modules))"
-    )
-    answer = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT
-    )
-    assert answer.stdout == 'set()\n', answer.stderr

@@ -164,13 +164,6 @@ def test_no_tool_runs_code_from_a_checkpoint(
     assert not marker.exists()
 
 
-def test_nor_from_a_bare_pickle(folder, marker, run, loaded):
-    write_checkpoint(folder / 'evil.pth', Payload(marker), 'pickle')
-    assert run(*READERS['explain']) not in (0, None)
-    assert 'evil.pth' in loaded
-    assert not marker.exists()
-
-
 def test_the_payload_would_work(folder, marker):
     """Or the other tests could not fail."""
     write_checkpoint(folder / 'evil.pth', Payload(marker), 'zip')

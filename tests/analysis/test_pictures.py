@@ -20,15 +20,12 @@ from anchorformer_mm.analysis.pictures import (
     draw_curve,
     draw_panels,
     draw_parts,
-    draw_predictions,
     find_fonts,
-    fit,
     hatching,
     palette_of,
     parts_of,
     read_run,
 )
-from anchorformer_mm.apis import build_model, read_config
 from anchorformer_mm.utils.errors import UsageError
 
 PALETTE = [(250, 0, 10), (0, 240, 20), (30, 0, 230)]
@@ -64,15 +61,6 @@ def test_pictures_are_on_the_sheet_pixel_for_pixel(tmp_path):
     assert (sheet[:, -4:] == 255).all()
 
 
-@pytest.mark.parametrize('shape', [(64, 64), (30, 90), (900, 400), (1, 500)])
-@pytest.mark.parametrize('smooth', [True, False])
-def test_pictures_are_scaled_to_their_longer_side(shape, smooth):
-    scaled = fit(picture(*shape), 224, smooth=smooth)
-    assert max(scaled.shape[:2]) == 224
-    expected = max(224 * min(shape) / max(shape), 1)
-    assert min(scaled.shape[:2]) == pytest.approx(expected, abs=0.5)
-
-
 def test_classes_have_their_colours_and_the_rest_is_hatched():
     labels = np.array([[0, 1, 2], [2, 3, 255], [2, 2, -1]])
     drawn = colour_labels(labels, PALETTE, 60)
@@ -105,34 +93,6 @@ def test_colours_are_made_up_where_there_are_none():
     np.testing.assert_array_equal(
         palette_of(dict(palette=PALETTE), list('abcd')), made_up
     )
-
-
-def test_detections_stand_beside_the_ground_truth(tmp_path):
-    image = np.full((40, 80, 3), 128, np.uint8)
-    cv2.imwrite(str(tmp_path / 'a.png'), image)
-    cfg = read_config('anchorformer_mm::picodet_anchorformer_t_digits.py')
-    dataset = cfg.test_dataloader.dataset
-    box = dict(bbox=[20, 10, 40, 20], area=800, iscrowd=0)
-    content = dict(
-        images=[dict(id=1, file_name='a.png', height=40, width=80)],
-        annotations=[dict(id=1, image_id=1, category_id=1, **box)],
-        categories=[dict(id=1, name=dataset.metainfo['classes'][0])],
-    )
-    (tmp_path / 'a.json').write_text(json.dumps(content))
-    dataset.update(data_root=str(tmp_path), ann_file='a.json')
-    dataset.data_prefix = dict(img='')
-    weights = dict(state_dict=build_model(cfg).state_dict())
-    torch.save(weights, tmp_path / 'a.pth')
-    path = tmp_path / 'sheet.png'
-    # No score is above 1.
-    draw_predictions(cfg, tmp_path / 'a.pth', path, score_thr=1.0)
-    sheet = cv2.imread(str(path))
-    assert contains(sheet, np.full((160, 320, 3), 128, np.uint8))
-    # The true box is drawn four times as large, in the left picture alone.
-    rows, columns = np.nonzero(np.ptp(sheet.astype(int), axis=2))
-    assert np.ptp(columns) == pytest.approx(4 * 40, abs=4)
-    assert np.ptp(rows) == pytest.approx(4 * 20, abs=4)
-    assert columns.max() < 8 + 320
 
 
 def test_a_text_has_the_first_font_with_all_its_characters(

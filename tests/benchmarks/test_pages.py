@@ -70,22 +70,6 @@ def test_what_was_changed_by_hand_is_told(run_script, copy, file, old, new):
     assert err.startswith('error: ')
 
 
-def test_one_table_is_counted_and_the_rest_stays(run_script, copy):
-    path = copy / 'docs' / 'results.json'
-    numbers = json.loads(path.read_text())
-    rows = numbers['tables']['table4']['rows']
-    right, rows[0]['counted'] = rows[0]['counted'], dict(params=1, macs=1)
-    path.write_text(json.dumps(numbers))
-    docs = ('--docs', copy / 'docs')
-    assert run_script('paper_tables', '--tables', 'table4', *docs)[0] == 0
-    rows[0]['counted'] = right
-    after = json.loads(path.read_text())
-    after['tables']['table4']['versions'] = numbers['tables']['table4'][
-        'versions'
-    ]
-    assert after == numbers
-
-
 # Of each table, and of each kind of index entry, what is quick to count.
 @pytest.mark.parametrize(
     ('table', 'name'),

@@ -88,18 +88,6 @@ def test_an_interrupted_command_is_ended(
     assert left.read_text() == ''
 
 
-def test_the_stamp_follows_its_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / 'requirements').mkdir()
-    (tmp_path / 'setup.py').touch()
-    monkeypatch.setattr(bootstrap, 'ROOT', tmp_path)
-    keys = {bootstrap.stamp_key(stack) for stack in bootstrap.FOLDERS}
-    (tmp_path / 'requirements' / 'onedl.txt').write_text('torch==1')
-    keys.add(bootstrap.stamp_key('onedl'))
-    assert len(keys) == 3
-
-
 def test_every_requirement_is_pinned() -> None:
     for path in (ROOT / 'requirements').glob('*.txt'):
         for line in path.read_text().splitlines():

@@ -3,12 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mmengine.runner import load_state_dict
 from mmpretrain.models.backbones import LeViT
 from mmpretrain.registry import MODELS
-from torch.utils.flop_counter import FlopCounterMode
 
 from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.models.backbones.anchor_levit import MapAnchorAttention
@@ -119,64 +116,6 @@ def test_position_bias_keeps_its_slope_on_a_larger_map():
     expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
     expected = expected.view(1, 8, 1, 1).expand_as(rows)
     torch.testing.assert_close(rows, expected)
-
-
-@pytest.mark.smoke
-@settings(deadline=None, max_examples=40)
-@given(
-    batch=st.integers(1, 3),
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    heads=st.integers(1, 3),
-    key_dims=st.integers(1, 8),
-    m=st.integers(1, 12),
-    share=st.booleans(),
-    stride=st.integers(1, 3),
-    seed=st.integers(0, 10**6),
-)
-def test_a_fused_layer_is_the_same_function(
-    batch, size, heads, key_dims, m, share, stride, seed
-):
-    torch.manual_seed(seed)
-    attention = make_layer(
-        num_heads=heads,
-        key_dims=key_dims,
-        num_anchors=m,
-        share_anchors=share,
-        stride=stride,
-    ).double()
-    x = torch.randn(batch, *size, 24).double()
-    with torch.no_grad():
-        expected = attention(x)
-        got = attention.fuse()(x)
-    assert got.shape == expected.shape
-    error = (got - expected).abs().max()
-    assert error <= 1e-10 * expected.abs().max().clamp(min=1)
-
-
-def closed_form(n, read, c, h, k, v, m, out_dims):
-    """Products of an image, in the cheaper orders of keys and values."""
-    logits = h * n * min(m * c, k * (c + m))
-    values = h * min(m * c * (n + v), n * v * (c + m))
-    return logits + values + h * read * v * (m + out_dims)
-
-
-@pytest.mark.parametrize('side', [1, 4, 7, 14, 20])
-@pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize(('c', 'k'), [(128, 16), (192, 32), (384, 32)])
-def test_macs_are_those_of_the_cheaper_order(side, stride, c, k):
-    attention = make_layer(
-        c, key_dims=k, attn_ratio=2 * stride, num_anchors=30, stride=stride
-    )
-    v, n, read = 2 * stride * k, side**2, (-(-side // stride)) ** 2
-    macs = []
-    for module in (attention, attention.fuse()):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(torch.randn(1, side, side, c))
-        macs.append(counter.get_total_flops() / 2)
-    assert macs[1] == closed_form(n, read, c, 2, k, v, 30, 12)
-    assert macs[1] <= macs[0]
-    if k > 30 or n > 50:
-        assert macs[1] < macs[0]
 
 
 @pytest.mark.parametrize('wrong', [dict(num_anchors=5), dict(num_heads=3)])

@@ -181,24 +181,6 @@ def test_a_grid_that_nothing_tells_is_refused():
         small(img_size=64).load_state_dict(state)
 
 
-def test_weights_with_class_tokens_serve_a_model_without():
-    source = small(img_size=64, with_dist_token=True)
-    target = small(img_size=64, with_cls_token=False, out_type='featmap')
-    target.load_state_dict(source.state_dict(), strict=False)
-    torch.testing.assert_close(target.pos_embed, source.pos_embed[:, 2:])
-
-
-def test_a_new_distillation_token_keeps_its_own_position():
-    source, target = small(), small(with_dist_token=True)
-    own = target.pos_embed[:, 1].clone()
-    target.load_state_dict(source.state_dict(), strict=False)
-    torch.testing.assert_close(target.pos_embed[:, 0], source.pos_embed[:, 0])
-    torch.testing.assert_close(target.pos_embed[:, 1], own)
-    torch.testing.assert_close(
-        target.pos_embed[:, 2:], source.pos_embed[:, 1:]
-    )
-
-
 def test_other_anchors_are_refused(tmp_path):
     admit_mmengine_checkpoints()
     path = tmp_path / 'weights.pth'
@@ -221,17 +203,3 @@ def test_shared_anchors_serve_a_model_with_anchors_for_each_head():
 def test_anchors_may_differ_by_layer():
     model = small(num_anchors=(2, 4, 8))
     assert [m.attn.num_anchors for m in model.layers] == [2, 4, 8]
-
-
-def test_layer_depths():
-    model = small(with_dist_token=True, out_type='avg_featmap')
-    depths = {
-        name: model.get_layer_depth(f'backbone.{name}', 'backbone.')
-        for name, _ in model.named_parameters()
-    }
-    assert depths['pos_embed'] == depths['dist_token'] == (0, 5)
-    assert depths['patch_embed.projection.weight'] == (0, 5)
-    assert depths['layers.0.attn.anchors'] == (1, 5)
-    assert depths['layers.2.ln2.weight'] == (3, 5)
-    assert depths['ln1.weight'] == depths['ln2.weight'] == (4, 5)
-    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (4, 5)

@@ -1,6 +1,5 @@
 """Anchor attention: equations, both orders, and the fused form."""
 
-import copy
 import math
 
 import pytest
@@ -243,86 +242,6 @@ def test_parameters_are_those_of_the_release():
     assert count == 3 * 192**2 + 3 * 192 + 30 * 192
 
 
-@settings(deadline=None, max_examples=20)
-@given(
-    index=st.lists(st.integers(0, 19), min_size=1, max_size=25),
-    seed=st.integers(0, 10**6),
-)
-def test_tokens_that_read_get_their_rows_of_the_whole_result(index, seed):
-    torch.manual_seed(seed)
-    logits, v = torch.randn(2, 3, 20, 5).double(), torch.randn(2, 3, 20, 4)
-    v, index = v.double(), torch.tensor(index)
-    rows = anchor_aggregate(logits, v, read_index=index)
-    whole = anchor_aggregate(logits, v)
-    torch.testing.assert_close(rows, whole[..., index, :], rtol=0, atol=1e-14)
-
-
-LAYERS = [AnchorAttention, QueryAnchorAttention]
-
-
-def in_order(layer, order):
-    other = copy.deepcopy(layer)
-    other.order = order
-    return other
-
-
-def results(layer, x, weight):
-    """Output, and the gradients of tokens and weights."""
-    x = x.clone().requires_grad_()
-    out = layer(x)
-    wanted = (x, *layer.parameters())
-    return out, *torch.autograd.grad((out * weight).sum(), wanted)
-
-
-@pytest.mark.smoke
-@settings(deadline=None, max_examples=25)
-@given(
-    layer=st.sampled_from(LAYERS),
-    batch=st.integers(1, 3),
-    n=st.integers(1, 40),
-    heads=st.integers(1, 4),
-    m=st.integers(1, 40),
-    bias=st.booleans(),
-    share=st.booleans(),
-    tied=st.booleans(),
-    logits=st.sampled_from(['dot', 'standardized']),
-    seed=st.integers(0, 10**6),
-)
-def test_both_orders_agree_forward_and_backward(
-    layer, batch, n, heads, m, bias, share, tied, logits, seed
-):
-    torch.manual_seed(seed)
-    kwargs = dict(num_anchors=m, qkv_bias=bias, logits=logits)
-    if layer is AnchorAttention:
-        kwargs |= dict(share_anchors=share, tied=tied)
-    layer = layer(4 * heads, heads, **kwargs).double()
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter)
-    x = torch.randn(batch, n, 4 * heads).double()
-    weight = torch.randn_like(x)
-    paper = results(in_order(layer, 'paper'), x, weight)
-    folded = results(in_order(layer, 'folded'), x, weight)
-    for got, expected in zip(folded, paper, strict=True):
-        size = expected.abs().max().clamp(min=1)
-        assert (got - expected).abs().max() <= 1e-10 * size
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    n=st.integers(1, 3000),
-    heads=st.integers(1, 12),
-    d=st.sampled_from([16, 32, 64]),
-    m=st.integers(1, 100),
-    tied=st.booleans(),
-)
-def test_auto_takes_the_cheaper_order(n, heads, d, m, tied):
-    sizes = (n, heads * d, heads, m)
-    layer = AnchorAttention(heads * d, heads, m, tied=tied)
-
-    folded, paper = (f(*sizes, tied=tied) for f in (folded_macs, paper_macs))
-    assert layer.folds(n) == (folded < paper)
-
-
 @pytest.mark.parametrize(
     ('order', 'macs'), [('paper', paper_macs), ('folded', folded_macs)]
 )
@@ -388,15 +307,6 @@ def test_a_fused_layer_is_the_same_function(order, qkv_bias, kwargs):
         assert (fused(x) - expected).abs().max() <= 1e-12 * size
 
 
-def test_a_fused_layer_holds_the_folded_weights_only():
-    fused = AnchorAttention(384, 6, 30).fuse()
-
-    # h m D for the logits; values, output and its bias.
-    count = sum(p.numel() for p in fused.parameters())
-    assert count == 6 * 30 * 384 + 2 * 384**2 + 384
-    assert not any(p.requires_grad for p in fused.parameters())
-
-
 @pytest.mark.parametrize('n', [196, 1024])
 def test_a_fused_layer_multiplies_no_weights(n):
     fused = AnchorAttention(384, 6, 30).fuse()
@@ -429,23 +339,6 @@ def test_standardized_logits_are_finite_in_every_dtype(tied, dtype):
                 layer(image).float().square().mean().backward()
                 assert layer(image).isfinite().all()
                 assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize('order', ['paper', 'folded'])
-def test_an_image_does_not_depend_on_its_batch(order):
-    layer = learned(num_anchors=5, order=order, tied=False, **STANDARDIZED)
-    x = torch.randn(3, 20, 12).double()
-    torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
-
-
-@pytest.mark.parametrize('order', ['paper', 'folded'])
-def test_what_all_tokens_share_has_no_part_in_standardized_logits(order):
-    layer = learned(num_anchors=5, order=order, **STANDARDIZED)
-    x = torch.randn(1, 20, 12).double()
-    common = torch.randn(1, 1, 12).double()
-    # Values carry it, and rows of the weights sum to one.
-    moved = layer(x + common) - layer(x)
-    torch.testing.assert_close(moved, moved[:, :1].expand_as(moved))
 
 
 class Replacement(torch.nn.Module):
