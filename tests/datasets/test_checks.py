@@ -472,7 +472,7 @@ def test_labels_of_images():
 )
 def test_heads_of_other_classes(scope, make, head):
     findings = check(scope, make(), **{head: [dict(num_classes=3)]})
-    only(findings, 'error', f'{head}[0] has num_classes=3')
+    only(findings, 'error', f'{head}.0 has num_classes=3')
 
 
 def test_weights_of_other_classes():

@@ -148,15 +148,6 @@ def test_other_arguments_need_force(tiny):
     assert list(tiny.parent.iterdir()) == [tiny]
 
 
-def test_missing_files_need_force(tiny):
-    before = contents(tiny)
-    (tiny / 'annotations/instances_val.json').unlink()
-    with pytest.raises(UsageError, match='files missing.*force'):
-        write_digits(tiny, TINY)
-    assert write_digits(tiny, TINY, force=True)
-    assert contents(tiny) == before
-
-
 @pytest.mark.parametrize('force', [False, True])
 @pytest.mark.parametrize('meta', [None, '{"name": "other"}', '[', '[]'])
 def test_foreign_folders_and_files_are_left_alone(tmp_path, meta, force):
