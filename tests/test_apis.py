@@ -13,7 +13,6 @@ from anchorformer_mm import apis
 from anchorformer_mm.apis import (
     build_model,
     config_path,
-    dataset_meta,
     predict,
     read_config,
 )
@@ -91,15 +90,6 @@ def test_a_base_is_found_by_any_tool(library, file, tmp_path):
     assert 'backbone' in Config.fromfile(path).model
 
 
-def test_options_are_merged(tmp_path):
-    path = tmp_path / 'own.py'
-    path.write_text("model = dict(backbone=dict(type='A', depth=1), n=2)")
-    cfg = read_config(
-        path, {'model.backbone': dict(_delete_=True, type='B'), 'model.n': 3}
-    )
-    assert cfg.model == dict(backbone=dict(type='B'), n=3)
-
-
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
@@ -156,13 +146,6 @@ def test_no_image_starts_a_program(monkeypatch, tmp_path):
     read_config(tmp_path / 'own.py')
     with pytest.raises(OSError, match='Unable to locate Ghostscript'):
         Image.open(tmp_path / 'a.eps').load()
-
-
-def test_meta_information_of_a_class_in_place_of_its_name():
-    from mmseg.datasets import ADE20KDataset
-
-    cfg = Config(dict(test_dataloader=dict(dataset=dict(type=ADE20KDataset))))
-    assert len(dataset_meta(cfg)['classes']) == 150
 
 
 @pytest.mark.smoke
@@ -244,13 +227,6 @@ def test_a_config_and_its_checkpoint_predict(picture, tmp_path):
 def test_a_config_without_such_a_model_is_told(model, backbone_only, message):
     with pytest.raises(UsageError, match=message):
         build_model(Config(dict(model=model)), backbone_only=backbone_only)
-
-
-def test_building_leaves_the_config_as_it_is():
-    cfg = read_config(NAMES['mmseg'])
-    before = Config(cfg.to_dict())
-    build_model(cfg)
-    assert cfg.model == before.model
 
 
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from anchorformer_mm.__main__ import resolve_config
 
@@ -83,20 +82,6 @@ def unpacked(tree: Path, tmp_path: Path) -> Path:
     with zipfile.ZipFile(build(tree, 'build_wheel')) as wheel:
         wheel.extractall(folder)
     return folder
-
-
-def test_the_model_index_of_a_wheel_names_what_it_carries(
-    unpacked: Path,
-) -> None:
-    mim = unpacked / 'anchorformer_mm' / '.mim'
-    index = yaml.safe_load((mim / 'model-index.yml').read_text())
-    for file in index['Import']:
-        metafile = yaml.safe_load((mim / file).read_text())
-        collections = {item['Name'] for item in metafile['Collections']}
-        for model in metafile['Models']:
-            assert model['Config'] == f'configs/{model["Name"]}.py'
-            assert (mim / model['Config']).is_file()
-            assert model['In Collection'] in collections
 
 
 def test_tools_of_a_wheel_run_in_any_folder(

@@ -233,17 +233,6 @@ def panels(monkeypatch):
     return drawn
 
 
-@pytest.mark.parametrize(
-    ('name', 'value'), [('order', 'size'), ('num_anchors', 0), ('heads', [2])]
-)
-def test_bad_arguments_are_named_and_nothing_is_drawn(name, value, tmp_path):
-    layers = collect_anchor_weights(anchorformer(), torch.rand(1, 3, 24, 48))
-    image, path = np.zeros((24, 48, 3), np.uint8), tmp_path / 'a.png'
-    with pytest.raises(UsageError, match=name):
-        draw_anchor_maps(image, {0: layers[0]}, path, **{name: value})
-    assert not path.exists()
-
-
 @pytest.mark.parametrize('draw', [draw_anchor_maps, draw_assignment])
 @pytest.mark.parametrize(
     ('logits', 'flat'),

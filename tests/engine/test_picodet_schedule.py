@@ -246,27 +246,6 @@ def test_the_published_schedule_is_followed_in_every_iteration(name, epochs):
     )
 
 
-def test_a_run_and_its_resumption_follow_it(make_runner):
-    """Four iterations of warm-up end within the second epoch of three."""
-    cfg = schedule(4, T_max=6, convert_to_iter_based=True)
-    runner = make_runner(param_scheduler=cfg)
-    runner.train()
-    rates = runner.recorder.rates
-    for i in range(15):
-        expected = 0.4 * factor(i, total=18, warmup=4)
-        assert rates[i] == [pytest.approx(expected)], i
-    for epoch in (1, 2):
-        resumed = make_runner(
-            param_scheduler=cfg,
-            load_from=f'{runner.work_dir}/epoch_{epoch}.pth',
-            resume=True,
-        )
-        resumed.train()
-        assert resumed.recorder.rates == {
-            i: rates[i] for i in range(3 * epoch, 15)
-        }
-
-
 @pytest.mark.parametrize(
     ('kind', 'name', 'value'),
     [

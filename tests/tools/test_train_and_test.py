@@ -330,23 +330,3 @@ def test_what_cannot_run_ends_in_one_message(
 ):
     assert message in refused(tool, *args)[-1]
     assert not (folder / 'work_dirs').exists()
-
-
-@pytest.mark.parametrize('name', ['train.py', 'test.py'])
-def test_without_mmengine_the_tools_say_what_to_install(tmp_path, name):
-    code = (
-        'import runpy, sys, importlib.machinery as machinery\n'
-        'find = machinery.PathFinder.find_spec\n'
-        'machinery.PathFinder.find_spec = classmethod(lambda cls, name, *a: '
-        "None if name == 'mmengine' else find(name, *a))\n"
-        "runpy.run_path(sys.argv[1], run_name='__main__')"
-    )
-    out = subprocess.run(
-        [sys.executable, '-c', code, ROOT / 'tools' / name],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 2
-    line = out.stderr.splitlines()[-1]
-    assert line.startswith('error: mmengine is not installed: pip install ')

@@ -8,7 +8,6 @@ from mmengine.runner.checkpoint import (
     save_checkpoint,
 )
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from anchorformer_mm.models import AnchorFormer
 from anchorformer_mm.models.layers import resize_position_embedding
@@ -97,33 +96,6 @@ def test_the_same_weights_give_the_output_of_the_release():
     torch.testing.assert_close(
         model(images)[0], expected, rtol=1e-10, atol=1e-10
     )
-
-
-@pytest.mark.parametrize(
-    ('arch', 'backbone', 'classifier', 'gmacs'),
-    [
-        ('tiny', 5_098_560, 5_484_560, 1.0338),
-        ('small', 19_906_176, 20_676_176, 3.9946),
-        ('base', 78_717_696, 80_255_696, 15.6970),
-    ],
-)
-def test_sizes_are_those_of_the_release(arch, backbone, classifier, gmacs):
-    # 5.48 / 20.68 / 80.26 M and 1.03 / 3.99 / 15.70 G with 1,000 classes.
-    model = AnchorFormer(
-        arch, with_dist_token=True, attn_cfg=dict(order='paper')
-    ).eval()
-    heads = [nn.Linear(model.embed_dims, 1000) for _ in range(2)]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        tokens = model(torch.rand(1, 3, 224, 224))[0]
-        for head, token in zip(heads, tokens, strict=True):
-            head(token)
-
-    def count(*modules):
-        return sum(p.numel() for m in modules for p in m.parameters())
-
-    assert count(model) == backbone
-    assert count(model, *heads) == classifier
-    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, abs=1e-4)
 
 
 @pytest.mark.parametrize('attention', ['learned', 'query', 'vanilla'])

@@ -1,24 +1,12 @@
 """ClusTR: published sizes, and how it is built."""
 
 import pytest
-import torch
 from torch import nn
 
 from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.models import ClusTR
 
 DEPTHS = dict(tiny=(1, 2, 6, 1), small=(3, 5, 13, 2), base=(3, 5, 18, 3))
-# With a linear head of 1,000 classes.
-PARAMETERS = dict(tiny=11_682_417, small=22_690_941, base=40_246_210)
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize('arch', PARAMETERS)
-def test_parameters_are_those_of_the_release(arch):
-    with torch.device('meta'):
-        modules = (ClusTR(arch), nn.Linear(512, 1000))
-    parameters = [p for module in modules for p in module.parameters()]
-    assert sum(p.numel() for p in parameters) == PARAMETERS[arch]
 
 
 def closed_form(arch):

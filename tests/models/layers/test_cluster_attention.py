@@ -144,12 +144,6 @@ def test_forward_and_gradients_equal_the_equation(batch, hw_shape, kwargs):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
 
-def test_parameters_are_those_of_the_release():
-    # D^2 + D queries and output, 2 D^2 + 2 D a scale, D + 1 importance.
-    count = sum(p.numel() for p in ClusterAttention(64, 1).parameters())
-    assert count == 6 * 64**2 + 6 * 64 + 65
-
-
 def test_the_size_of_the_map_must_be_that_of_the_tokens():
     layer = ClusterAttention(12, 3, sr_ratio=2, window_size=4)
     message = r'hw_shape must be that of a map of 16 tokens, got \(4, 5\)'
@@ -387,22 +381,6 @@ def test_tokens_that_are_not_valid_are_not_merged(content):
     for grad in (x.grad, logits.grad):
         assert (grad[~valid] == 0).all()
         assert grad[valid].isfinite().all()
-
-
-@pytest.mark.parametrize('dtype', HALVES)
-def test_half_precision_is_merged_in_float32(dtype):
-    # Sums of so many terms would be far off in half precision.
-    x = 1 + torch.rand(1, 3000, 4).to(dtype)
-    logits = torch.randn(1, 3000).to(dtype)
-    assignment = torch.randint(3, (1, 3000))
-    reference, _ = merge_tokens(x.float(), logits.float(), assignment, 3)
-    merged, _ = merge_tokens(x, logits, assignment, 3)
-    assert merged.dtype == dtype
-    assert torch.equal(merged, reference.to(dtype))
-    with torch.autocast('cpu', dtype=dtype):
-        merged, _ = merge_tokens(x.float(), logits, assignment, 3)
-    assert merged.dtype == torch.float32
-    assert torch.equal(merged, reference)
 
 
 MAPS = dict(
