@@ -15,7 +15,6 @@ from anchorformer_mm.analysis.pictures import (
     SWATCH,
     Panel,
     Part,
-    class_legend,
     colour_labels,
     draw_curve,
     draw_panels,
@@ -70,17 +69,6 @@ def test_classes_have_their_colours_and_the_rest_is_hatched():
         is_class = 0 <= labels[i, j] < 3
         expected = PALETTE[labels[i, j]] if is_class else stripes[place]
         assert (drawn[place] == expected).all()
-
-
-def test_a_legend_keeps_the_classes_with_most_pixels_in_their_order():
-    counts = np.array([3, 0, 1, 2] + 19 * [9])
-    names = [f'c{i}' for i in range(23)]
-    palette = [(i, i, i) for i in range(23)]
-    kept = [(names[i], palette[i]) for i in (0, *range(4, 23))]
-    legend = class_legend(counts, names, palette)
-    assert legend == [*kept, ('and 2 more', None)]
-    counts[0] = 0
-    assert len(class_legend(counts[:9], names, palette)) == 7
 
 
 def test_colours_are_made_up_where_there_are_none():

@@ -376,41 +376,6 @@ def test_convolutions_biases_and_norms_of_the_neck_decay(name, decayed_norms):
 
 
 @pytest.mark.parametrize(
-    ('name', 'decay', 'max_iters'),
-    [
-        ('semfpn_anchorformer_t_ade20k', None, 80_000),
-        ('upernet_anchorformer_t_ade20k', None, 160_000),
-        ('semfpn_clustr_s_ade20k', 0.9, 80_000),
-        ('upernet_clustr_s_ade20k', 0.9, 160_000),
-    ],
-)
-def test_learning_rates_of_segmentors_grow_with_depth(name, decay, max_iters):
-    cfg, model = build(name)
-    assert cfg.train_cfg.max_iters == max_iters
-    assert cfg.param_scheduler[-1].end == max_iters
-    stated = cfg.optim_wrapper.paramwise_cfg.layer_decay_rate
-    assert stated < 1 and decay in (None, stated)
-    groups = group_of(model, cfg)
-
-    def rate(module):
-        """The one learning rate of a module."""
-        (lr,) = {groups[id(p)]['lr'] for p in module.parameters()}
-        return lr
-
-    backbone = model.backbone
-    if 'clustr' in name:
-        layers = [b for stage in backbone.stages for b in stage.blocks]
-        first = backbone.stages[0].patch_embed
-    else:
-        layers, first = backbone.layers, backbone.patch_embed
-    base = cfg.optim_wrapper.optimizer.lr
-    assert rate(model.decode_head) == base
-    rates = [rate(module) for module in (first, *layers)]
-    for lower, upper in zip(rates, [*rates[1:], base], strict=True):
-        assert lower / upper == pytest.approx(stated)
-
-
-@pytest.mark.parametrize(
     'deit', ['tiny_4xb256', 'small_4xb256', 'base_16xb64']
 )
 def test_the_recipe_of_anchorformer_is_that_of_deit(deit):

@@ -77,13 +77,6 @@ def test_running_statistics_are_averaged_and_counters_copied():
     assert ema.module.num_batches_tracked == 4
 
 
-def test_between_the_steps_of_an_interval_nothing_is_averaged():
-    model = nn.Linear(3, 2).double()
-    ema = ThresholdEMA(model, interval=3)
-    path = random_steps(model, ema, steps=9)
-    np.testing.assert_allclose(flat(ema.module), closed_form(path[::3]))
-
-
 def test_a_weight_of_several_names_takes_each_step_once():
     shared = nn.Linear(2, 2).double()
     model = nn.Sequential(shared, nn.ReLU(), shared)

@@ -238,18 +238,6 @@ def test_a_stopped_run_ends_like_the_unbroken_one(
     assert_equal_ends(unbroken, go_on(make, broken, **options))
 
 
-def test_a_stop_in_an_epoch_repeats_no_image(make):
-    stop = At('before_train_iter', 7, interrupt)
-    stopped = run(make, stop, ends_by=SystemExit, interval=4)
-    resumed = go_on(make, stopped, interval=4)
-    before = stopped.train_dataloader.dataset.loaded
-    after = resumed.train_dataloader.dataset.loaded
-    assert len(before) + len(after) == EPOCHS * len(RandomData())
-    # Of the third epoch, one batch was left.
-    third = before[2 * len(RandomData()) :] + after[:4]
-    assert sorted(third) == list(range(len(RandomData())))
-
-
 def test_an_epoch_that_got_shorter_is_refused(make):
     stop = At('before_train_iter', 7, interrupt)
     stopped = run(make, stop, ends_by=SystemExit)
@@ -610,16 +598,6 @@ class TestSignals:
             # Still for this process.
             os.kill(os.getpid(), signal.SIGTERM)
             assert requested_signal() == signal.SIGTERM
-
-    def test_children_leave_sigint_to_the_trainer(self):
-        with stopping_in_order():
-            child = os.fork()
-            if not child:
-                time.sleep(0.3)
-                os._exit(3)
-            time.sleep(0.1)
-            os.kill(child, signal.SIGINT)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
     @pytest.fixture
     def batches(self, make):

@@ -202,14 +202,6 @@ def assert_clusters(found, reference):
         assert torch.equal(ids, wanted)
 
 
-def sets_of(ids):
-    """A partition, whatever the clusters are called."""
-    return {
-        frozenset((ids == c).nonzero().flatten().tolist())
-        for c in ids.unique()
-    }
-
-
 def integers_of_zero_mean(n, channels, spread, seed):
     """Tokens with many equal distances, in all of which nothing is rounded.
 
@@ -249,41 +241,6 @@ def test_of_equals_the_lower_index_comes_first(
 ):
     x = integers_of_zero_mean(n, channels, spread, seed).double()[None]
     assert_clusters(dpc_knn(x, counts, k), clusters_by_hand(x, counts, k))
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    n=st.integers(0, 10),
-    padding=st.integers(0, 10),
-    content=st.sampled_from([0.0, -7.0, 1e30, torch.inf, torch.nan]),
-    spread=st.sampled_from([0, 2, None]),
-    count=st.integers(1, 12),
-    seed=st.integers(0, 10**6),
-)
-def test_what_is_not_valid_changes_nothing(
-    n, padding, content, spread, count, seed
-):
-    """Neither the order of ties nor anything else."""
-    if not n + padding:
-        return
-    generator = torch.Generator().manual_seed(seed)
-    if spread is None:
-        tokens = torch.randn(n, 4, generator=generator)
-    else:
-        tokens = integers_of_zero_mean(n, 4, spread, seed)
-    place = torch.randperm(n + padding, generator=generator)[:n].sort().values
-    x = torch.full((1, n + padding, 4), content, dtype=torch.float64)
-    x[0, place] = tokens.double()
-    valid = torch.zeros(1, n + padding, dtype=torch.bool)
-    valid[0, place] = True
-    (ids,) = dpc_knn(x, [count], valid=valid)
-    assert ids.min() >= 0
-    assert ids.max() < min(count, n + padding)
-    if n:
-        (alone,) = dpc_knn(tokens.double()[None], [count])
-        assert sets_of(ids[0, place]) == sets_of(alone[0])
-    if n >= count:
-        assert torch.equal(ids[:, place], alone)
 
 
 @pytest.mark.parametrize('dtype', HALVES)
@@ -356,31 +313,6 @@ def test_any_importance_gives_finite_tokens_and_gradients():
     merged.square().sum().backward()
     assert x.grad.isfinite().all()
     assert logits.grad.isfinite().all()
-
-
-@pytest.mark.parametrize('content', [1e30, torch.inf, torch.nan])
-def test_tokens_that_are_not_valid_are_not_merged(content):
-    x, logits, assignment, count = random_clusters()
-    # All of cluster 2 is invalid in the second image.
-    valid = torch.rand(2, 23) < 0.7
-    valid[1] &= assignment[1] != 2
-    x[~valid] = content
-    logits[~valid] = content
-    x.requires_grad_()
-    logits.requires_grad_()
-    merged, filled = merge_tokens(x, logits, assignment, count, valid)
-    for i in range(2):
-        keep = valid[i]
-        alone = merge_tokens(
-            *(t[i : i + 1, keep] for t in (x, logits, assignment)), count
-        )
-        torch.testing.assert_close(merged[i], alone[0][0])
-        assert torch.equal(filled[i], alone[1][0])
-    assert not filled[1, 2]
-    merged.square().sum().backward()
-    for grad in (x.grad, logits.grad):
-        assert (grad[~valid] == 0).all()
-        assert grad[valid].isfinite().all()
 
 
 MAPS = dict(
