@@ -116,15 +116,8 @@ def check_environment(requires: Sequence[str]) -> None:
             since a broken one breaks the import of mmdet.
 
     Raises:
-        ValueError: ``requires`` names a library that is not known here.
         EnvironmentProblem: one line for each finding, with its remedy.
     """
-    unknown = sorted(set(requires) - set(LIBRARIES))
-    if unknown:
-        raise ValueError(
-            f'requires must be import names of {sorted(LIBRARIES)}, got '
-            f'{unknown}'
-        )
     needed = [need for name in requires for need in LIBRARIES[name].needs]
     names = list(dict.fromkeys([*needed, *requires]))
     findings = list(_family_findings())

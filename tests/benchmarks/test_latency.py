@@ -48,27 +48,6 @@ def test_memory_of_a_pass_is_what_it_holds_beyond_weights_and_images():
     assert peak_memory(start, 'cpu', 1) == pytest.approx(48 * MIB, abs=MIB)
 
 
-def test_passes_take_turns_without_gradients(quick, tmp_path):
-    order = []
-
-    class Noted(nn.Conv2d):
-        def forward(self, x):
-            assert not self.training
-            assert not torch.is_grad_enabled()
-            order.append(self.out_channels)
-            return super().forward(x)
-
-    candidates = [
-        latency.Candidate(str(c), partial(Noted, 3, c, 1)) for c in (1, 2)
-    ]
-    results = latency.measure(
-        candidates, [latency.Conditions((4, 4))], ['eager'], 1, 2, tmp_path
-    )
-    # The passes before, then two rounds.
-    assert order == 3 * [1, 2]
-    assert [len(result.seconds) for result in results] == [2, 2]
-
-
 def test_models_run_in_every_runtime(run, quick, tmp_path):
     pytest.importorskip('onnxruntime')
     cv2.imwrite('noise.png', np.zeros((4, 4, 3), np.uint8))
