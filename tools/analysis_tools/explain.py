@@ -167,7 +167,6 @@ def class_painter(
 ) -> Callable[['PreparedImage', Path], list[Path]]:
     """Function that draws Grad-CAM of an image."""
     from anchorformer_mm.analysis.grad_cam import (
-        class_name,
         draw_grad_cam,
         grad_cam,
         segmentation_grad_cam,
@@ -178,10 +177,11 @@ def class_painter(
     explain = segmentation_grad_cam if segments else grad_cam
     options, colours = {}, {}
     if segments:
-        from anchorformer_mm.analysis.pictures import palette_of
+        from anchorformer_mm.analysis.pictures import class_name, palette_of
 
-        classes = [class_name(i, classes) for i in range(model.num_classes)]
-        colours = dict(palette=palette_of(model.dataset_meta, classes))
+        meta = model.dataset_meta
+        classes = [class_name(meta, i) for i in range(model.num_classes)]
+        colours = dict(palette=palette_of(meta, classes))
 
     def draw(image: 'PreparedImage', stem: Path) -> list[Path]:
         if segments:
