@@ -119,13 +119,6 @@ class Finding:
     __str__ = text
 
 
-def check_dataset(
-    dataset: Any, cfg: Config, split: str, seconds: float | None = None
-) -> list[Finding]:
-    """Check one data set that is built, wrapped or not: `check_splits`."""
-    return check_splits(cfg, [split], lambda _: (dataset, ()), seconds)
-
-
 def check_runner(
     runner: Runner, splits: Sequence[str], seconds: float = 2.0
 ) -> list[Finding]:

@@ -12,12 +12,9 @@ from mmengine.structures import BaseDataElement, InstanceData
 from anchorformer_mm.analysis import pictures
 from anchorformer_mm.analysis.pictures import (
     DEJAVU,
-    SWATCH,
-    Panel,
     Part,
     colour_labels,
     draw_curve,
-    draw_panels,
     draw_parts,
     find_fonts,
     hatching,
@@ -28,36 +25,6 @@ from anchorformer_mm.analysis.pictures import (
 from anchorformer_mm.utils.errors import UsageError
 
 PALETTE = [(250, 0, 10), (0, 240, 20), (30, 0, 230)]
-
-
-def picture(h, w):
-    return np.random.default_rng(h).integers(0, 256, (h, w, 3), np.uint8)
-
-
-def contains(sheet, image):
-    """Tell if ``image`` (RGB) is in ``sheet`` (BGR) to the pixel."""
-    image = image[..., ::-1].copy()
-    found = cv2.matchTemplate(sheet, image, cv2.TM_SQDIFF)
-    y, x = np.unravel_index(found.argmin(), found.shape)
-    h, w = image.shape[:2]
-    return np.array_equal(sheet[y : y + h, x : x + w], image)
-
-
-def test_pictures_are_on_the_sheet_pixel_for_pixel(tmp_path):
-    images = [picture(40, 60), picture(61, 60), picture(33, 50)]
-    stripes = picture(SWATCH, SWATCH)
-    # No formulas, and too long for a line.
-    title = r'a $\bad b$ é and words that take several lines'
-    panels = [Panel(image, title, legend=[('c', stripes)]) for image in images]
-    path = tmp_path / 'new' / 'sheet.png'
-    draw_panels([panels[:2], panels[2:]], path, legend=[('d' * 99, None)])
-    sheet = cv2.imread(str(path))
-    for image in (*images, stripes):
-        assert contains(sheet, image)
-    assert [p.name for p in path.parent.iterdir()] == ['sheet.png']
-    # Nothing is written over the margins.
-    assert (sheet[:, :4] == 255).all()
-    assert (sheet[:, -4:] == 255).all()
 
 
 def test_classes_have_their_colours_and_the_rest_is_hatched():

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from anchorformer_mm.models.layers import (
     ClusterAttention,
-    TokenWindows,
     dpc_knn,
     merge_tokens,
 )
@@ -313,25 +312,3 @@ def test_any_importance_gives_finite_tokens_and_gradients():
     merged.square().sum().backward()
     assert x.grad.isfinite().all()
     assert logits.grad.isfinite().all()
-
-
-MAPS = dict(
-    h=st.integers(1, 30), w=st.integers(1, 30), side=st.integers(1, 12)
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(**MAPS)
-def test_as_few_windows_as_the_side_allows_cover_the_map(h, w, side):
-    windows = TokenWindows.cover((h, w), side)
-    assert windows.hw_shape == (h, w)
-    assert len(windows) == windows.counts[0] * windows.counts[1]
-    sides = zip((h, w), windows.counts, windows.size, strict=True)
-    for length, count, size in sides:
-        assert 1 <= size <= side
-        assert (count - 1) * side < length <= count * size
-        # The smallest size that so many windows can have.
-        assert count * (size - 1) < length
-
-    x = torch.arange(2 * h * w * 3).reshape(2, h * w, 3)
-    assert torch.equal(windows.join(windows.split(x)), x)
