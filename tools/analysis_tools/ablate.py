@@ -40,15 +40,14 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--layers',
-        nargs='*',
-        type=int,
-        help='attention layers to leave out one by one, counted from 0 '
-        '(default: each; none after the flag: only all together)',
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file')
+    text = (
+        'attention layers to leave out one by one, counted from 0 (default: '
+        'each; none after the flag: only all together)'
     )
+    add('--layers', nargs='*', type=int, help=text)
     add_common_arguments(parser)
     return parser.parse_args()
 
