@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmengine.runner import load_state_dict
 from mmpretrain.models.backbones import LeViT
 from mmpretrain.registry import MODELS
@@ -116,6 +118,38 @@ def test_position_bias_keeps_its_slope_on_a_larger_map():
     expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
     expected = expected.view(1, 8, 1, 1).expand_as(rows)
     torch.testing.assert_close(rows, expected)
+
+
+@pytest.mark.smoke
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    heads=st.integers(1, 3),
+    key_dims=st.integers(1, 8),
+    m=st.integers(1, 12),
+    share=st.booleans(),
+    stride=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_a_fused_layer_is_the_same_function(
+    batch, size, heads, key_dims, m, share, stride, seed
+):
+    torch.manual_seed(seed)
+    attention = make_layer(
+        num_heads=heads,
+        key_dims=key_dims,
+        num_anchors=m,
+        share_anchors=share,
+        stride=stride,
+    ).double()
+    x = torch.randn(batch, *size, 24).double()
+    with torch.no_grad():
+        expected = attention(x)
+        got = attention.fuse()(x)
+    assert got.shape == expected.shape
+    error = (got - expected).abs().max()
+    assert error <= 1e-10 * expected.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize('wrong', [dict(num_anchors=5), dict(num_heads=3)])
