@@ -29,7 +29,6 @@ class Source:
     eps: list[float]  # of its norms; weights do not tell
     # Patterns and replacements, in turn, to names that ``vit.place`` knows.
     rules: tuple[tuple[str, str | Callable], ...]
-    left: str = '(?!)'  # pattern of what a backbone has no place for
 
 
 _ANCHORS = (
@@ -85,6 +84,8 @@ SOURCES = (
         'LCNet',
         [1e-5],
         (
+            # What follows the stages belongs to the classifier.
+            (r'^(conv_head|classifier)\.', r'head.\1.'),
             (r'^conv_stem\.', 'stem.0.conv.'),
             (r'^bn1\.', 'stem.0.bn.'),
             # The first blocks run at strides 2 and 4, in our stem.
@@ -102,7 +103,6 @@ SOURCES = (
             (r'\.se\.conv_reduce\.', '.se.1.'),
             (r'\.se\.conv_expand\.', '.se.3.'),
         ),
-        left=r'^(conv_head|classifier)\.',
     ),
 )
 
@@ -147,12 +147,8 @@ def convert_release(
             f'the norms of {source.name} have eps in {source.eps}, those of '
             f'the config in {eps}: set norm_cfg of model.backbone'
         )
-    inventory = vit.Inventory()
     parts, origin = dict(backbone={}, head={}), {}
     for theirs, value in tensors.items():
-        if re.search(source.left, theirs):
-            inventory.add('dropped', 'other weights', value)
-            continue
         name = theirs
         for pattern, replacement in source.rules:
             name = re.sub(pattern, replacement, name)
@@ -165,6 +161,7 @@ def convert_release(
         backbone.load_state_dict(state, strict=False)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    inventory = vit.Inventory()
     inventory.add('carried', 'backbone', *state.values())
     loaded = backbone.state_dict(prefix='backbone.')
     if vit.load_head(head, parts['head'], inventory):
@@ -202,8 +199,8 @@ def _require_all(state: dict, origin: dict, ours: Mapping) -> None:
     lacking = [n for n in ours if n not in state and 'num_batches' not in n]
     foreign = [origin[name] for name in state if name not in ours]
     if foreign:
-        problems.append(f'the config has no place for {listing(foreign)}')
+        problems.append(f'the config has no place for {listing(foreign, 3)}')
     if lacking:
-        problems.append(f'the checkpoint has nothing for {listing(lacking)}')
+        problems.append(f'the checkpoint has no {listing(lacking, 3)}')
     if problems:
         raise UsageError('; '.join(problems))

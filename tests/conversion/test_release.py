@@ -1,7 +1,6 @@
 """Weights of the authors' releases and of timm, beside their own equations.
 
-Every function is an original's forward pass on one image, in plain sums. It
-asks for weights by the original's names, and shares nothing with our layers.
+A function is an original's forward pass on one image, by its own names.
 """
 
 import pytest
@@ -36,7 +35,6 @@ class Weights(dict):
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
     def conv(self, name, x, out, k, stride, pad, groups=1):
-        """Of a map (C, H, W)."""
         weight = self.draw(f'{name}.weight', out, len(x) // groups, k, k)
         bias = self.draw(f'{name}.bias', out)
         return F.conv2d(x, weight, bias, stride, pad, groups=groups)
@@ -123,24 +121,18 @@ def cluster_attention(w, name, x, ratio):
             members = F.one_hot(ids).to(x).T
             merged = members @ (x * p) / (members @ p + 1e-6)
         k, v = w.linear(f'{name}.{key}', merged, 2 * dim).chunk(2, dim=1)
-        pairs = zip(*(t.chunk(2, 1) for t in (q, k, v)), strict=True)
-        total = total + torch.cat([attention(*head) for head in pairs], 1)
+        heads = zip(*(t.chunk(2, 1) for t in (q, k, v)), strict=True)
+        heads = [F.scaled_dot_product_attention(*head) for head in heads]
+        total = total + torch.cat(heads, 1)
     return w.linear(f'{name}.proj', total, dim)
-
-
-def attention(q, k, v):
-    return (q @ k.T / q.shape[1] ** 0.5).softmax(1) @ v
 
 
 def clusters(x, count):
     """The cluster of each token (n, D), by density peaks."""
     d = (x[:, None] - x).square().sum(-1).sqrt() / x.shape[1] ** 0.5
     density = (-d.topk(5, largest=False).values.square().mean(1)).exp()
-    apart = [
-        min(row[density > own], default=d.max())
-        for row, own in zip(d, density, strict=True)
-    ]
-    centres = (density * torch.stack(apart)).topk(count).indices
+    apart = d.where(density > density[:, None], d.max()).amin(1)
+    centres = (density * apart).topk(count).indices
     ids = d[:, centres].argmin(1)
     ids[centres] = torch.arange(count)
     return ids
@@ -216,19 +208,16 @@ def test_lcnet_of_timm_has_our_layers_in_other_stages():
     wanted, state = {}, {'conv_head.weight': torch.rand(1280, 256, 1, 1)}
     for name, value in LCNet('0.5x').state_dict().items():
         layer, _, leaf = name.rpartition('.')
-        # Some files have no counters of batch norms.
-        if leaf != 'num_batches_tracked':
+        if leaf != 'num_batches_tracked':  # some files have none
             wanted[f'backbone.{name}'] = torch.rand(value.shape)
             state[f'{names[layer]}.{leaf}'] = wanted[f'backbone.{name}']
     loaded, inventory, _ = convert_release(state, LCNet('0.5x'))
     assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
-    assert inventory.rows()[-1]['kind'] == 'other weights'
-    for model, words in (
-        (LCNet('1.0x'), r'conv_stem.weight .*\(8, 3,.* \(16, 3'),
-        (ours('deit')[0], "timm's LCNet, .* is AnchorFormer"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            convert_release(state, model)
+    assert inventory.rows()[-1]['tensors'] == 1
+    with pytest.raises(UsageError, match=r'conv_stem.*\(8, 3,.* \(16, 3'):
+        convert_release(state, LCNet('1.0x'))
+    with pytest.raises(UsageError, match="timm's LCNet, .* is AnchorFormer"):
+        convert_release(state, *ours('deit'))
 
 
 @torch.no_grad()
@@ -258,12 +247,17 @@ ANCHORS = 'blocks.0.attn.dist_anchor_B.weight'
             rf'{ANCHORS} .*\(1, 5, 8\).* layers.0.attn.anchors .*\(1, 9, 8\)',
         ),
         ('vit', 'vit', dict(patch_size=16), {}, r'\(24, 192\).* 16, 16'),
-        ('deit', 'vit', dict(norm_cfg=None), {}, 'no place for dist_token'),
         (
             *('deit', 'deit', dict(attention='vanilla'), {}),
-            f'no place for .*{ANCHORS}.* for layers.0.attn.qkv.weight',
+            f'no place for .*{ANCHORS}.* has no layers.0.attn.qkv.weight',
         ),
-        ('deit', 'deit', {}, {'norm.bias': None}, 'nothing for ln1.bias'),
+        (
+            'deit',
+            'deit',
+            {},
+            {'norm.bias': None},
+            'checkpoint has no ln1.bias',
+        ),
         ('deit', 'deit', {}, {'pos_embed': torch.ones(1, 20, D)}, '20 tokens'),
         # The same weights are another function.
         ('vit', 'vit', dict(norm_cfg=None), {}, r'\[1e-05\].* \[1e-06\]'),

@@ -20,8 +20,7 @@ MODEL = dict(type='ImageClassifier', backbone=BACKBONE, head=HEAD)
 @torch.no_grad()
 def test_the_command_writes_a_checkpoint(tmp_path, monkeypatch, run_tool):
     monkeypatch.chdir(tmp_path)
-    text = f"default_scope = 'mmpretrain'\nmodel = {MODEL!r}"
-    Path('x.py').write_text(text)
+    Path('x.py').write_text(f"default_scope='mmpretrain'\nmodel={MODEL!r}")
     images, scores, weights = THEIRS['released']('deit')
     torch.save(dict(state_dict=dict(weights)), 'theirs.pth')
     args = ('x.py', 'theirs.pth', '--out', 'new/ours.pth')

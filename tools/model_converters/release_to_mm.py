@@ -31,24 +31,20 @@ def main() -> None:
     from mmengine.registry import MODELS
 
     from anchorformer_mm.apis import build_model, read_config
-    from anchorformer_mm.conversion import release, vit
+    from anchorformer_mm.conversion.release import convert_release
+    from anchorformer_mm.conversion.vit import read_checkpoint
     from anchorformer_mm.utils.files import replacing
 
-    checkpoint = vit.read_checkpoint(args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint)
     cfg = read_config(args.config)
     backbone = build_model(cfg, backbone_only=True)
     # Of a classifier; other models have heads of other names.
     head = MODELS.build(cfg.model.head) if cfg.model.get('head') else None
-    state, inventory, source = release.convert_release(
-        checkpoint, backbone, head
-    )
+    state, inventory, source = convert_release(checkpoint, backbone, head)
     print(f'{args.checkpoint}: {source}\n{inventory}')
-    record = dict(file=Path(args.checkpoint).name, source=source)
-    record['config'] = Path(args.config).name
+    meta = dict(release=dict(file=Path(args.checkpoint).name, source=source))
     with replacing(args.out) as temporary:
-        torch.save(
-            dict(state_dict=state, meta=dict(release=record)), temporary
-        )
+        torch.save(dict(state_dict=state, meta=meta), temporary)
     print(f'{args.out}: written')
 
 
