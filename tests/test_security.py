@@ -144,6 +144,7 @@ READERS = dict(
         'export_onnx.py',
         *('x.py', 'evil.pth', '--out', 'x.onnx', '--shape', '32', '32'),
     ),
+    release=('release_to_mm.py', 'x.py', 'evil.pth', '--out', 'out.pth'),
     convert=(
         'deit_to_anchorformer.py',
         *('x.py', 'evil.pth', 'out.pth', '--anchors', 'random'),

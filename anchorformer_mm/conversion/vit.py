@@ -133,22 +133,35 @@ def vit_weights(checkpoint: Mapping) -> ViTWeights:
         UsageError: There is no plain ViT in it: something is missing, of
             another shape, or has no place in an AnchorFormer.
     """
-    state = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
-    metadata = getattr(state, '_metadata', {})
-    state = state if isinstance(state, Mapping) else {}
-    tensors = {n: v for n, v in state.items() if isinstance(v, Tensor)}
+    tensors = tensors_of(checkpoint)
+    metadata = tensors._metadata
     prefixed = any(name.startswith('backbone.') for name in tensors)
     parts = dict(backbone={}, head={}, other={})
     for name, value in tensors.items():
-        part, name = _place(name, prefixed)
+        part, name = place(name, prefixed)
         parts[part][name] = value
     own = metadata.get('backbone' if prefixed else '', {})
     weights = ViTWeights(**parts, grid=own.get('grid'))
-    _require_plain_vit(weights, list(state or checkpoint))
+    _require_plain_vit(weights, list(tensors or checkpoint))
     return weights
 
 
-def _place(name: str, prefixed: bool) -> tuple[str, str]:
+def tensors_of(checkpoint: Mapping) -> OrderedDict[str, Tensor]:
+    """The tensors of a checkpoint by name, and their ``_metadata``.
+
+    They are under ``state_dict``, ``model`` or neither. The prefix that
+    data-parallel training leaves, ``module.``, is taken off.
+    """
+    state = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+    tensors = OrderedDict()
+    tensors._metadata = getattr(state, '_metadata', {})
+    for name, value in state.items() if isinstance(state, Mapping) else ():
+        if isinstance(value, Tensor):
+            tensors[name.removeprefix('module.')] = value
+    return tensors
+
+
+def place(name: str, prefixed: bool = False) -> tuple[str, str]:
     """Part of the model that a name belongs to, and its name in there."""
     part, _, rest = name.partition('.')
     if prefixed and part not in ('backbone', 'head'):
@@ -351,7 +364,7 @@ def warm_start(
         note = 'as the model initialises them'
         inventory.add('made', _kind(name), ours[name], note=note)
     loaded = backbone.state_dict(prefix='backbone.')
-    if _load_head(head, source.head, inventory):
+    if load_head(head, source.head, inventory):
         head.state_dict(destination=loaded, prefix='head.')
     inventory.add('dropped', 'other weights', *source.other.values())
     return loaded, inventory
@@ -393,7 +406,7 @@ def _embeddings(
     return state
 
 
-def _load_head(
+def load_head(
     head: nn.Module | None, source: Mapping[str, Tensor], inventory: Inventory
 ) -> bool:
     """Load the head if all of it is there, and tell if it was."""

@@ -200,6 +200,7 @@ SMALL = [
     'picodet_s_bccd',
     'picodet_v2_anchorformer_t_bccd',
     'picodet_v2_xs_320_coco',
+    'picodet_v2_xs_custom',
     'retinanet_clustr_s_coco',
     'rtmdet_tiny_bccd',
     'semfpn_anchorformer_t_custom',

@@ -365,18 +365,21 @@ class TestOtherModels:
             runner.test()
 
     def test_a_training_tells_what_it_takes(self, make, path):
-        runner = make(model=self.larger(5))
+        model = self.larger(5)
+        model.bn.requires_grad_(False)
+        runner = make(model=model)
         told = []
         runner.logger.warning = told.append
         runner.call_hook('before_run')
         runner.load_checkpoint(path)
-        (table,) = [t for t in told if 'does not fit the whole model' in t]
-        rows = [re.split(r'[ |]+', t)[1:-1] for t in table.splitlines()[3:]]
+        (table,) = [t for t in told if 'not in it' in t]
+        rows = [re.split(r'[ |]+', t)[1:-1] for t in table.splitlines()[3:-1]]
         assert rows[:3] == [
-            ['fc', '1', '1', '0', '0'],
-            ['bn', '5', '0', '0', '0'],
-            ['added', '0', '0', '2', '0'],
+            ['fc', '1', '1', '0', '0', '0'],
+            ['bn', '5', '0', '0', '0', '2'],
+            ['added', '0', '0', '2', '0', '0'],
         ]
+        assert rows[3:] == [] and 'fc.weight' in table.splitlines()[-1]
 
     def test_one_with_nothing_that_fits_is_refused(self, make, tmp_path):
         path = tmp_path / 'a.pth'

@@ -57,7 +57,10 @@ def linear_norm(layer, x):
 
 
 def paper_attention(layer, x, heads, d, d_v, stride):
-    """Equations 4 and 6 to 12, head by head, for a map (B, H, W, C)."""
+    """Equations 4 and 6 to 12, head by head, for a map (B, H, W, C).
+
+    With anchors of their own for gathering, and standardized products, too.
+    """
     b, height, width, _ = x.shape
     kv = linear_norm(layer.kv, x.reshape(b, height * width, -1))
     places = [(i, j) for i in range(height) for j in range(width)]
@@ -74,10 +77,18 @@ def paper_attention(layer, x, heads, d, d_v, stride):
         bias = torch.stack(
             [rows[h, :, i] + columns[h, :, j] for i, j in places]
         )
-        p = (k @ u.T / d**0.5 + bias).exp()
+        p = k @ u.T / d**0.5
+        if layer.logit_scale is not None:
+            std = (p.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+            p = (p - p.mean(1, keepdim=True)) / std * layer.logit_scale[h]
+        p = (p + bias).exp()
+        gather = p
+        if not layer.tied:
+            gather, p = p.chunk(2, dim=2)
         a = p / p.sum(2, keepdim=True)
-        delta = torch.diag_embed(a.sum(1))
-        z = torch.linalg.inv(delta) @ a.transpose(1, 2) @ v
+        gather = a if layer.tied else gather
+        delta = torch.diag_embed(gather.sum(1))
+        z = torch.linalg.inv(delta) @ gather.transpose(1, 2) @ v
         outs.append((a @ z)[:, read])
     out = linear_norm(layer.proj[1], F.hardswish(torch.cat(outs, dim=-1)))
     return out.reshape(b, -(-height // stride), -(-width // stride), -1)
@@ -87,13 +98,18 @@ def paper_attention(layer, x, heads, d, d_v, stride):
 @pytest.mark.parametrize('share_anchors', [True, False])
 @pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize('size', [(4, 6), (5, 1)])
-def test_attention_equals_the_equations(share_anchors, stride, size):
+@pytest.mark.parametrize('tied, logit_scale', [(True, None), (False, 2.0)])
+def test_attention_equals_the_equations(
+    share_anchors, stride, size, tied, logit_scale
+):
     layer = make_layer(
         map_size=size,
         key_dims=3,
         attn_ratio=4,
         share_anchors=share_anchors,
         stride=stride,
+        tied=tied,
+        logit_scale=logit_scale,
     ).double()
     x = torch.randn(2, *size, 24, dtype=torch.float64, requires_grad=True)
     ours = layer(x)
@@ -130,10 +146,13 @@ def test_position_bias_keeps_its_slope_on_a_larger_map():
     m=st.integers(1, 12),
     share=st.booleans(),
     stride=st.integers(1, 3),
+    new=st.fixed_dictionaries(
+        dict(tied=st.booleans(), logit_scale=st.sampled_from((None, 0.5)))
+    ),
     seed=st.integers(0, 10**6),
 )
 def test_a_fused_layer_is_the_same_function(
-    batch, size, heads, key_dims, m, share, stride, seed
+    batch, size, heads, key_dims, m, share, stride, new, seed
 ):
     torch.manual_seed(seed)
     attention = make_layer(
@@ -142,6 +161,7 @@ def test_a_fused_layer_is_the_same_function(
         num_anchors=m,
         share_anchors=share,
         stride=stride,
+        **new,
     ).double()
     x = torch.randn(batch, *size, 24).double()
     with torch.no_grad():

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from mmengine.runner.checkpoint import (
@@ -7,7 +5,6 @@ from mmengine.runner.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from torch import nn
 
 from anchorformer_mm.models import AnchorFormer
 from anchorformer_mm.models.layers import resize_position_embedding
@@ -26,76 +23,6 @@ def resized(model, target):
     embedding, grid = model.pos_embed, model.patch_resolution
     patches = resize_position_embedding(embedding[:, 1:], grid, target)
     return torch.cat((embedding[:, :1], patches), dim=1)
-
-
-def release_forward(weights, image, *, heads, layers, patch):
-    """The authors' arithmetic on one image (3, H, W), token by token.
-
-    Plain sums and products in float64, from a state dict: the softmax over
-    anchors, the mass of each anchor, and three products.
-    """
-
-    def norm(x, name):
-        mean = x.mean(-1, keepdim=True)
-        var = (x - mean).square().mean(-1, keepdim=True)
-        scaled = (x - mean) / (var + 1e-6).sqrt()
-        return scaled * weights[f'{name}.weight'] + weights[f'{name}.bias']
-
-    _, height, width = image.shape
-    kernel = weights['patch_embed.projection.weight']
-    patches = [
-        torch.einsum(
-            'dcij,cij->d', kernel, image[:, y : y + patch, x : x + patch]
-        )
-        + weights['patch_embed.projection.bias']
-        for y in range(0, height, patch)
-        for x in range(0, width, patch)
-    ]
-    tokens = [weights['cls_token'][0, 0], weights['dist_token'][0, 0]]
-    x = torch.stack(tokens + patches) + weights['pos_embed'][0]
-    d = x.shape[1] // heads
-    for i in range(layers):
-        p = f'layers.{i}'
-        y = norm(x, f'{p}.ln1') @ weights[f'{p}.attn.kv.weight'].T
-        k, v = y[:, : heads * d], y[:, heads * d :]
-        mixed = []
-        for head in range(heads):
-            cols = slice(head * d, (head + 1) * d)
-            logits = k[:, cols] @ weights[f'{p}.attn.anchors'][0].T
-            a = (logits / math.sqrt(d)).exp()
-            a = a / a.sum(1, keepdim=True)
-            mass = a.sum(0)
-            mixed.append(a @ ((a.T @ v[:, cols]) / mass[:, None]))
-        x = x + (
-            torch.cat(mixed, 1) @ weights[f'{p}.attn.proj.weight'].T
-            + weights[f'{p}.attn.proj.bias']
-        )
-        y = norm(x, f'{p}.ln2') @ weights[f'{p}.ffn.layers.0.0.weight'].T
-        y = y + weights[f'{p}.ffn.layers.0.0.bias']
-        y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
-        x = x + (
-            y @ weights[f'{p}.ffn.layers.1.weight'].T
-            + weights[f'{p}.ffn.layers.1.bias']
-        )
-    return norm(x, 'ln1')
-
-
-def test_the_same_weights_give_the_output_of_the_release():
-    model = small(with_dist_token=True, out_type='raw').double()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    images = torch.rand(2, 3, 32, 48, dtype=torch.float64)
-    expected = torch.stack(
-        [
-            release_forward(
-                model.state_dict(), image, heads=3, layers=3, patch=8
-            )
-            for image in images
-        ]
-    )
-    torch.testing.assert_close(
-        model(images)[0], expected, rtol=1e-10, atol=1e-10
-    )
 
 
 @pytest.mark.parametrize('attention', ['learned', 'query', 'vanilla'])

@@ -256,6 +256,7 @@ BAD = dict(
         ('img_size', 0), ('img_size', (64, 64, 3)), ('patch_size', 8),
         ('num_anchors', 0), ('num_anchors', (3, 4)), ('anchor_std', 0),
         ('attn_ratio', 0.5), ('mlp_ratio', 0),
+        ('logits', 'cosine'), ('logit_scale', 0),
     ],
     ClusTR=[
         *FROZEN, *LEVELS, *RATES,

@@ -150,8 +150,10 @@ def test_prediction_of_a_batch_with_nms_and_clipping(tiny_head):
         (0, 0, 2, 3, 1, 2.0, (2, 2, 2, 2)),
         (0, 0, 2, 4, 1, 1.0, (2, 2, 1, 2)),
         (0, 0, 2, 4, 2, 0.0, (2, 2, 1, 2)),
-        # image 1: reaches beyond every border; and one below the threshold
+        # image 1: reaches beyond every border; one that overlaps with it by
+        # 0.18, and by 1 as both are clipped; and one below the threshold
         (1, 1, 1, 1, 0, 3.0, (7, 7, 7, 7)),
+        (1, 1, 1, 2, 0, 2.0, (3, 3, 3, 3)),
         (1, 0, 0, 0, 0, -3.7, (0, 0, 1, 1)),
     ]
     for image, level, i, j, label, logit, distances in objects:
