@@ -10,29 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorformer_mm.datasets import (
-    Scene,
     digits,
     load_scans,
     make_scene,
 )
-from anchorformer_mm.datasets.digits import luma
-
-SIZES = ((192, 192), (161, 97), (64, 64))
-
 
 scans_of = cache(load_scans)
-
-
-@cache
-def scenes_of(size: tuple[int, int]) -> list[Scene]:
-    return [
-        make_scene(np.random.default_rng([1, seed]), scans_of('train'), size)
-        for seed in range(60)
-    ]
-
-
-def all_scenes() -> list[Scene]:
-    return [scene for size in SIZES for scene in scenes_of(size)]
 
 
 def tight_box(mask: np.ndarray) -> list[int]:
@@ -62,30 +45,6 @@ def test_a_scene_of_any_size_is_well_formed_and_repeatable(seed, size):
     assert first.boxes.tolist() == boxes
     assert {*np.unique(first.semantic)} - {0} == {*first.labels + 1}
     assert set(first.labels) <= set(range(10))
-
-
-def test_each_digit_stays_visible_below_those_on_top():
-    hidden = 0
-    for scene in all_scenes():
-        for index, mask in enumerate(scene.masks):
-            seen = mask & ~scene.masks[index + 1 :].any(0)
-            assert (scene.semantic[seen] == scene.labels[index] + 1).all()
-            share = seen.sum() / mask.sum()
-            assert share == pytest.approx(scene.visible[index])
-            assert share >= digits.MIN_VISIBLE
-            hidden += share < 1
-    assert hidden > 20
-
-
-def test_inks_contrast_with_every_pixel_of_the_background():
-    for scene in all_scenes():
-        strokes = scene.masks.any(0).astype(np.uint8)
-        free = cv2.dilate(strokes, np.ones((7, 7))) == 0
-        background = luma(scene.image[free])
-        for ink in luma(scene.inks):
-            # The image is rounded, the ink is not.
-            contrast = np.abs(background - ink).min()
-            assert contrast >= digits.MIN_CONTRAST - 1
 
 
 def test_splits_share_no_scan_and_hold_every_class():
