@@ -15,6 +15,7 @@ from anchorformer_mm.models.layers import (
     dpc_knn,
     merge_tokens,
 )
+from anchorformer_mm.models.layers import cluster_attention as module
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -280,6 +281,64 @@ def random_clusters(n=23, count=6, channels=5, dtype=torch.float64):
     assignment = torch.randint(0, count - 1, (2, n))
     assignment[assignment == 4] = count - 1
     return x, logits, assignment, count
+
+
+def sets_of(ids):
+    """A partition, whatever the clusters are called."""
+    return {
+        frozenset((ids == c).nonzero().flatten().tolist())
+        for c in ids.unique()
+    }
+
+
+@pytest.mark.parametrize(('limit', 'images'), [(1, 1), (2 * 20**2 + 1, 2)])
+@pytest.mark.parametrize('padded', [False, True])
+def test_large_batches_are_clustered_in_parts(
+    limit, images, padded, monkeypatch, largest_tensor
+):
+    x = torch.randn(5, 20, 4)
+    valid = torch.rand(5, 20) < 0.6 if padded else None
+    whole = dpc_knn(x, (3, 8), valid=valid)
+    monkeypatch.setattr(module, '_MAX_PAIRS', limit)
+    with largest_tensor() as mode:
+        parts = dpc_knn(x, (3, 8), valid=valid)
+    assert_clusters(parts, whole)
+    assert mode.numel == images * 20**2
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(0, 10),
+    padding=st.integers(0, 10),
+    content=st.sampled_from([0.0, -7.0, 1e30, torch.inf, torch.nan]),
+    spread=st.sampled_from([0, 2, None]),
+    count=st.integers(1, 12),
+    seed=st.integers(0, 10**6),
+)
+def test_what_is_not_valid_changes_nothing(
+    n, padding, content, spread, count, seed
+):
+    """Neither the order of ties nor anything else."""
+    if not n + padding:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    if spread is None:
+        tokens = torch.randn(n, 4, generator=generator)
+    else:
+        tokens = integers_of_zero_mean(n, 4, spread, seed)
+    place = torch.randperm(n + padding, generator=generator)[:n].sort().values
+    x = torch.full((1, n + padding, 4), content, dtype=torch.float64)
+    x[0, place] = tokens.double()
+    valid = torch.zeros(1, n + padding, dtype=torch.bool)
+    valid[0, place] = True
+    (ids,) = dpc_knn(x, [count], valid=valid)
+    assert ids.min() >= 0
+    assert ids.max() < min(count, n + padding)
+    if n:
+        (alone,) = dpc_knn(tokens.double()[None], [count])
+        assert sets_of(ids[0, place]) == sets_of(alone[0])
+    if n >= count:
+        assert torch.equal(ids[:, place], alone)
 
 
 @pytest.mark.smoke

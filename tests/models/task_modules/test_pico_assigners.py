@@ -1,10 +1,12 @@
 """PicoDet's assigners against slow references and cases by hand."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,8 +19,10 @@ from anchorformer_mm.models.task_modules import (
 )
 from anchorformer_mm.models.task_modules.pico_assigners import (
     GroundTruth,
+    inside,
     settle,
     top_indices,
+    varifocal_cost,
 )
 
 ASSIGNERS = [PicoSimOTAAssigner, PicoATSSAssigner, PicoTaskAlignedAssigner]
@@ -36,6 +40,19 @@ def grid(height, width, stride):
     return np.concatenate([centres, np.full_like(centres, stride)], axis=1)
 
 
+def overlaps(a, b):
+    """IoU and GIoU of two boxes, by loops and in float64."""
+    width = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
+    height = max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
+    union = sum(areas) - width * height
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (
+        max(a[3], b[3]) - min(a[1], b[1])
+    )
+    iou = width * height / union
+    return iou, iou - (hull - union) / hull
+
+
 # Few distinct values: many ties.
 VALUES = st.sampled_from([0.0, 1e-40, 1e-3, 0.5, 1.0, 3e38])
 
@@ -50,6 +67,15 @@ def test_top_indices_equal_a_stable_sort(values, k, largest):
     order = np.argsort(-values if largest else values, axis=1, kind='stable')
     found = top_indices(torch.from_numpy(values), k, largest)
     assert found.tolist() == order[:, :k].tolist()
+
+
+def test_points_on_the_border_are_outside():
+    points = torch.tensor([[1.0, 1], [2, 2], [0, 1], [1, 2], [-1, 1]])
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 1, 3]])
+    assert inside(points, boxes).tolist() == [
+        [True, False, False, False, False],
+        [False] * 5,
+    ]
 
 
 def test_a_claimed_prior_goes_to_the_largest_overlap_of_its_image():
@@ -158,6 +184,46 @@ def assign(scores, boxes, priors, gt_boxes, gt_labels, **cfg):
     return SimpleNamespace(gt_inds=gt_inds, ious=found)
 
 
+def varifocal(p, q):
+    entropy = -(q * math.log(p) + (1 - q) * math.log(1 - p))
+    return (q if q > 0 else 0.75 * abs(p - q) ** 2) * entropy
+
+
+def slow_assign(scores, boxes, priors, gt_boxes, gt_labels):
+    """SimOTA in loops: 0 or the 1-based index of the box, per prior."""
+    pairs, candidates = {}, []
+    for i, (x, y, stride, _) in enumerate(priors):
+        inside, near = [], []
+        for x1, y1, x2, y2 in gt_boxes:
+            inside.append(min(x - x1, y - y1, x2 - x, y2 - y) > 0)
+            distance = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2))
+            near.append(distance < 2.5 * stride)
+        if not any(inside + near):
+            continue
+        candidates.append(i)
+        for j, box in enumerate(gt_boxes):
+            iou, giou = overlaps(boxes[i], box)
+            cost = 6 * (1 - giou) + 1e8 * (not (inside[j] and near[j]))
+            for c, p in enumerate(scores[i]):
+                cost += varifocal(p, iou if c == gt_labels[j] else 0)
+            pairs[i, j] = iou, cost
+
+    takers = {i: [] for i in candidates}
+    for j in range(len(gt_boxes)):
+        top = sorted((pairs[i, j][0] for i in candidates), reverse=True)[:10]
+        k = max(int(sum(top)), 1)
+        for i in sorted(candidates, key=lambda i: (pairs[i, j][1], i))[:k]:
+            takers[i].append(j)
+    result = [0] * len(priors)
+    for i, boxes_of_i in takers.items():
+        if len(boxes_of_i) == 1:
+            result[i] = boxes_of_i[0] + 1
+        elif boxes_of_i:
+            best = min(range(len(gt_boxes)), key=lambda j: pairs[i, j][1])
+            result[i] = best + 1
+    return result
+
+
 def random_case(seed, num_gts, num_classes):
     """Three levels of a 96 x 96 image; half the predictions fit a box."""
     rng = np.random.default_rng(seed)
@@ -174,6 +240,53 @@ def random_case(seed, num_gts, num_classes):
         boxes[fits] = (near + rng.uniform(-0.9, 0.9, near.shape))[fits]
     scores = rng.uniform(0.01, 0.99, (len(priors), num_classes))
     return scores, boxes, priors, gt_boxes, gt_labels
+
+
+@pytest.mark.smoke
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_gts=st.integers(0, 9),
+    num_classes=st.integers(1, 4),
+)
+def test_agrees_with_a_slow_reference(seed, num_gts, num_classes):
+    case = random_case(seed, num_gts, num_classes)
+    result = assign(*case)
+    assert result.gt_inds.tolist() == slow_assign(*case)
+
+    _, boxes, _, gt_boxes, _ = case
+    for gt, iou, box in zip(
+        result.gt_inds.tolist(), result.ious.tolist(), boxes, strict=True
+    ):
+        expected = overlaps(box, gt_boxes[gt - 1])[0] if gt else 0
+        assert iou == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize('num_classes', [1, 3, 80])
+def test_varifocal_cost_equals_the_naive_tensor(num_classes):
+    torch.manual_seed(0)
+    scores = torch.rand(50, num_classes, dtype=torch.float64)
+    scores[0], scores[1] = 0, 1
+    labels = torch.randint(num_classes, (7,))
+    ious = torch.rand(50, 7, dtype=torch.float64)
+    ious[torch.rand(50, 7) < 0.3] = 0
+    ious[2] = 1
+
+    target = F.one_hot(labels, num_classes) * ious[..., None]
+    p = scores[:, None].expand_as(target)
+    weight = torch.where(target > 0, target, 0.75 * (p - target) ** 2)
+    entropy = F.binary_cross_entropy(p, target, reduction='none')
+    naive = (weight * entropy).sum(-1)
+
+    gts = GroundTruth(None, labels, torch.zeros_like(labels))
+
+    def ours(scores, ious):
+        return varifocal_cost(scores[None], gts, ious.T).T
+
+    result = ours(scores, ious)
+    torch.testing.assert_close(result, naive, rtol=1e-12, atol=1e-12)
+    single = ours(scores.float(), ious.float())
+    torch.testing.assert_close(single.double(), naive, rtol=1e-4, atol=1e-4)
 
 
 def test_equal_costs_take_the_lower_index():
@@ -233,6 +346,16 @@ def test_half_precision_is_computed_in_single(dtype):
     assert torch.equal(result.gt_inds, expected.gt_inds)
     assert torch.equal(result.ious, expected.ious)
     assert result.ious.dtype == torch.float32
+
+
+def test_what_is_not_a_number_is_never_taken():
+    scores, boxes, priors, gt_boxes, gt_labels = random_case(1, 5, 3)
+    taken = assign(scores, boxes, priors, gt_boxes, gt_labels).gt_inds > 0
+    some = taken.nonzero()[::2, 0]
+    scores[some] = np.nan
+    result = assign(scores, boxes, priors, gt_boxes, gt_labels)
+    assert not result.gt_inds[some].any()
+    assert len(result.gt_inds.unique()) == 6
 
 
 # ATSS and task alignment; float64 references of both stand beside the loss
