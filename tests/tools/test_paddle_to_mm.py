@@ -183,7 +183,7 @@ CLASSES = 'test_dataloader.dataset.metainfo.classes=[a,b]'
         ((*ON[:4], '.'), '--out is a folder'),
         (('evil.pdparams', *ON[1:]), 'mkdir, which is refused'),
         ((*OPTION, 'model.bbox_head.num_classes=20'), 'num_classes=20'),
-        ((*ON, '--images', '.'), '--images is for ONNX files'),
+        ((*ON, '--images', '.'), '--images is for .onnx and'),
         (('a.onnx', *ON[1:], '--backbone-only'), '--backbone-only'),
         (('a.onnx', *ON[1:]), 'a.onnx is no usable ONNX file'),
         (('a.onnx', *ON[1:], '--images', 'no'), '--images is no folder: no'),
