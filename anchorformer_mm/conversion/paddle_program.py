@@ -8,7 +8,7 @@ Paddle's ``framework.proto``, ``lod_tensor.cc`` and ``ir_serialize.cc``.
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -42,10 +42,7 @@ _INPUTS = dict(
 )
 # Values that Paddle 3 has as inputs.
 _CONSTANTS = dict(
-    pool2d=('ksize',),
-    reshape=('shape',),
-    concat=('axis',),
-    split=('sections', 'axis'),
+    pool2d='ksize', reshape='shape', concat='axis', split='sections axis'
 )
 
 
@@ -82,15 +79,14 @@ def read_program(path: str | Path) -> onnx.ModelProto:
         raise UsageError(f'{path} needs its program beside it: {names}')
     read = _from_json if source.suffix == '.json' else _from_protobuf
     try:
-        operators, shapes, inputs = read(source.read_bytes())
+        program = read(source.read_bytes())
     except Exception as error:
         # Broken files raise whatever their next part raises.
         raise UsageError(
             f'{source} cannot be read as a program of Paddle: '
             f'{type(error).__name__}: {error}'
         ) from None
-    tensors = read_tensors(path, shapes)
-    return _translated(source, operators, tensors, inputs)
+    return _translated(source, program, read_tensors(path, program[1]))
 
 
 def read_tensors(
@@ -111,7 +107,7 @@ def read_tensors(
                 start += 8 + size
             second, size = struct.unpack_from('<II', content, start)
             start += 8
-            about = _numbers(content[start : start + size])
+            about = _fields(content[start : start + size])
             shape = [*map(_signed, about.get(2, []))]
             if version or second or shape != shapes[name]:
                 raise ValueError(
@@ -132,9 +128,9 @@ def read_tensors(
     return arrays
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and values of the fields of a protobuf message."""
-    start = 0
+def _fields(data: bytes) -> dict[int, list]:
+    """Values of a protobuf message by the numbers of their fields."""
+    start, found = 0, {}
 
     def varint() -> int:
         nonlocal start
@@ -149,20 +145,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     while start < len(data):
         number, wire = divmod(varint(), 8)
         if wire == 0:
-            yield number, varint()
+            value = varint()
         else:
             size = {1: lambda: 8, 2: varint, 5: lambda: 4}[wire]()
-            yield number, data[start : start + size]
+            value = data[start : start + size]
             start += size
+        found.setdefault(number, []).append(value)
     if start > len(data):
         raise EOFError('cut short')
-
-
-def _numbers(data: bytes) -> dict[int, list]:
-    """Values of a protobuf message by the numbers of their fields."""
-    found: dict[int, list] = {}
-    for number, value in _fields(data):
-        found.setdefault(number, []).append(value)
     return found
 
 
@@ -172,25 +162,21 @@ def _signed(value: int) -> int:
 
 def _from_protobuf(content: bytes) -> tuple:
     """Operators, shapes of the tensors, and of what is fed, by name."""
-    (block,) = _numbers(content)[1]
-    operators, shapes, tensors, inputs = [], {}, {}, {}
-    for number, data in _fields(block):
-        message = _numbers(data) if number in (3, 4) else {}
-        if number == 3:
-            name, about = message[1][0].decode(), _numbers(message[2][0])
-            if about[1][0] in _NO_TENSORS:
-                continue
-            tensor = _numbers(about.get(3, [b''])[0]).get(1, [b''])[0]
-            shapes[name] = [*map(_signed, _numbers(tensor).get(2, []))]
-            if message.get(3, [0])[0]:
-                tensors[name] = shapes[name]
-        elif number == 4:
-            operator = _operator(message)
-            if operator.kind == 'feed':
-                (name,) = operator.outputs
-                inputs[name] = shapes[name]
-            else:
-                operators.append(operator)
+    (block,) = map(_fields, _fields(content)[1])
+    shapes, tensors, inputs = {}, {}, {}
+    for variable in map(_fields, block[3]):
+        name, about = variable[1][0].decode(), _fields(variable[2][0])
+        if about[1][0] in _NO_TENSORS:
+            continue
+        tensor = _fields(about.get(3, [b''])[0]).get(1, [b''])[0]
+        shapes[name] = [*map(_signed, _fields(tensor).get(2, []))]
+        if variable.get(3, [0])[0]:
+            tensors[name] = shapes[name]
+    operators = [*map(_operator, map(_fields, block[4]))]
+    for operator in operators:
+        if operator.kind == 'feed':
+            inputs |= {name: shapes[name] for name in operator.outputs}
+    operators = [o for o in operators if o.kind != 'feed']
     return operators, tensors, inputs
 
 
@@ -198,12 +184,12 @@ def _operator(message: dict[int, list]) -> _Operator:
     """An operator of Paddle 2."""
     ports = []
     for number in (1, 2):
-        found = map(_numbers, message.get(number, []))
+        found = map(_fields, message.get(number, []))
         named = {m[1][0].decode(): m.get(2, []) for m in found}
         ports.append({k: [n.decode() for n in v] for k, v in named.items()})
     inputs, outputs = ports
     values = {}
-    for about in map(_numbers, message.get(4, [])):
+    for about in map(_fields, message.get(4, [])):
         name, kind = about[1][0].decode(), about[2][0]
         # The fields of AttrType INT, FLOAT, STRING, INTS, FLOATS, ..., LONGS.
         number = (3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15)[kind]
@@ -255,7 +241,8 @@ def _from_json(content: bytes) -> tuple:
             fed[names[outputs[0]]] = entry['O'][0]['TT']['D'][1]
         else:
             found = [constants[n] for n in inputs if n in constants]
-            values |= zip(_CONSTANTS.get(kind, ()), found, strict=False)
+            roles = _CONSTANTS.get(kind, '').split()
+            values |= zip(roles, found, strict=False)
             data = [n for n in inputs if n not in constants]
             data = [m for n in data for m in lists.get(n, [n])]
             if kind == 'batch_norm':
@@ -275,12 +262,10 @@ def _plain(value: dict) -> object:
 
 
 def _translated(
-    path: Path,
-    operators: list[_Operator],
-    tensors: dict[str, np.ndarray],
-    inputs: dict[str, list[int]],
+    path: Path, program: tuple, tensors: Mapping[str, np.ndarray]
 ) -> onnx.ModelProto:
     """Turn a program into an ONNX model, as far as it is known."""
+    operators, _, inputs = program
     constants = {
         name: array.astype('f4') if array.dtype.kind == 'f' else array
         for name, array in tensors.items()
