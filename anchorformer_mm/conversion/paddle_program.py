@@ -80,13 +80,15 @@ def read_program(path: str | Path) -> onnx.ModelProto:
     read = _from_json if source.suffix == '.json' else _from_protobuf
     try:
         program = read(source.read_bytes())
+        return _translated(source, program, read_tensors(path, program[1]))
+    except UsageError:
+        raise
     except Exception as error:
         # Broken files raise whatever their next part raises.
         raise UsageError(
             f'{source} cannot be read as a program of Paddle: '
             f'{type(error).__name__}: {error}'
         ) from None
-    return _translated(source, program, read_tensors(path, program[1]))
 
 
 def read_tensors(

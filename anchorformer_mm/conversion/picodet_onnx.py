@@ -172,12 +172,16 @@ def _simplified(path: str | Path) -> onnx.ModelProto:
     options.graph_optimization_level = basic
     with TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / 'basic.onnx')
-        onnxruntime.InferenceSession(
-            model.SerializeToString(),
-            options,
-            providers=['CPUExecutionProvider'],
-            disabled_optimizers=['ConvBNFusion'],
-        )
+        try:
+            onnxruntime.InferenceSession(
+                model.SerializeToString(),
+                options,
+                providers=['CPUExecutionProvider'],
+                disabled_optimizers=['ConvBNFusion'],
+            )
+        except Exception as error:  # its errors have no common class
+            reason = str(error).splitlines()[0]
+            raise UsageError(f'{path} is no usable model: {reason}') from error
         simple = onnx.load(options.optimized_model_filepath)
     # In the order of the file, which the session has changed.
     position = {
