@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help='.pdparams file of PaddleDetection; or, of a whole PicoDet that '
         'it exported, an ONNX file (.onnx) or the .pdiparams file of an '
-        'inference model, with its .pdmodel or .json beside it',
+        'inference model, with its .json beside it',
     )
     add('--config', required=True, help='config of the same model')
     add('--out', required=True, type=Path, help='checkpoint to write')
