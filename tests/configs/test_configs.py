@@ -38,6 +38,7 @@ INDEX = {
     ]
 }
 CLASSES = dict(in1k=1000, coco=80, voc=20, ade20k=150, bccd=3)
+CLASSES |= dict(publaynet=5, cdla=10)
 FREE = ('anchors', 'logit_scale', 'pos_embed', 'cls_token', 'dist_token')
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 
@@ -148,6 +149,8 @@ SIZES = {
     'picodet_m_coco': (416, 2.1526e6, 1.2113e9),
     'picodet_l_coco': (416, 3.3050e6, 1.8336e9),
     'picodet_s_320_coco': (320, 0.9927e6, 0.3510e9),
+    'picodet_s_npu_coco': (416, 1_154_044, 0.7642e9),
+    'picodet_lcnet_publaynet': ((800, 608), 1_791_988, 3.2981e9),
     'picodet_l_640_coco': (640, 3.3050e6, 4.3362e9),
     'picodet_v2_xs_coco': (416, 0.7043e6, 0.559e9),
     'picodet_v2_s_coco': (416, 1.1865e6, 0.813e9),
@@ -197,7 +200,9 @@ SMALL = [
     'mask-rcnn_clustr_s_coco',
     'picodet_anchorformer_t_custom',
     'picodet_anchorformer_t_digits',
+    'picodet_lcnet_cdla',
     'picodet_s_bccd',
+    'picodet_s_npu_coco',
     'picodet_v2_anchorformer_t_bccd',
     'picodet_v2_xs_320_coco',
     'picodet_v2_xs_custom',
@@ -336,8 +341,19 @@ def test_picodet_trains_as_published(name):
         assert cfg.model.train_cfg.initial_epoch == 100
 
 
+def test_layout_models_train_on_rectangles_as_published():
+    cfg = load('picodet_lcnet_cdla')
+    sizes = [[768, 576], [800, 608], [832, 640]]
+    assert cfg.train_dataloader.collate_fn.sizes == sizes
+    assert cfg.test_dataloader.dataset.pipeline[1].scale == (608, 800)
+    assert cfg.test_dataloader.dataset.ann_file == 'val.json'
+    assert cfg.test_evaluator.ann_file == 'data/cdla/val.json'
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].T_max == 150
+
+
 def test_every_picodet_of_coco_has_its_published_settings():
     found = {n for n in NAMES if re.fullmatch('picodet_.*_coco', n)}
+    found.remove('picodet_s_npu_coco')  # which says what it does otherwise
     assert found == {n for n in PUBLISHED if n.endswith('_coco')}
 
 
