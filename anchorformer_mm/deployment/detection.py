@@ -89,23 +89,24 @@ class RawMaps(nn.Module):
 
 
 def head_properties(head: nn.Module) -> dict:
-    """Collect what boxes are decoded and chosen by, outside of a network.
+    """Collect what the maps of a PicoDet's head are decoded by.
 
-    ``score_thr``, ``iou_threshold`` and ``max_per_img`` of ``test_cfg``
-    where its NMS is plain; of a PicoDet's ``strides`` besides.
+    Its ``strides``, and ``score_thr``, ``iou_threshold`` and ``max_per_img``
+    of ``test_cfg``. Empty for another head or another NMS.
     """
     cfg = head.test_cfg or ConfigDict()
     try:
-        found = dict(
-            score_thr=float(cfg.get('score_thr', 0)),
-            iou_threshold=_iou_threshold(cfg.get('nms')),
-            max_per_img=cfg.get('max_per_img', -1),
-        )
+        threshold = _iou_threshold(cfg.get('nms'))
     except UsageError:
         return {}
-    if isinstance(head, BasePicoHead):
-        found['strides'] = list(head.strides)
-    return found
+    if not isinstance(head, BasePicoHead) or cfg.get('min_bbox_size', -1) >= 0:
+        return {}
+    return dict(
+        strides=list(head.strides),
+        score_thr=float(cfg.get('score_thr', 0)),
+        iou_threshold=threshold,
+        max_per_img=cfg.get('max_per_img', -1),
+    )
 
 
 def clips_boxes(head: nn.Module) -> bool:

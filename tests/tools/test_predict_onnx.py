@@ -211,7 +211,7 @@ def test_boxes_go_back_to_where_they_come_from(height, width, crops):
         return
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     outputs = dict(boxes=F32([box]), scores=F32([1]), labels=np.int64([0]))
-    model = tool.Model(None, None, 'detection', ['white'], steps)
+    model = tool.Model(None, 'detection', ['white'], steps)
     args = type('Args', (), dict(score_thr=0.5))
     found = tool.detect(model, outputs, image, prepared, args)
     assert np.abs(found['detections'][0]['box'] - true).max() <= 1.5
