@@ -1,6 +1,8 @@
 """ONNX files compute what the models do, at any size and in any runtime."""
 
+import runpy
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,6 +21,8 @@ from anchorformer_mm.deployment.networks import (
 )
 from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
+
+TOOL = Path(__file__).parents[2] / 'tools/deployment/predict_onnx.py'
 
 
 def images_of(*sizes):
@@ -150,6 +154,25 @@ def test_openvino_computes_the_same(lean):
     core = openvino.Core()
     options = dict(INFERENCE_PRECISION_HINT='f32')
     equal(core.compile_model(path, 'CPU', options)(images).values(), outputs)
+
+
+def test_openvino_finds_the_same(detector, tmp_path):
+    pytest.importorskip('openvino')
+    path, (images,) = tmp_path / 'x.onnx', images_of((1, 64, 96))
+    about = dict(task='detection', classes='[]', preprocess='[]')
+    export_model(
+        *(trained(detector()), path),
+        shape=(64, 96),
+        with_nms=True,
+        metadata=about,
+    )
+    load_model = runpy.run_path(str(TOOL))['load_model']
+    found, expected = (
+        load_model(path, runtime=runtime).run(images.numpy())
+        for runtime in ('openvino', 'onnx')
+    )
+    assert len(expected['boxes']) > 2
+    equal([found[name] for name in expected], expected.values())
 
 
 def test_ncnn_computes_the_same(lean):

@@ -183,13 +183,17 @@ def open_openvino(content: bytes, threads: int, precision='f32') -> tuple:
     )
     compiled = core.compile_model(network, 'CPU', options)
     meta = network.get_rt_info(['framework']).value
+    # One output may have several names.
+    outputs = [(port, n) for port in compiled.outputs for n in port.names]
+
+    def compute(batch: np.ndarray) -> list[np.ndarray]:
+        found = compiled(batch)
+        return [found[port] for port, _ in outputs]
+
     return (
-        lambda batch: [*compiled(batch).values()],
-        [
-            f'tensor({port.element_type.to_string()})'
-            for port in network.inputs
-        ],
-        [port.any_name for port in compiled.outputs],
+        compute,
+        [f'tensor({p.element_type.to_string()})' for p in network.inputs],
+        [name for _, name in outputs],
         {key: str(value) for key, value in meta.items()},
     )
 
@@ -229,7 +233,8 @@ def load_model(path: Path, threads: int = 0, runtime: str = 'onnx') -> Model:
     ):
         raise InputError(
             f'{path} must have in its metadata a task of {", ".join(TASKS)} '
-            'and the JSON lists classes and preprocess, and one input of '
+            'and the JSON lists classes and preprocess, a dict head if it '
+            'has one, and one input of '
             f'tensor(float), got {task!r} and {kinds}: export it with '
             'export_onnx.py'
         )
