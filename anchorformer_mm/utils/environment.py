@@ -79,6 +79,7 @@ LIBRARIES = {
     'pytorch_grad_cam': Library('1.4', ('grad-cam',),
                                 needs=('torch', 'torchvision')),
     'onnx': Library('1.14', ('onnx',)),
+    'onnxslim': Library('0.1.98', ('onnxslim',)),
     'onnxruntime': Library('1.16', ('onnxruntime', 'onnxruntime-gpu')),
 }
 # fmt: on

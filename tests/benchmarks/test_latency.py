@@ -71,12 +71,14 @@ def test_models_run_in_every_runtime(run, quick, tmp_path):
     assert 'onnxruntime' in figures['versions']
 
 
-def test_onnx_files_are_compared_as_they_are(run, quick):
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino', 'openvino-bf16'])
+def test_onnx_files_are_compared_as_they_are(runtime, run, quick):
     pytest.importorskip('onnxruntime')
+    pytest.importorskip(runtime.split('-')[0])
     for name, network in (('a', nn.ReLU()), ('b', nn.Conv2d(3, 2, 3))):
         images = torch.rand(1, 3, 16, 24)
         torch.onnx.export(network, (images,), f'{name}.onnx', dynamo=False)
-    command = ('--runtimes', 'onnx', '--runs', '1', '--shapes')
+    command = ('--runtimes', runtime, '--runs', '1', '--shapes')
     status, out, _ = run('a.onnx', 'b.onnx', *command, '16x24')
     assert status == 0
     assert [row['config'] for row in rows_of(out)] == ['a', 'b']
@@ -98,6 +100,7 @@ def test_onnx_files_are_compared_as_they_are(run, quick):
         ('vanilla.py --shapes 8x8 --checkpoints a b', '--checkpoints'),
         ('no.onnx --shapes 8x8', '--runtimes onnx'),
         ('no.onnx --shapes 8x8 --runtimes onnx', 'no.onnx'),
+        ('vanilla.py --shapes 8x8 --runtimes ncnn', "'ncnn'"),
     ],
 )
 def test_bad_input_ends_in_one_message(run, args, message):
