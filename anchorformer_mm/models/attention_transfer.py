@@ -146,7 +146,7 @@ class AttentionTransfer(FrozenTeacher):
             names = ('backbone',)
             if target == 'logits':
                 names += ('neck', 'head', 'decode_head')
-            trained = [getattr(self, n) for n in names if hasattr(self, n)]
+            trained = filter(None, (getattr(self, n, None) for n in names))
         kept = {id(p) for part in trained for p in part.parameters()}
         for parameter in self.parameters():
             if id(parameter) not in kept:

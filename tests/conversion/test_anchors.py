@@ -13,6 +13,7 @@ from anchorformer_mm.conversion.anchors import (
     collect_queries,
     find_images,
     image_batches,
+    reading_anchors,
     share_anchors,
 )
 from anchorformer_mm.models import AnchorFormer
@@ -259,3 +260,24 @@ def test_equal_anchors_stay_equal():
     anchors, _, residual = share_anchors(torch.ones(2, 5, 4), case(2, 5, 4)[1])
     assert residual == 0
     assert torch.equal(anchors, torch.zeros(5, 4).double())
+
+
+def test_anchors_are_read_by_keys_as_by_queries():
+    """Exactly but for means and norm, where keys tell the queries."""
+    anchors, _, keys = case(h=2, m=5, d=4)
+    queries = keys @ case(h=2, m=4, d=4, seed=1)[0] + 3
+    found = reading_anchors(anchors, queries, keys)
+    torch.testing.assert_close(
+        found.norm(dim=(1, 2)), anchors.norm(dim=(1, 2))
+    )
+    q, k, c = (t - t.mean(1, keepdim=True) for t in (queries, keys, anchors))
+    ours, theirs = k @ found.mT, q @ c.mT
+    ratio = (ours / theirs).mean((1, 2), keepdim=True)
+    assert (ratio > 0).all()
+    torch.testing.assert_close(ours, ratio * theirs)
+
+
+def test_what_gathers_is_not_centred():
+    own, weight, keys = case(h=3, m=4, d=6)
+    anchors, bases, _ = share_anchors(own, weight, centre=False)
+    torch.testing.assert_close(keys @ bases.mT @ anchors.T, keys @ own.mT)
