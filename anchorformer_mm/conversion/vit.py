@@ -47,13 +47,7 @@ _HEAD_FROM_TIMM = {
     r'^(head|head_dist)\.(weight|bias)$': r'layers.\1.\2',
     r'^pre_logits\.fc\.': 'layers.pre_logits.',
 }
-# What AnchorFormer's graph has no place for, and what goes into the layer
-# before it.
-_FOREIGN = {
-    r'(^|\.)(reg_token|register_tokens|storage_tokens)$': 'register tokens',
-    r'(^|\.)rope': 'rotary position embeddings',
-    r'\.(mlp|ffn)\.w(12|[123])\.': 'SwiGLU MLPs',
-}
+# LayerScale, and the layer before it.
 _LAYER_SCALE = {
     r'(?<=\d\.)(ls1\.gamma|attn\.gamma1\.weight)$': 'attn.proj.',
     r'(?<=\d\.)(ls2\.gamma|ffn\.gamma2\.weight)$': 'ffn.layers.1.',
@@ -231,18 +225,6 @@ def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, object]:
 def _require_plain_vit(source: ViTWeights, keys: Sequence[str]) -> None:
     """Refuse weights that are not those of a whole, plain ViT."""
     weights = source.backbone
-    foreign = {
-        what: name
-        for pattern, what in _FOREIGN.items()
-        for name in weights
-        if re.search(pattern, name)
-    }
-    if foreign:
-        told = ' and '.join(f'{what} ({n})' for what, n in foreign.items())
-        raise UsageError(
-            f'the checkpoint has {told}, as some of DINOv2 and DINOv3: an '
-            'AnchorFormer has no such; take a ViT without'
-        )
     try:
         sizes = sizes_of(weights)
         size, channels = sizes.pop('patch_size')[0], sizes.pop('in_channels')

@@ -275,9 +275,3 @@ def test_anchors_are_read_by_keys_as_by_queries():
     ratio = (ours / theirs).mean((1, 2), keepdim=True)
     assert (ratio > 0).all()
     torch.testing.assert_close(ours, ratio * theirs)
-
-
-def test_what_gathers_is_not_centred():
-    own, weight, keys = case(h=3, m=4, d=6)
-    anchors, bases, _ = share_anchors(own, weight, centre=False)
-    torch.testing.assert_close(keys @ bases.mT @ anchors.T, keys @ own.mT)

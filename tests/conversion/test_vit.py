@@ -255,20 +255,6 @@ def test_layer_scale_goes_into_the_layers_before_it(timm):
     same(source, model)
 
 
-@pytest.mark.parametrize(
-    ('name', 'what'),
-    [
-        ('reg_token', 'register tokens'),
-        ('rope_embed.periods', 'rotary'),
-        ('blocks.0.mlp.w12.weight', 'SwiGLU'),
-    ],
-)
-def test_what_the_graph_has_not_is_refused_by_name(name, what):
-    state = vit().state_dict() | {name: torch.zeros(1, 4, D)}
-    with pytest.raises(UsageError, match=what):
-        vit_weights(state)
-
-
 def test_separate_anchors_gather_and_are_read():
     """The first half of the centroids gathers, the second is read."""
     source, anchors = vit(), centroids(m=6)
