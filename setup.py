@@ -94,13 +94,21 @@ setup(
         'onedl': _pinned('onedl'),
         'openmmlab': _pinned('openmmlab'),
         'explain': ['grad-cam<1.5.7'],
-        'deploy': ['onnx', 'onnxruntime>=1.23', 'onnxscript'],
+        'deploy': [
+            'onnx',
+            'onnxruntime>=1.23',
+            'onnxscript',
+            'onnxslim>=0.1.98',
+        ],
+        # What else runs exported files.
+        'runtimes': ['ncnn', 'openvino', 'pnnx'],
         'docs': ['mkdocs'],
         'dev': [
             'hypothesis',
             'onnx',
             'onnxruntime',
             'onnxscript',
+            'onnxslim',
             'pre-commit',
             'pre-commit-hooks',
             'pytest',

@@ -1,9 +1,9 @@
 """Compare time and memory of models side by side, in one process.
 
 Models are configs of this project or of an OpenMMLab library, run by torch as
-they are, by torch.compile or by ONNX Runtime, or ONNX files. All rows of a
-size and a number of threads take turns, so that a disturbance of the machine
-meets all alike. Weights are random where there are no checkpoints.
+they are, by torch.compile, ONNX Runtime or OpenVINO, or ONNX files. All rows
+of a size and a number of threads take turns, so that a disturbance of the
+machine meets all alike. Weights are random where there are no checkpoints.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill, shorten
@@ -60,7 +61,10 @@ RUNTIMES = {
     'math': 'torch with plain products in place of its fused attention',
     'compile': 'torch.compile',
     'onnx': 'ONNX Runtime',
+    'openvino': 'OpenVINO',
+    'openvino-bf16': 'OpenVINO in bfloat16',
 }
+OF_FILES = ('onnx', 'openvino', 'openvino-bf16')
 # Before each pass, seconds: threads that the last one left waiting for more
 # work fall asleep.
 REST = 0.005
@@ -68,10 +72,11 @@ CONVENTION = """\
 Time is that of {runs} passes which all rows of a size and number of threads
 take in turn, after {warm_up} that do not count, on {images}. Memory is the
 peak of a pass beyond weights and images, on a CPU in a process of its own
-(in ONNX Runtime without its arena, which keeps what it took). A model runs
-from pixels to boxes with scores of all priors, logits or probabilities; NMS,
-resizing of images and reading of files are left out{nms}. Ratios are to
-{peer}, the first row of the same size and threads: below 1 it needs less."""
+(in ONNX Runtime without its arena, which keeps what it took; OpenVINO always
+keeps it, and has no figure). A model runs from pixels to boxes with scores of
+all priors, logits or probabilities; NMS, resizing of images and reading of
+files are left out{nms}. Ratios are to {peer}, the first row of the same size
+and threads: below 1 it needs less."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +264,18 @@ def compiling() -> Iterator[None]:
         torch.compiler.reset()
 
 
+def require_shape(path: Path, shape: Sequence, images: np.ndarray) -> None:
+    """Raise a UsageError if a file is for images of another shape."""
+    # An open dimension has a name.
+    if any(
+        isinstance(d, int) and d != s
+        for d, s in zip(shape, images.shape, strict=True)
+    ):
+        raise UsageError(
+            f'{path} is for images {list(shape)}, not {list(images.shape)}'
+        )
+
+
 def start_onnx(path: Path, conditions: Conditions, arena: bool = True) -> Pass:
     """Make an ONNX file with one input, images, ready in ONNX Runtime.
 
@@ -292,14 +309,7 @@ def start_onnx(path: Path, conditions: Conditions, arena: bool = True) -> Pass:
         raise UsageError(f'ONNX Runtime cannot start its {provider[0]}')
     (port,) = session.get_inputs()
     array = conditions.images().cpu().numpy()
-    # An open dimension has a name.
-    if any(
-        isinstance(d, int) and d != s
-        for d, s in zip(port.shape, array.shape, strict=True)
-    ):
-        raise UsageError(
-            f'{path} is for images {port.shape}, not {list(array.shape)}'
-        )
+    require_shape(path, port.shape, array)
     images = onnxruntime.OrtValue.ortvalue_from_numpy(array, *where)
     binding = session.io_binding()
 
@@ -312,6 +322,41 @@ def start_onnx(path: Path, conditions: Conditions, arena: bool = True) -> Pass:
         binding.synchronize_outputs()
         # As in torch, nobody keeps them; detections also vary in number.
         binding.clear_binding_outputs()
+
+    return run
+
+
+def start_openvino(path: Path, conditions: Conditions, precision: str) -> Pass:
+    """Make an ONNX file with one input, images, ready in OpenVINO.
+
+    ``precision`` is ``'f32'`` or ``'bf16'``. A file for images of another
+    shape is a UsageError.
+    """
+    import openvino
+
+    from anchorformer_mm.deployment.onnx_model import read_onnx
+
+    core = openvino.Core()
+    network = core.read_model(read_onnx(path).SerializeToString())
+    (port,) = network.inputs
+    images = conditions.images().numpy()
+    shape = [
+        d.get_length() if d.is_static else '?' for d in port.partial_shape
+    ]
+    require_shape(path, shape, images)
+    options = dict(
+        INFERENCE_PRECISION_HINT=precision,
+        INFERENCE_NUM_THREADS=conditions.threads,
+    )
+    request = core.compile_model(
+        network, 'CPU', options
+    ).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+
+    def run() -> None:
+        request.infer()
+        # The tensor shares the memory of the images, but does not hold it.
+        _ = images
 
     return run
 
@@ -361,7 +406,7 @@ def _first_pass(
                 t.numel() * t.element_size()
                 for t in (*network.parameters(), *network.buffers())
             )
-        if runtime == 'onnx':
+        if runtime in OF_FILES:
             name = f'{candidate.name} {conditions.size}.onnx'
             path = candidate.file or folder / name
             if not path.is_file():
@@ -369,11 +414,16 @@ def _first_pass(
             start = partial(start_onnx, path, conditions)
             # Memory that is kept for the next pass is not in use.
             frugal = partial(start, arena=False)
+            if runtime != 'onnx':
+                precision = 'f32' if runtime == 'openvino' else 'bf16'
+                start = partial(start_openvino, path, conditions, precision)
+                # It keeps what it takes for a pass.
+                frugal = None
         else:
             start = partial(start_torch, candidate.build, conditions, runtime)
             frugal = start
         # Where it runs out of memory on a CPU, it is in another process.
-        if on_cpu(conditions.device) or runtime != 'onnx':
+        if frugal and (on_cpu(conditions.device) or runtime != 'onnx'):
             result.memory = peak_memory(
                 frugal, conditions.device, conditions.threads
             )
@@ -511,10 +561,19 @@ def check_args(args: argparse.Namespace) -> None:
     """Refuse before the work what cannot be measured."""
     if args.image is not None:
         require_image(args.image)
-    if args.with_nms and (args.runtimes != ['onnx'] or args.part != 'model'):
-        raise UsageError('--with-nms needs --runtimes onnx and --part model')
-    if args.part == 'backbone' and 'onnx' in args.runtimes:
-        raise UsageError('--runtimes onnx needs --part model')
+    runtimes = set(args.runtimes)
+    files = runtimes & set(OF_FILES)
+    if args.with_nms and (files < runtimes or args.part != 'model'):
+        raise UsageError(
+            f'--with-nms needs --runtimes {" or ".join(OF_FILES)} and --part '
+            'model'
+        )
+    if files and args.part == 'backbone':
+        raise UsageError(f'--runtimes {min(files)} needs --part model')
+    if files - {'onnx'} and not on_cpu(args.device):
+        raise UsageError('--runtimes openvino needs --device cpu')
+    if files - {'onnx'} and find_spec('openvino') is None:
+        raise UsageError('openvino is not installed: pip install openvino')
     if args.checkpoints and len(args.checkpoints) != len(args.configs):
         raise UsageError('--checkpoints must be one file for each config')
     names = [Path(config).stem for config in args.configs]
@@ -528,8 +587,11 @@ def candidate_of(
     """Read a config, or take a file, of a command line."""
     name = Path(config).stem
     if Path(config).suffix == '.onnx':
-        if args.runtimes != ['onnx'] or checkpoint is not None:
-            raise UsageError(f'{config} needs --runtimes onnx, no checkpoint')
+        if not set(args.runtimes) <= set(OF_FILES) or checkpoint is not None:
+            raise UsageError(
+                f'{config} needs --runtimes {" or ".join(OF_FILES)}, no '
+                'checkpoint'
+            )
         if not Path(config).is_file():
             raise UsageError(f'file not found: {config}')
         return Candidate(name, file=Path(config))
@@ -565,7 +627,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             Path(folder),
         )
     hardware = (
-        f'{machine_line(args.device)}; float32, images at a time: '
+        f'{machine_line(args.device)}; float32 if no other is told, images '
+        'at a time: '
         f'{args.batch_size}'
     )
     tasks = {r.name: r.task for r in results}

@@ -8,8 +8,7 @@ data_root=...`, may set the two as well.
 _base_ = [
     './_base_/models/picodet.py',
     './_base_/datasets/custom_coco.py',
-    './_base_/schedules/custom_data.py',
-    './_base_/det_runtime.py',
+    './_base_/schedules/picodet_custom_data.py',
 ]
 
 # Has train.json and val.json.
@@ -30,17 +29,4 @@ model = dict(
             logit_scale=2.0,
         ),
     ),
-)
-
-optim_wrapper = dict(optimizer=dict(lr=4e-3), clip_grad=dict(max_norm=10))
-# After t iterations the average remembers about t / 9 of them.
-custom_hooks = [
-    dict(type='EMAHook', ema_type='anchorformer_mm.ThresholdEMA', priority=49),
-    dict(type='anchorformer_mm.ChannelsLastHook'),
-]
-
-log_processor = dict(by_epoch=False)
-default_hooks = dict(
-    logger=dict(log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=2),
 )

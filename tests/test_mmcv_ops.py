@@ -348,27 +348,6 @@ def test_multi_scale_deformable_attention():
     assert gradcheck(run, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    torch.manual_seed(0)
-    image = torch.randn(1, 4, 6, 6)
-    offset, weight = torch.randn(1, 18, 6, 6), torch.randn(4, 4, 3, 3)
-    for run, inputs in (
-        (lambda x: ops.roi_align(x, ROIS[:1].to(x.dtype), (2, 2)), (image,)),
-        (
-            lambda x, o, w: ops.deform_conv2d(x, o, w, 1, 1),
-            (image, offset, weight),
-        ),
-    ):
-        half = [x.to(dtype) for x in inputs]
-        torch.testing.assert_close(
-            run(*half).float(),
-            run(*[x.float() for x in half]),
-            rtol=0.02,
-            atol=0.02,
-        )
-
-
 def test_other_operators_raise_when_they_are_called(ext):
     operator = ext.carafe_forward
     with pytest.raises(NotImplementedError, match='carafe_forward'):

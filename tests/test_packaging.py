@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from anchorformer_mm.__main__ import resolve_config
 
@@ -85,20 +84,6 @@ def unpacked(tree: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_model_index_of_a_wheel_names_what_it_carries(
-    unpacked: Path,
-) -> None:
-    mim = unpacked / 'anchorformer_mm' / '.mim'
-    index = yaml.safe_load((mim / 'model-index.yml').read_text())
-    for file in index['Import']:
-        metafile = yaml.safe_load((mim / file).read_text())
-        collections = {item['Name'] for item in metafile['Collections']}
-        for model in metafile['Models']:
-            assert model['Config'] == f'configs/{model["Name"]}.py'
-            assert (mim / model['Config']).is_file()
-            assert model['In Collection'] in collections
-
-
 def test_tools_of_a_wheel_run_in_any_folder(
     unpacked: Path, tmp_path: Path
 ) -> None:
@@ -144,14 +129,3 @@ def test_a_config_of_ones_own_goes_before_that_of_the_package(
         assert resolve_config(other) == other
     (tmp_path / name).touch()
     assert resolve_config(name) == name
-
-
-def test_importing_the_package_imports_no_library() -> None:
-    code = (
-        'import sys, anchorformer_mm\n'
-        "print({'torch', 'numpy', 'mmengine', 'mmcv'} & set(sys.modules))"
-    )
-    answer = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT
-    )
-    assert answer.stdout == 'set()\n', answer.stderr

@@ -15,23 +15,19 @@ def parse_arguments() -> argparse.Namespace:
     from anchorformer_mm.engine.launch import add_common_arguments
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--out',
-        metavar='FILE.pkl',
-        help='dump the predictions; a segmentor writes label maps if this '
-        'is a folder, while a file holds the scores of every pixel too',
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file')
+    text = (
+        'dump the predictions; a segmentor writes label maps if this is a '
+        'folder, while a file holds the scores of every pixel too'
     )
-    parser.add_argument(
-        '--tta',
-        action='store_true',
-        help='test-time augmentation, with tta_model and tta_pipeline of the '
-        'config',
+    add('--out', metavar='FILE.pkl', help=text)
+    text = (
+        'test-time augmentation, with tta_model and tta_pipeline of the config'
     )
-    parser.add_argument(
-        '--show-dir', metavar='DIR', help='draw the predictions'
-    )
+    add('--tta', action='store_true', help=text)
+    add('--show-dir', metavar='DIR', help='draw the predictions')
     add_common_arguments(parser)
     return parser.parse_args()
 

@@ -18,23 +18,17 @@ def parse_arguments() -> argparse.Namespace:
     from anchorformer_mm.engine.launch import add_common_arguments
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='resume from CHECKPOINT, or from the newest readable one in the '
-        'work folder (from scratch if it has none)',
+    add = parser.add_argument
+    add('config', help='config file')
+    text = (
+        'resume from CHECKPOINT, or from the newest readable one in the work '
+        'folder (from scratch if it has none)'
     )
-    parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision'
-    )
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate with the total batch size',
-    )
+    resume = dict(nargs='?', const='auto', metavar='CHECKPOINT')
+    add('--resume', **resume, help=text)
+    add('--amp', action='store_true', help='automatic mixed precision')
+    text = 'scale the learning rate with the total batch size'
+    add('--auto-scale-lr', action='store_true', help=text)
     add_common_arguments(parser)
     return parser.parse_args()
 

@@ -29,32 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from anchorformer_mm.models.fusing import fuse, has_foldable, take_paper_order
 from anchorformer_mm.utils.errors import UsageError
-from anchorformer_mm.utils.text import markdown_table
+from anchorformer_mm.utils.text import listing, markdown_table
 
-# Of torch.ops.aten, without the underscore of those that work in place.
-KINDS = {
-    'norms': 'native_layer_norm native_batch_norm native_group_norm '
-    '_native_batch_norm_legit_no_training linalg_vector_norm norm',
-    'activations': 'relu gelu silu sigmoid tanh hardtanh hardswish '
-    'hardsigmoid leaky_relu elu mish softplus log_sigmoid_forward',
-    'softmax': '_softmax _safe_softmax _log_softmax softmax log_softmax '
-    'logsumexp',
-    'arithmetic': 'add sub rsub mul div neg abs pow sqrt rsqrt exp log sin '
-    'cos reciprocal clamp clamp_min clamp_max maximum minimum addcmul '
-    'floor_divide remainder',
-    'sums and extremes': 'sum mean var prod amax amin max min cumsum any all',
-    'comparisons': 'eq ne lt le gt ge where logical_not logical_and '
-    'bitwise_and bitwise_not masked_fill isfinite isnan isinf',
-    'pooling': 'max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d '
-    '_adaptive_avg_pool2d max_pool3d_with_indices',
-    'resizing': 'upsample_nearest2d upsample_bilinear2d upsample_bicubic2d '
-    '_upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sampler_2d',
-    'sorting': 'sort topk argsort argmax argmin kthvalue',
-    'distances': '_cdist_forward _euclidean_dist',
-    'gathering': 'index index_put index_select gather scatter scatter_add '
-    'scatter_reduce index_add embedding take_along_dim nonzero',
-}
-# They make and move tensors, or their types, and compute nothing.
+# Of torch.ops.aten, without the underscore of those that work in place: they
+# make and move tensors, or their types, and compute nothing.
 MOVES = (
     'clone copy cat stack empty empty_like empty_strided new_empty '
     'new_empty_strided new_zeros new_ones new_full zeros zeros_like ones '
@@ -297,12 +275,6 @@ def complexity_table(rows: Mapping[str, Complexity]) -> str:
 
 
 def in_words(calls: Mapping[str, int]) -> str:
-    """Calls of operators by kind, such as ``'norms 25; other: erfinv 1'``."""
-    words, others = [], dict(calls)
-    for kind, names in KINDS.items():
-        count = sum(others.pop(name, 0) for name in names.split())
-        words += [f'{kind} {count}'] if count else []
-    if others:
-        names = ', '.join(f'{n} {others[n]}' for n in sorted(others))
-        words.append(f'other: {names}')
-    return '; '.join(words) or 'nothing'
+    """The most frequent operators, such as ``'gelu 12, _softmax 2'``."""
+    most_first = sorted(calls.items(), key=lambda x: (-x[1], x[0]))
+    return listing([f'{n} {count}' for n, count in most_first], 12)

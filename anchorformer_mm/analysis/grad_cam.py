@@ -24,6 +24,7 @@ from anchorformer_mm.analysis.layer_maps import covered_size, is_map
 from anchorformer_mm.analysis.pictures import (
     Panel,
     class_legend,
+    class_name,
     colour_labels,
     draw_panels,
     fit,
@@ -85,11 +86,6 @@ def class_index(
         f'target must be a class from 0 to {num_classes - 1}{names}; got '
         f'{target!r}'
     )
-
-
-def class_name(i: int, classes: Sequence[str]) -> str:
-    """Name of a class, or else its number."""
-    return classes[i] if i < len(classes) else f'class {i}'
 
 
 def default_target_layer(model: nn.Module) -> str:
@@ -197,9 +193,10 @@ def segmentation_grad_cam(
     if target is not None:
         chosen = class_index(target, classes, len(logits))
     if not counts[chosen]:
-        there = [class_name(i, classes) for i in np.flatnonzero(counts)]
+        meta = dict(classes=classes)
+        there = [class_name(meta, i) for i in np.flatnonzero(counts)]
         raise UsageError(
-            f'{class_name(chosen, classes)} is found nowhere in the image, '
+            f'{class_name(meta, chosen)} is found nowhere in the image, '
             f'take a class that is: {", ".join(there)}'
         )
     mask = np.zeros(inputs.shape[2:], np.float32)
@@ -319,10 +316,11 @@ def draw_grad_cam(
         palette: RGB colour of each class, for a segmentor.
     """
 
-    def name(i: int, share: float) -> str:
-        return f'{class_name(i, classes)}, {share:.1%}'
+    meta, cell = dict(classes=classes), 336
 
-    cell = 336
+    def name(i: int, share: float) -> str:
+        return f'{class_name(meta, i)}, {share:.1%}'
+
     heat = evidence.heat[: image.shape[0], : image.shape[1]]
     overlay = fit(show_cam_on_image(image / np.float32(255), heat, True), cell)
     if isinstance(evidence, ClassEvidence):
@@ -338,7 +336,7 @@ def draw_grad_cam(
         legend = class_legend(counts, names, palette)
         panels = [Panel(fit(image, cell), 'image')]
         panels += [Panel(labels, 'predicted', legend=legend)]
-        title = class_name(evidence.target, classes)
+        title = class_name(meta, evidence.target)
         mask = np.uint8(evidence.labels == evidence.target)
         mask = fit(mask, cell, smooth=False)
         how = cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE

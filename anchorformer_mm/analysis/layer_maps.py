@@ -10,7 +10,7 @@ scales. Laid out over the image, the clusters show what is told apart.
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -181,7 +181,7 @@ def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
 
 def _collect(
     kind: str,
-    watch: Callable[[nn.Module, str, dict[str, Any], ExitStack], None],
+    watch: Callable[[nn.Module, str, dict], AbstractContextManager],
     model: nn.Module,
     args: tuple,
     kwargs: dict,
@@ -193,7 +193,7 @@ def _collect(
     found = {}
     with ExitStack() as stack, torch.no_grad():
         for name, layer in layers.items():
-            watch(layer, name, found, stack)
+            stack.enter_context(watch(layer, name, found))
         model(*args, **kwargs)
     if not found:
         raise UsageError(f'none of the {len(layers)} layers with {kind} ran')
@@ -210,25 +210,19 @@ def _grid_of(name: str, shape: Sequence[int] | None) -> tuple[int, int]:
 
 
 def _watch_anchors(
-    layer: nn.Module,
-    name: str,
-    found: dict[str, AnchorWeights],
-    stack: ExitStack,
-) -> None:
+    layer: nn.Module, name: str, found: dict
+) -> AbstractContextManager:
     def keep(weights, x, hw_shape=None):
         grid = _grid_of(name, x.shape[1:3] if x.ndim == 4 else hw_shape)
         figures = {k: v.cpu() for k, v in anchor_figures(*weights).items()}
         found[name] = AnchorWeights(name, weights[1].cpu(), grid, figures)
 
-    stack.enter_context(watch_weights(layer, keep))
+    return watch_weights(layer, keep)
 
 
 def _watch_clusters(
-    layer: ClusterAttention,
-    name: str,
-    found: dict[str, TokenClusters],
-    stack: ExitStack,
-) -> None:
+    layer: ClusterAttention, name: str, found: dict
+) -> AbstractContextManager:
     cluster = layer.cluster
 
     def keep(x, hw_shape=None):
@@ -241,7 +235,7 @@ def _watch_clusters(
         found[name] = TokenClusters(name, scales, grid)
         return clusters
 
-    stack.enter_context(patch.object(layer, 'cluster', keep))
+    return patch.object(layer, 'cluster', keep)
 
 
 def choose_layers(

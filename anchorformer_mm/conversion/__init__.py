@@ -1,1 +1,1 @@
-"""Conversion of the checkpoints of others: ViT and DeiT, PaddleDetection."""
+"""Conversion of the weights of others: ViTs, the releases, PaddleDetection."""

@@ -1,4 +1,4 @@
-"""PicoDet weights of ONNX files, such as PaddleDetection exports.
+"""PicoDet weights of exported models, ONNX files and Paddle's own.
 
 The names in such files are of no use: they are those of Paddle's program, or
 numbers that a simplifier gave. A weight is known by the place of its
@@ -23,6 +23,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from anchorformer_mm.conversion.paddle import PARTS, PaddleKey
+from anchorformer_mm.conversion.paddle_program import read_program
 from anchorformer_mm.deployment.export import OPSET, relative_difference
 from anchorformer_mm.deployment.networks import make_traceable
 from anchorformer_mm.deployment.onnx_model import open_session, read_onnx
@@ -54,8 +55,9 @@ def convert_onnx(
     training destroys it.
 
     Args:
-        path: ONNX file of a whole PicoDet; what follows its last convolutions
-            does not matter.
+        path: ONNX file of a whole PicoDet, or the ``.pdiparams`` file of a
+            Paddle inference model; what follows its last convolutions does
+            not matter.
         model: Our detector; it is not changed. With an AnchorESNet the file
             is that of an ESNet, whose last blocks are left.
         images: As the model is given them, each (1, 3, H, W).
@@ -162,19 +164,24 @@ def _traced(model: nn.Module) -> onnx.ModelProto:
 
 def _simplified(path: str | Path) -> onnx.ModelProto:
     """Read a file, with all constants and biases where they are expected."""
-    model = read_onnx(path)
+    is_paddle = Path(path).suffix == '.pdiparams'
+    model = (read_program if is_paddle else read_onnx)(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     basic = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.graph_optimization_level = basic
     with TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / 'basic.onnx')
-        onnxruntime.InferenceSession(
-            model.SerializeToString(),
-            options,
-            providers=['CPUExecutionProvider'],
-            disabled_optimizers=['ConvBNFusion'],
-        )
+        try:
+            onnxruntime.InferenceSession(
+                model.SerializeToString(),
+                options,
+                providers=['CPUExecutionProvider'],
+                disabled_optimizers=['ConvBNFusion'],
+            )
+        except Exception as error:  # its errors have no common class
+            reason = str(error).splitlines()[0]
+            raise UsageError(f'{path} is no usable model: {reason}') from error
         simple = onnx.load(options.optimized_model_filepath)
     # In the order of the file, which the session has changed.
     position = {

@@ -142,14 +142,12 @@ def vit_weights(checkpoint: Mapping) -> ViTWeights:
         UsageError: There is no plain ViT in it: something is missing, of
             another shape, not finite, or has no place in an AnchorFormer.
     """
-    state = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
-    metadata = getattr(state, '_metadata', {})
-    state = state if isinstance(state, Mapping) else {}
-    tensors = {n: v for n, v in state.items() if isinstance(v, Tensor)}
+    tensors = tensors_of(checkpoint)
+    metadata = tensors._metadata
     prefixed = any(name.startswith('backbone.') for name in tensors)
     parts = dict(backbone={}, head={}, other={})
     for name, value in tensors.items():
-        part, name = _place(name, prefixed)
+        part, name = place(name, prefixed)
         parts[part][name] = value
     bad = [n for n, v in tensors.items() if not v.isfinite().all()]
     if bad:
@@ -159,14 +157,15 @@ def vit_weights(checkpoint: Mapping) -> ViTWeights:
     _fold_layer_scale(parts['backbone'])
     own = metadata.get('backbone' if prefixed else '', {})
     # mmengine keeps the text of the config beside the weights.
-    meta = checkpoint.get('meta') or {}
-    heads = set(re.findall(r'\bnum_heads=(\d+)', str(meta.get('cfg'))))
+    meta = checkpoint.get('meta')
+    text = str(meta.get('cfg')) if isinstance(meta, Mapping) else ''
+    heads = set(re.findall(r'\bnum_heads=(\d+)', text))
     weights = ViTWeights(
         **parts,
         grid=own.get('grid'),
         num_heads=int(heads.pop()) if len(heads) == 1 else None,
     )
-    _require_plain_vit(weights, list(state or checkpoint))
+    _require_plain_vit(weights, list(tensors or checkpoint))
     return weights
 
 
@@ -183,7 +182,22 @@ def _fold_layer_scale(weights: dict[str, Tensor]) -> None:
             weights[f'{layer}bias'] = factors * weights[f'{layer}bias']
 
 
-def _place(name: str, prefixed: bool) -> tuple[str, str]:
+def tensors_of(checkpoint: Mapping) -> OrderedDict[str, Tensor]:
+    """The tensors of a checkpoint by name, and their ``_metadata``.
+
+    They are under ``state_dict``, ``model`` or neither. The prefix that
+    data-parallel training leaves, ``module.``, is taken off.
+    """
+    state = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+    tensors = OrderedDict()
+    tensors._metadata = getattr(state, '_metadata', {})
+    for name, value in state.items() if isinstance(state, Mapping) else ():
+        if isinstance(value, Tensor):
+            tensors[name.removeprefix('module.')] = value
+    return tensors
+
+
+def place(name: str, prefixed: bool = False) -> tuple[str, str]:
     """Part of the model that a name belongs to, and its name in there."""
     part, _, rest = name.partition('.')
     if prefixed and part not in ('backbone', 'head'):
@@ -397,7 +411,7 @@ def warm_start(
         note = 'as the model initialises them'
         inventory.add('made', _kind(name), ours[name], note=note)
     loaded = backbone.state_dict(prefix='backbone.')
-    if _load_head(head, source.head, inventory):
+    if load_head(head, source.head, inventory):
         head.state_dict(destination=loaded, prefix='head.')
     for name, value in source.other.items():
         fits = name in (rest or {}) and rest[name].shape == value.shape
@@ -443,7 +457,7 @@ def _embeddings(
     return state
 
 
-def _load_head(
+def load_head(
     head: nn.Module | None, source: Mapping[str, Tensor], inventory: Inventory
 ) -> bool:
     """Load the head if all of it is there, and tell if it was."""

@@ -35,14 +35,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.files import config_dicts
 from anchorformer_mm.utils.text import listing, printable
 
 ERROR, WARNING = 'error', 'warning'
 _COMMAND = 'python -m anchorformer_mm check_dataset CONFIG'
 _IMAGES = '.avif .bmp .gif .heic .jfif .jpeg .jpg .png .tif .tiff .webp'
 # Parts of models that take classes, by their names in configs.
-_HEADS = r'(head|\w+_head|data_preprocessor)(\[\d+\])?'
-_NO_HEADS = ('teacher', 'rpn_head')
+_HEADS = (
+    r'(?!.*(teacher|rpn_head)).*\b(head|\w+_head|data_preprocessor)(\.\d+)?'
+)
 
 # What it is, and what to do about it.
 # fmt: off
@@ -115,13 +117,6 @@ class Finding:
         return printable(' '.join(line.splitlines()))
 
     __str__ = text
-
-
-def check_dataset(
-    dataset: Any, cfg: Config, split: str, seconds: float | None = None
-) -> list[Finding]:
-    """Check one data set that is built, wrapped or not: `check_splits`."""
-    return check_splits(cfg, [split], lambda _: (dataset, ()), seconds)
 
 
 def check_runner(
@@ -214,7 +209,7 @@ def report_findings(
 def _unfiltered(config: Mapping) -> Any:
     """Build a data set that failed, without what may have emptied it."""
     config = deepcopy(config)
-    for _, node in _dicts(config, ''):
+    for _, node, _ in config_dicts(config, ''):
         if 'pipeline' in node and 'dataset' not in node:
             # mmengine cannot serialise a data set in which there is nothing.
             node.update(filter_cfg=None, serialize_data=False)
@@ -231,18 +226,6 @@ def _leaves(dataset: Any) -> Iterator[Any]:
         yield from _leaves(dataset.dataset)
     elif dataset is not None:
         yield dataset
-
-
-def _dicts(node: Any, name: str) -> Iterator[tuple[str, Mapping]]:
-    """Yield the dictionaries in a config, outer ones first."""
-    if isinstance(node, Mapping):
-        yield name, node
-        for key in node:
-            if key not in _NO_HEADS:
-                yield from _dicts(node[key], f'{name}.{key}')
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _dicts(value, f'{name}[{index}]')
 
 
 def _px(shape: Sequence[int]) -> str:
@@ -370,8 +353,8 @@ class _Check:
         self.heads = {
             name: node
             for top in ('model', 'data_preprocessor')
-            for name, node in _dicts(cfg.get(top), top)
-            if re.fullmatch(_HEADS, name.rpartition('.')[2])
+            for name, node, _ in config_dicts(cfg.get(top), top)
+            if re.fullmatch(_HEADS, name)
             and isinstance(node.get('num_classes'), int)
             # Takes boundaries for classes.
             and 'STDCHead' not in str(node.get('type'))
@@ -445,7 +428,7 @@ class _Check:
                 self.tell('class-head', f'{name} has {text}')
             # That of boxes may have one more, for the background.
             fitting = {number, number + ('bbox_head' in name)}
-            for place, node in _dicts(head, name):
+            for place, node, _ in config_dicts(head, name):
                 weight = node.get('class_weight')
                 if isinstance(weight, list) and len(weight) not in fitting:
                     text = f'{len(weight)} for num_classes={number}'

@@ -239,10 +239,11 @@ class MultiplicativeColorDistortion(BaseTransform):
     to the brightness instead, has a smaller turn and permutes channels.
 
     The rule is that of ``RandomDistort`` in today's PaddleDetection
-    (``ppdet/data/transform/operators.py``, since September 2023). The older
-    ``RandomDistort`` under which the published PicoDet models were trained
-    worked on unbounded floats: it added 0.5 to 1.5 grey levels, multiplied
-    by the factor of the contrast, and turned the hue (in YIQ) by any angle.
+    (``ppdet/data/transform/operators.py``, since September 2023), or with
+    ``legacy`` of the one under which the published PicoDet models were
+    trained, which works on floats without bounds: the brightness adds 0.5 to
+    1.5 grey levels, the contrast multiplies, the saturation acts as above, and
+    the hue (in YIQ) turns by that many half circles, so by any angle.
 
     Args:
         brightness: Interval of factors, from 0 upward.
@@ -250,6 +251,7 @@ class MultiplicativeColorDistortion(BaseTransform):
         saturation: Likewise.
         hue: Interval of turns in 1/256 of the circle, within [-128, 128].
         prob: Probability in [0, 1] of each of the four.
+        legacy: Whether to distort as in 2021 and 2022; images become float32.
 
     Required and modified key: img, uint8 (H, W, 3), channels BGR.
 
@@ -265,6 +267,7 @@ class MultiplicativeColorDistortion(BaseTransform):
         saturation: tuple[float, float] = (0.5, 1.5),
         hue: tuple[float, float] = (-18, 18),
         prob: float = 0.5,
+        legacy: bool = False,
     ) -> None:
         factors = dict(
             brightness=brightness, contrast=contrast, saturation=saturation
@@ -275,6 +278,7 @@ class MultiplicativeColorDistortion(BaseTransform):
         } | dict(hue=check_interval('hue', hue, -128, 128))
         check_fractions(prob=prob)
         self.prob = prob
+        self.legacy = legacy
 
     def transform(self, results: dict) -> dict:
         """Distort ``results['img']`` and return ``results``."""
@@ -285,7 +289,9 @@ class MultiplicativeColorDistortion(BaseTransform):
                 f'got {img.dtype} {img.shape}'
             )
         distortions = self._random_distortions()
-        if distortions:
+        if self.legacy:
+            results['img'] = distort_without_bounds(img, distortions)
+        elif distortions:
             results['img'] = distort(img, distortions)
         return results
 
@@ -301,7 +307,10 @@ class MultiplicativeColorDistortion(BaseTransform):
 
     def __repr__(self) -> str:
         intervals = ', '.join(f'{k}={v}' for k, v in self.intervals.items())
-        return f'{type(self).__name__}({intervals}, prob={self.prob})'
+        return (
+            f'{type(self).__name__}({intervals}, prob={self.prob}, '
+            f'legacy={self.legacy})'
+        )
 
 
 def distort(
@@ -323,6 +332,39 @@ def distort(
         else:
             image = enhancers[name](image).enhance(amount)
     return cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
+
+
+# From RGB to YIQ and back, as the original rounds them.
+TO_YIQ = np.array(
+    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]]
+)
+TO_RGB = np.array(
+    [[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.107, 1.705]]
+)
+
+
+def distort_without_bounds(
+    img: np.ndarray, distortions: Sequence[tuple[str, float]]
+) -> np.ndarray:
+    """Apply (name, amount) to a BGR uint8 (H, W, 3) by the law of 2021.
+
+    All are affine maps of a colour, so they become one; gives float32.
+    """
+    total = np.eye(3, 4)
+    for name, amount in distortions:
+        step = amount * np.eye(3)
+        if name == 'brightness':
+            total[:, 3] += amount
+            continue
+        if name == 'saturation':
+            step += (1 - amount) * TO_YIQ[0]
+        elif name == 'hue':
+            u, w = np.cos(amount * np.pi), np.sin(amount * np.pi)
+            turn = np.array([[1, 0, 0], [0, u, -w], [0, w, u]])
+            step = TO_RGB @ turn @ TO_YIQ
+        total = step @ total
+    of_bgr = np.c_[total[::-1, 2::-1], total[::-1, 3]]
+    return cv2.transform(img.astype(np.float32), of_bgr)
 
 
 @FUNCTIONS.register_module()
@@ -347,8 +389,8 @@ def random_square_collate(
 
     Args:
         data_batch: Of the pipeline's last step ``PackDetInputs``: inputs,
-            uint8 (C, H, W), H and W of each image its own; data_samples with
-            boxes and labels.
+            uint8 or float32 (C, H, W), H and W of each image its own;
+            data_samples with boxes and labels.
         sizes: Sizes in px to choose from: of squares, or (height, width).
         interpolations: Names to choose from, of :func:`mmcv.imresize`.
         to_float32: Whether images are resized, and given, as float32 rather
@@ -361,7 +403,8 @@ def random_square_collate(
     Raises:
         ValueError: sizes or interpolations are not of the stated kind, or a
             sample has annotations other than boxes and labels.
-        TypeError: An image is not uint8 (C, H, W).
+        TypeError: An image is not uint8 or float32 (C, H, W), or not uint8
+            where that is to be given.
     """
     known = INTERPOLATIONS.__contains__
     kind = 'ints >= 1 or pairs (height, width) of them'
@@ -374,6 +417,8 @@ def random_square_collate(
     samples = [data['data_samples'] for data in data_batch]
     for image, sample in zip(images, samples, strict=True):
         _resize_sample(sample, image, size)
+    if not to_float32 and any(image.is_floating_point() for image in images):
+        raise TypeError('to_float32=False needs images as uint8')
     dtype = np.float32 if to_float32 else np.uint8
     batch = np.empty((len(images), len(images[0]), *size), dtype)
     for image, resized in zip(images, batch, strict=True):
@@ -396,10 +441,10 @@ def _resize_sample(
     sample: DetDataSample, image: Tensor, size: tuple[int, int]
 ) -> None:
     """Bring the annotations of ``image`` (C, H, W) to ``size``, in place."""
-    if image.dtype != torch.uint8 or image.ndim != 3:
+    if image.dtype not in (torch.uint8, torch.float32) or image.ndim != 3:
         raise TypeError(
-            'random_square_collate needs images as uint8 (C, H, W), got '
-            f'{image.dtype} {tuple(image.shape)}'
+            'random_square_collate needs images as uint8 or float32 (C, H, W),'
+            f' got {image.dtype} {tuple(image.shape)}'
         )
     height, width = image.shape[-2:]
     scale = (size[1] / width, size[0] / height)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from mmdet.models.dense_heads import GFLHead, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.task_modules import DistancePointBBoxCoder
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -47,6 +48,67 @@ class DetectionNetwork(nn.Module):
         return boxes, scores
 
 
+class RawMaps(nn.Module):
+    """A PicoDet up to the maps of its head, for runtimes that cannot decode.
+
+    Args:
+        network: Up to the boxes and scores of all priors.
+
+    Raises:
+        UsageError: It has another head.
+
+    Shape:
+        - Input: (N, 3, H, W).
+        - Outputs: of each stride s ``scores_s``, (N, C, H / s, W / s), the
+          classes' scores from 0 to 1; then ``distances_s``, (N, 4 * bins,
+          H / s, W / s), logits of the distances 0, 1, ... strides to the
+          left side, then to the top, right and bottom.
+    """
+
+    task = 'detection'
+
+    def __init__(self, network: DetectionNetwork) -> None:
+        super().__init__()
+        head = network.model.bbox_head
+        if not isinstance(head, BasePicoHead):
+            raise UsageError(
+                'raw is for PicoHead and PicoHeadV2, got '
+                f'{type(head).__name__}'
+            )
+        self.output_names = tuple(
+            f'{kind}_{stride}'
+            for kind in ('scores', 'distances')
+            for stride in head.strides
+        )
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        model, images = self.network.model, self.network.normalisation(images)
+        scores, distances = model.bbox_head(model.extract_feat(images))
+        return *_pico_scores(model.bbox_head, scores), *distances
+
+
+def head_properties(head: nn.Module) -> dict:
+    """Collect what the maps of a PicoDet's head are decoded by.
+
+    Its ``strides``, and ``score_thr``, ``iou_threshold`` and ``max_per_img``
+    of ``test_cfg``. Empty for another head or another NMS.
+    """
+    cfg = head.test_cfg or ConfigDict()
+    try:
+        threshold = _iou_threshold(cfg.get('nms'))
+    except UsageError:
+        return {}
+    if not isinstance(head, BasePicoHead) or cfg.get('min_bbox_size', -1) >= 0:
+        return {}
+    return dict(
+        strides=list(head.strides),
+        score_thr=float(cfg.get('score_thr', 0)),
+        iou_threshold=threshold,
+        max_per_img=cfg.get('max_per_img', -1),
+    )
+
+
 def clips_boxes(head: nn.Module) -> bool:
     """Tell whether a head clips boxes to the image."""
     if isinstance(head, YOLOXHead):
@@ -56,14 +118,10 @@ def clips_boxes(head: nn.Module) -> bool:
 
 def _clip(boxes: Tensor, images: Tensor) -> Tensor:
     """Clip boxes (..., 4) to images (N, 3, H, W)."""
-    x, y = boxes[..., 0::2], boxes[..., 1::2]
     # Tensors, since bounds that are numbers would be fixed in a file.
-    height, width = (
-        torch.as_tensor(side).to(boxes) for side in images.shape[2:]
-    )
-    x = torch.minimum(x.clamp(min=0), width)
-    y = torch.minimum(y.clamp(min=0), height)
-    return torch.stack((x, y), dim=-1).flatten(-2)
+    height, width = map(torch.as_tensor, images.shape[2:])
+    bounds = torch.stack((width, height, width, height)).to(boxes)
+    return torch.minimum(boxes.clamp(min=0), bounds)
 
 
 # ------------------------------------------------------------ box decoding
@@ -121,6 +179,10 @@ def _priors(head: nn.Module, maps: list[Tensor], **kwargs) -> Tensor:
 
 def _decode(head: nn.Module, priors: Tensor, predictions: Tensor) -> Tensor:
     """Decode predictions (N, A, encode_size) at priors to boxes (N, A, 4)."""
+    if type(head.bbox_coder) is DistancePointBBoxCoder:
+        # As the coder, in two operators that every runtime has.
+        signs = predictions.new_tensor([-1, -1, 1, 1])
+        return priors.repeat(1, 2) + predictions * signs
     batch = predictions.shape[0]
     # The coders of anchors take one image.
     boxes = head.bbox_coder.decode(
@@ -170,9 +232,14 @@ def _decode_pico(head: nn.Module, outs: tuple) -> tuple[Tensor, Tensor]:
     points, strides = _priors(head, cls_scores, with_stride=True).split(2, 1)
     distances = head._distances(flatten_levels(bbox_preds))
     boxes = _decode(head, points, distances * strides.repeat(1, 2))
-    scores = flatten_levels(cls_scores)
+    return boxes, flatten_levels(_pico_scores(head, cls_scores))
+
+
+def _pico_scores(head: nn.Module, maps: list[Tensor]) -> list[Tensor]:
     # Those of the second version are probabilities already.
-    return boxes, scores if isinstance(head, PicoHeadV2) else scores.sigmoid()
+    return (
+        maps if isinstance(head, PicoHeadV2) else [x.sigmoid() for x in maps]
+    )
 
 
 # By what a head does at prediction, which its subclasses may inherit.
@@ -293,7 +360,8 @@ def _by_image_and_score(
 ) -> tuple[Tensor, Tensor]:
     """Order detections (K,), and rank the ordered ones within each image."""
     # ONNX has no stable sort, so the second key contains the first.
-    length = score.shape[0]
+    # Not its shape, which in a file of one size is that of the trace.
+    length = score.numel()
     by_score = _falling(score)
     position = torch.arange(length, device=score.device)
     key = image[by_score] * length + position
@@ -308,7 +376,7 @@ def _falling(score: Tensor) -> Tensor:
     """Order by falling score (K,); of equal ones the first comes first."""
     if torch.onnx.is_in_onnx_export():
         # There is no stable sort, but ONNX's TopK prefers the lower index.
-        return score.topk(score.shape[0]).indices
+        return score.topk(score.numel()).indices
     return score.argsort(descending=True, stable=True)
 
 

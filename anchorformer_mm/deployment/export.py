@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 import onnx
+import onnxslim
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
@@ -20,6 +21,7 @@ from torch.onnx.errors import OnnxExporterError
 from anchorformer_mm.apis import dataset_meta
 from anchorformer_mm.deployment.networks import (
     ClustersGiven,
+    PixelNormalisation,
     SizesFollowed,
     deployable,
     make_traceable,
@@ -63,6 +65,9 @@ def export_model(
         metadata: Properties of the file, by name.
         **network: Options of :func:`.deployable`, such as ``with_nms``.
 
+    A file of one size has no operators that compute sizes, and none on
+    constants.
+
     Raises:
         UsageError: A size is below 1, or the model cannot be exported.
     """
@@ -81,6 +86,9 @@ def export_model(
     with replacing(path) as temporary:
         _trace(traced, images.to(device), temporary, dynamic)
         file = onnx.load(temporary)
+        if not dynamic:
+            # Its fusion makes three nodes of a product and a sum of tokens.
+            file = onnxslim.slim(file, skip_fusion_patterns=['FusionGemm'])
         foreign = {n.op_type for n in file.graph.node if n.domain}
         if foreign:
             raise UsageError(
@@ -99,7 +107,11 @@ def _trace(
     parameters = inspect.signature(torch.onnx.export).parameters
     choice = dict(dynamo=False) if 'dynamo' in parameters else {}
     try:
-        with warnings.catch_warnings(), torch.no_grad(), SizesFollowed():
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            SizesFollowed(not dynamic),
+        ):
             # On sizes that are fixed in the trace; parity tells if wrongly.
             warnings.simplefilter('ignore')
             torch.onnx.export(
@@ -151,17 +163,22 @@ def properties_of(
     Returns:
         ``task`` (detection, segmentation or classification), ``classes`` (a
         JSON list of names: of the checkpoint, else of the data set, else
-        numbers) and ``preprocess`` (a JSON list of steps).
+        numbers), ``preprocess`` (a JSON list of steps) and, of a detector,
+        ``head`` (:func:`.head_properties` in JSON).
 
     Raises:
         UsageError: There are names, but not one for each class.
     """
-    task = deployable(model).task
+    task, more = deployable(model).task, {}
     if task == 'segmentation':
         count = model.out_channels
     else:
         head = model.bbox_head if task == 'detection' else model.head
         count = head.num_classes
+    if task == 'detection':
+        from anchorformer_mm.deployment.detection import head_properties
+
+        more = dict(head=json.dumps(head_properties(head)))
     meta = getattr(model, 'dataset_meta', None) or {}
     names = meta.get('classes') or dataset_meta(cfg).get('classes')
     if names is None:
@@ -176,6 +193,7 @@ def properties_of(
         task=task,
         classes=json.dumps(names),
         preprocess=json.dumps(preprocessing.steps),
+        **more,
     )
 
 
@@ -232,7 +250,8 @@ def check_file(
     Args:
         model: What the file was made of.
         path: The file.
-        batches: Images, each (N, 3, H, W), float32 from 0 to 255.
+        batches: Images, each (N, 3, H, W), float32 from 0 to 255. They are
+            normalised for a file that does not do so.
         **network: The options that the file was exported with.
 
     Returns:
@@ -242,6 +261,8 @@ def check_file(
         UsageError: It is above 1e-4, or the clusters are others.
     """
     eager = deployable(model, **network)
+    if not network.get('normalise', True):
+        batches = [*map(PixelNormalisation(model.data_preprocessor), batches)]
     with_nms = 'image_ids' in eager.output_names
     compare = _nms_differences if with_nms else _differences
     worst = max(compare(eager, path, batches))
@@ -276,7 +297,7 @@ def _differences(
             outs = eager(images)
         equal += given.equal
         found, expected = found[:count], [x.numpy() for x in outs]
-        if eager.task == 'detection':
+        if 'boxes' in eager.output_names:
             threshold = (eager.model.bbox_head.test_cfg or {}).get('score_thr')
             found, expected = _detectable(found, expected, threshold or 0)
         for array, wanted in zip(found, expected, strict=True):

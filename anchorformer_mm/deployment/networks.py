@@ -30,7 +30,9 @@ def deployable(
     model: BaseModel,
     *,
     with_nms: bool = False,
+    raw: bool = False,
     stretch_contrast: bool = False,
+    normalise: bool = True,
 ) -> nn.Module:
     """Make a network with pixels as its input of a model of OpenMMLab.
 
@@ -38,7 +40,10 @@ def deployable(
         model: A single-stage detector of mmdet, an encoder-decoder of mmseg
             or an image classifier of mmpretrain. It stays as it is.
         with_nms: Let a detector end in its NMS.
+        raw: Let a detector with a head of PicoDet end in the maps of the head.
         stretch_contrast: Let the network start with :class:`ContrastStretch`.
+        normalise: Take pixels. If not, images are normalised before, by
+            :class:`PixelNormalisation`.
 
     Returns:
         nn.Module: In evaluation mode, with weights of its own, fused
@@ -48,7 +53,8 @@ def deployable(
 
         - detection: ``boxes`` (N, A, 4), xyxy in px of the input, and
           ``scores`` (N, A, C), from 0 to 1, of all A priors; with NMS, see
-          :class:`~anchorformer_mm.deployment.detection.SuppressedDetections`;
+          :class:`~anchorformer_mm.deployment.detection.SuppressedDetections`,
+          raw, :class:`~anchorformer_mm.deployment.detection.RawMaps`;
         - segmentation: ``logits`` (N, C, H, W), of the whole image at once;
         - classification: ``scores`` (N, C), which sum to 1.
 
@@ -56,7 +62,8 @@ def deployable(
 
     Raises:
         UsageError: It is another kind of model, has a head that predicts in
-            another way, or is no detector where NMS is wanted.
+            another way, or is no detector where NMS is wanted; or options
+            exclude each other.
     """
     libraries = {cls.__module__.split('.')[0] for cls in type(model).__mro__}
     # Each branch imports a library that the others do without.
@@ -84,9 +91,17 @@ def deployable(
             f'{type(model).__name__} is no {base.__name__}; of the models of '
             f'{base.__module__.split(".")[0]} only these can be exported'
         )
-    if with_nms and network_type.task != 'detection':
+    for name, wanted in (('with_nms', with_nms), ('raw', raw)):
+        if wanted and network_type.task != 'detection':
+            raise UsageError(
+                f'{name} is for detectors only, got {type(model).__name__}'
+            )
+    if with_nms and raw:
+        raise UsageError('with_nms and raw exclude each other')
+    if stretch_contrast and not normalise:
         raise UsageError(
-            f'with_nms is for detectors only, got {type(model).__name__}'
+            'normalisation must be part of the network, since AutoContrast '
+            'of the test pipeline, which comes before, is'
         )
     # Norms that are synchronised between GPUs become plain ones.
     network = revert_sync_batchnorm(network_type(fuse(model)))
@@ -94,8 +109,12 @@ def deployable(
         network.normalisation = nn.Sequential(
             ContrastStretch(), network.normalisation
         )
+    if not normalise:
+        network.normalisation = nn.Identity()
     if with_nms:
         network = detection.SuppressedDetections(network)
+    if raw:
+        network = detection.RawMaps(network)
     # The forks' version of some backbones returns None from `eval`.
     network.eval()
     return network.requires_grad_(False)
@@ -119,7 +138,8 @@ class PixelNormalisation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.reverse:
-            images = images[:, [2, 1, 0]]
+            # Not by an index, which pnnx takes for something else.
+            images = torch.cat(images.split(1, dim=1)[::-1], dim=1)
         if self.normalise:
             images = (images - self.mean) / self.std
         return images
@@ -244,7 +264,7 @@ def _traceable(layer: nn.Module, dynamic: bool) -> nn.Module:
     # A library that was not imported has no layers here.
     heads = sys.modules.get('mmdet.models.dense_heads.gfl_head')
     if heads and isinstance(layer, heads.Integral):
-        return SummedIntegral(layer.project)
+        return JointIntegral(layer.project)
     if not dynamic:
         return layer
     if isinstance(layer, ClusterAttention):
@@ -265,15 +285,29 @@ def _traceable(layer: nn.Module, dynamic: bool) -> nn.Module:
 
 
 class SizesFollowed(TorchFunctionMode):
-    """Context in which ``unflatten`` is traced as a reshaping.
+    """Context in which sizes are traced as they are meant.
 
-    Of its own form the exporter keeps the sizes of the trace.
+    ``unflatten`` becomes a reshaping: of its own form the exporter keeps the
+    sizes of the trace. Where all sizes are ``fixed``, they are plain numbers,
+    which need no operators, and ``chunk`` is one split.
     """
 
+    def __init__(self, fixed: bool = False) -> None:
+        super().__init__()
+        self.replaced = {Tensor.unflatten: _unflatten}
+        if fixed:
+            self.replaced |= {
+                Tensor.shape.__get__: _shape,
+                Tensor.size: _size,
+                Tensor.chunk: _chunk,
+                Tensor.flatten: _flatten,
+                torch.group_norm: _group_norm,
+                torch.stack: _stack,
+            }
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not Tensor.unflatten:
-            return func(*args, **(kwargs or {}))
-        return _unflatten(*args, **(kwargs or {}))
+        func = self.replaced.get(func, func)
+        return func(*args, **(kwargs or {}))
 
 
 class ClustersGiven(TorchFunctionMode):
@@ -308,6 +342,38 @@ class ClustersGiven(TorchFunctionMode):
 def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     dim = dim % x.ndim
     return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+
+
+def _shape(x: Tensor) -> torch.Size:
+    return torch.Size(map(int, x.shape))
+
+
+def _size(x: Tensor, dim: int | None = None) -> torch.Size | int:
+    return _shape(x) if dim is None else _shape(x)[dim]
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
+    return x.split(-(-_size(x, dim) // chunks), dim)
+
+
+def _flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    shape, end = _shape(x), end_dim % x.ndim
+    return x.reshape(*shape[:start_dim], -1, *shape[end + 1 :])
+
+
+def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    shape = _shape(tensors[0])
+    if dim != 0 or shape[:1] != (1,):
+        return torch.stack(tensors, dim)
+    # One operator, in place of one for each as well.
+    return torch.cat(tuple(tensors), 1).reshape(len(tensors), *shape)
+
+
+def _group_norm(x: Tensor, groups: int, weight: Tensor, *args, **kwargs):
+    if x.ndim > 3 or groups < x.shape[1] or args:
+        return torch.group_norm(x, groups, weight, *args, **kwargs)
+    # Rows by themselves, without operators that are for maps.
+    return F.layer_norm(x, x.shape[2:], **kwargs) * weight[:, None]
 
 
 def smaller(a: int | Tensor, b: int | Tensor) -> int | Tensor:
@@ -359,24 +425,27 @@ class TransposedShuffle(nn.Module):
         return x.transpose(1, 2).reshape(batch, channels, height, width)
 
 
-class SummedIntegral(nn.Module):
-    """Expected distances by a sum, in place of mmdet's product with a vector.
+class JointIntegral(nn.Module):
+    """Expected distances to all four sides, by one product with a matrix.
 
-    That product has tens of thousands of rows of 8 and one column, on which
-    ONNX Runtime is slow: 2.3 of PicoDet's 43 ms.
+    mmdet's product is for a side: tens of thousands of rows of 8 and one
+    column, on which ONNX Runtime is slow. A sum of each row would be one that
+    pnnx takes along another axis.
 
-    From logits (..., 4 * bins) to (n, 4), n of all the others; ``project``
+    From logits (N, ..., 4 * bins) to (n, 4), n of all the others; ``project``
     (bins,) is the distance of each bin.
     """
 
     def __init__(self, project: Tensor) -> None:
         super().__init__()
-        self.register_buffer('project', project.detach().clone())
+        self.bins = len(project)
+        sides = torch.eye(4).to(project)
+        self.register_buffer('project', torch.kron(sides, project[None]).T)
 
     def forward(self, x: Tensor) -> Tensor:
-        bins = len(self.project)
-        shares = x.reshape(-1, bins).softmax(dim=1)
-        return (shares * self.project).sum(dim=1).reshape(-1, 4)
+        shares = x.reshape(x.shape[0], -1, self.bins).softmax(dim=2)
+        shares = shares.reshape(x.shape[0], -1, 4 * self.bins)
+        return (shares @ self.project).flatten(0, 1)
 
 
 class TracedPadding(nn.Module):

@@ -11,10 +11,10 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS as ALL_MODELS
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anchorformer_mm.deployment.networks import takes_rgb
+from anchorformer_mm.deployment.networks import PixelNormalisation, takes_rgb
 from anchorformer_mm.registry import MODELS
 from anchorformer_mm.utils.errors import UsageError
 
@@ -83,9 +83,9 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
 class OnnxModel(BaseModel):
     """Predict with ONNX Runtime, in the test loop of mmengine.
 
-    The file takes pixels and normalises them itself. Here they come from the
+    The file takes pixels, and most normalise them. Here they come from the
     data preprocessor of the model that it was made of, whose normalisation is
-    undone, so that an image is padded and batched as in any other test.
+    undone first, so that an image is padded and batched as in any other test.
 
     Args:
         path: ONNX file with the metadata of :func:`export_model`. Its batch
@@ -116,6 +116,10 @@ class OnnxModel(BaseModel):
         self.session = open_session(path, threads)
         self.task, steps = _check_ports(path, self.session)
         pads = [step['value'] for step in steps if step['op'] == 'pad']
+        self.normalisation = nn.Identity()
+        if any(step['op'] == 'normalise' for step in steps):
+            preprocessor = origin.data_preprocessor
+            self.normalisation = PixelNormalisation(preprocessor)
         self.pad_value = pads[-1] if pads else None
         self._predict = getattr(self, f'_predict_{self.task}')
         if self.task == 'segmentation':
@@ -156,7 +160,8 @@ class OnnxModel(BaseModel):
         """Give the outputs by name for each of the images (N, 3, H, W)."""
         port = self.session.get_inputs()[0]
         size = images.shape[2:]
-        images = self._fill_up(images, port.shape[2:]).cpu().float()
+        images = self._fill_up(images, port.shape[2:])
+        images = self.normalisation(images).cpu().float()
         batch_size = port.shape[0]
         if not isinstance(batch_size, int):
             batch_size = len(images)

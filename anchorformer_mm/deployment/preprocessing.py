@@ -52,6 +52,17 @@ class Preprocessing:
                 shape = tuple(-(-n // divisor) * divisor for n in shape)
         return shape
 
+    def normalise_as(self, preprocessor: BaseDataPreprocessor) -> None:
+        """Add what a preprocessor does with colours, as the last step."""
+        colours = dict(mean=[0.0], std=[1.0])
+        if hasattr(preprocessor, 'mean'):
+            colours = {
+                name: getattr(preprocessor, name).flatten().tolist()
+                for name in colours
+            }
+        bgr = not takes_rgb(preprocessor)
+        self.steps.append(dict(op='normalise', **colours, bgr=bgr))
+
     def fixed_to(self, shape: tuple[int, int]) -> 'Preprocessing':
         """Change the steps so that all images get one height and width."""
         if shape == self.shape:

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
 
 from mmengine import registry
 from mmengine.config import Config
@@ -23,6 +22,7 @@ from mmengine.visualization import Visualizer
 from torch.utils.data import DataLoader
 
 from anchorformer_mm.utils.errors import UsageError
+from anchorformer_mm.utils.files import config_dicts
 from anchorformer_mm.utils.text import listing
 
 # Registries that the parts of a config are built from.
@@ -90,7 +90,7 @@ def check_keys(cfg: Config, split: str) -> None:
         names = [n for p, n in _PARTS.items() if re.fullmatch(p, part)]
         registries = [getattr(registry, name) for name in sum(names, ())]
         default = cfg.get('default_scope')
-        for place, node, scope in _dicts(cfg[part], part, default):
+        for place, node, scope in config_dicts(cfg[part], part, default):
             for key, fault in names and _faults(
                 place, node, scope, registries
             ):
@@ -110,7 +110,7 @@ def unread_keys(cfg: Config) -> list[str]:
     used = [
         value
         for part in read
-        for _, node, _ in _dicts(cfg.get(part), part, None)
+        for _, node, _ in config_dicts(cfg.get(part), part)
         for value in node.values()
     ]
     return [
@@ -147,7 +147,7 @@ def check_schedule(runner: Runner) -> None:
             f'is more than the {len(loop.dataloader.dataset)} images of the '
             'training (of each process), and drop_last leaves them out'
         )
-    for place, node, _ in _dicts(cfg.param_scheduler, 'param_scheduler', None):
+    for place, node, _ in config_dicts(cfg.param_scheduler, 'param_scheduler'):
         if 'type' not in node:
             continue
         epochs = by_epoch and node.get('by_epoch', True)
@@ -195,21 +195,6 @@ def _where(cfg: Config, name: str) -> str:
         elif re.search(rf'\b{re.escape(str(name))}(\s*=|[\'"])', line):
             found = f'{file}:{number}: '
     return found
-
-
-def _dicts(
-    node: Any, place: str, scope: str | None
-) -> Iterator[tuple[str, Mapping, str | None]]:
-    """Yield the dictionaries of a config with their places and scopes."""
-    items: Any = ()
-    if isinstance(node, Mapping):
-        scope = node.get('_scope_', scope)
-        yield place, node, scope
-        items = node.items()
-    elif isinstance(node, (list, tuple)):
-        items = enumerate(node)
-    for key, value in items:
-        yield from _dicts(value, f'{place}.{key}', scope)
 
 
 def _faults(

@@ -436,8 +436,8 @@ class ResumableRunner(Runner):
         taken, table = fit_weights(model, weights, filename, strict)
         if table:
             self.logger.warning(
-                f'{filename} does not fit the whole model; what it lacks '
-                f'keeps its initial values:\n{table}'
+                f'weights of {filename}; what was not taken keeps its initial '
+                f'values, what is frozen does not train:\n{table}'
             )
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         # Hooks exchange weights, as those of averages do.

@@ -5,8 +5,10 @@ comparing them raises errors that name neither.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import inf, isfinite
 from numbers import Real
+from typing import Any
 
 
 def is_count(value: object) -> bool:
@@ -25,53 +27,42 @@ def is_fraction(value: object) -> bool:
     return is_number(value) and 0 <= value <= 1
 
 
-def _check(is_right: Callable, rule: str, arguments: Mapping) -> None:
+def _check(
+    is_right: Callable[[Any], bool], rule: str, /, **arguments: Any
+) -> None:
+    """Raise a ValueError that names the first argument that is not right."""
     for name, value in arguments.items():
         if not is_right(value):
             raise ValueError(f'{name} must be {rule}, got {value!r}')
 
 
-def check_positive(**arguments: int) -> None:
-    """Raise a ValueError that names the first argument not an int >= 1."""
-    _check(is_count, 'an int >= 1', arguments)
+# Each takes arguments by their names, as check_positive(num_heads=8).
+check_positive = partial(_check, is_count, 'an int >= 1')
+check_odd = partial(
+    _check, lambda v: is_count(v) and v % 2 == 1, 'odd, an int >= 1'
+)
+check_rates = partial(
+    _check, lambda v: is_number(v) and 0 <= v < 1, 'in [0, 1)'
+)
+check_fractions = partial(_check, is_fraction, 'in [0, 1]')
+check_above_zero = partial(
+    _check, lambda v: is_number(v) and v > 0, 'a number > 0'
+)
+check_not_negative = partial(
+    _check, lambda v: is_number(v) and v >= 0, 'a number >= 0'
+)
 
 
-def check_odd(**arguments: int) -> None:
-    """Raise a ValueError that names the first argument not an odd int >= 1."""
-    rule = 'odd, an int >= 1'
-    _check(lambda v: is_count(v) and v % 2 == 1, rule, arguments)
-
-
-def check_rates(**arguments: float) -> None:
-    """Raise a ValueError that names the first argument not in [0, 1)."""
-    _check(lambda v: is_number(v) and 0 <= v < 1, 'in [0, 1)', arguments)
-
-
-def check_above_zero(**arguments: float) -> None:
-    """Raise a ValueError that names the first argument not a number > 0."""
-    _check(lambda v: is_number(v) and v > 0, 'a number > 0', arguments)
-
-
-def check_not_negative(**arguments: float) -> None:
-    """Raise a ValueError that names the first argument not a number >= 0."""
-    _check(lambda v: is_number(v) and v >= 0, 'a number >= 0', arguments)
-
-
-def check_fractions(**arguments: float) -> None:
-    """Raise a ValueError that names the first argument not in [0, 1]."""
-    _check(is_fraction, 'in [0, 1]', arguments)
-
-
-def check_one_of(allowed: Sequence[str], **arguments: str) -> None:
+def check_one_of(allowed: Sequence[str], /, **arguments: str) -> None:
     """Raise a ValueError that names the first argument not among these."""
     rule = f'one of {tuple(allowed)}'
-    _check(lambda v: isinstance(v, str) and v in allowed, rule, arguments)
+    _check(lambda v: isinstance(v, str) and v in allowed, rule, **arguments)
 
 
-def check_within(low: int, high: int, **arguments: int) -> None:
+def check_within(low: int, high: int, /, **arguments: int) -> None:
     """Raise a ValueError that names the first argument not in [low, high]."""
     rule = f'an int in [{low}, {high}]'
-    _check(lambda v: type(v) is int and low <= v <= high, rule, arguments)
+    _check(lambda v: type(v) is int and low <= v <= high, rule, **arguments)
 
 
 def rising(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import config_leaves
-from anchorformer_mm.utils.text import markdown_table, printable
+from anchorformer_mm.utils.text import listing, markdown_table, printable
 
 _FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _STATISTICS = ('min', 'max', 'current', 'mean')
@@ -180,15 +180,18 @@ def fit_weights(
 
     Returns:
         tuple[list[str], str]: Names of weights that are in both with the same
-        shape; and if the checkpoint lacks others, a table by part of the
-        model of what is taken and what is not.
+        shape; and if the checkpoint lacks others, or some of the model do not
+        train, a table by part of the model of what is taken, what is not, and
+        what is frozen.
 
     Raises:
         UsageError: A strict one does not fit, or nothing of it does.
     """
     own = model.state_dict()
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    taken, problems, columns = [], [], Counter()
+    parameters = dict(model.named_parameters())
+    trained = {n for n, p in parameters.items() if p.requires_grad}
+    taken, problems, columns, others = [], [], Counter(), []
+    frozen = Counter(n.partition('.')[0] for n in parameters.keys() - trained)
     for name in dict.fromkeys([*own, *weights]):
         if name not in own:
             column = 'only in it'
@@ -202,6 +205,7 @@ def fit_weights(
             taken.append(name)
         else:
             column = 'other shape'
+            others.append(name)
             problems.append(
                 f'{name} is {tuple(weights[name].shape)} in the checkpoint '
                 f'and {tuple(own[name].shape)} in the model'
@@ -210,13 +214,16 @@ def fit_weights(
     if problems and (strict or not taken):
         more = f', and {len(problems) - 1} more' if len(problems) > 1 else ''
         raise UsageError(f'{path} is of another model: {problems[0]}{more}')
-    if not problems:
+    if not problems and not frozen:
         return taken, ''
     header = ('taken', 'other shape', 'not in it', 'only in it')
-    return taken, markdown_table(
-        ('weights', *header),
+    table = markdown_table(
+        ('weights', *header, 'frozen'),
         [
-            (part, *(str(columns[part, column]) for column in header))
+            (part, *(str(columns[part, c]) for c in header), str(frozen[part]))
             for part in dict.fromkeys(part for part, _ in columns)
         ],
     )
+    if others:
+        table += f'\nother shape: {listing(others, 8)}'
+    return taken, table

@@ -79,6 +79,7 @@ LIBRARIES = {
     'pytorch_grad_cam': Library('1.4', ('grad-cam',),
                                 needs=('torch', 'torchvision')),
     'onnx': Library('1.14', ('onnx',)),
+    'onnxslim': Library('0.1.98', ('onnxslim',)),
     'onnxruntime': Library('1.16', ('onnxruntime', 'onnxruntime-gpu')),
 }
 # fmt: on
@@ -116,15 +117,8 @@ def check_environment(requires: Sequence[str]) -> None:
             since a broken one breaks the import of mmdet.
 
     Raises:
-        ValueError: ``requires`` names a library that is not known here.
         EnvironmentProblem: one line for each finding, with its remedy.
     """
-    unknown = sorted(set(requires) - set(LIBRARIES))
-    if unknown:
-        raise ValueError(
-            f'requires must be import names of {sorted(LIBRARIES)}, got '
-            f'{unknown}'
-        )
     needed = [need for name in requires for need in LIBRARIES[name].needs]
     names = list(dict.fromkeys([*needed, *requires]))
     findings = list(_family_findings())

@@ -52,16 +52,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def config_dicts(
+    node: Any, name: str, scope: str | None = None
+) -> Iterator[tuple[str, Mapping, str | None]]:
+    """Every dictionary of a part of a config, with its name and scope."""
+    items: Any = ()
+    if isinstance(node, Mapping):
+        scope = node.get('_scope_', scope)
+        yield name, node, scope
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    for key, value in items:
+        yield from config_dicts(value, f'{name}.{key}', scope)
+
+
 def config_leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Every value below a part of a config, with its name as of an option."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from config_leaves(value, f'{name}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for i, item in enumerate(node):
-            yield from config_leaves(item, f'{name}.{i}')
-    else:
+    is_dict = isinstance(node, Mapping)
+    if not is_dict and not isinstance(node, (list, tuple)):
         yield name, node
+        return
+    for key, value in node.items() if is_dict else enumerate(node):
+        yield from config_leaves(value, f'{name}.{key}')
 
 
 def split_datasets(cfg: Mapping, split: str) -> list:

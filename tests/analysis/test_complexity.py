@@ -127,14 +127,6 @@ def test_the_model_is_left_as_it_is():
     assert net[1:](torch.rand(1, 3, 8, 8)).isfinite().all()
 
 
-def test_a_backbone_whose_train_returns_nothing_is_counted():
-    class Silent(nn.Conv2d):
-        def train(self, mode=True):
-            super().train(mode)
-
-    assert count_complexity(Silent(3, 4, 1), (8, 9)).macs == 8 * 9 * 12
-
-
 @pytest.mark.parametrize(
     ('net', 'message'),
     [
@@ -158,32 +150,6 @@ def test_a_compiled_operator_is_named_and_works_afterwards():
     with pytest.raises(UsageError, match='deform_conv_forward'):
         count_complexity(net, (8, 9))
     assert net(torch.rand(1, 3, 8, 9)).shape == (1, 4, 6, 7)
-
-
-SWIN = 'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k'
-
-
-@pytest.mark.parametrize(
-    ('name', 'params', 'gmacs', 'auxiliary'),
-    [
-        ('sem_fpn/fpn_r50_4xb4-160k_ade20k', 28.5, 182.2, 0),
-        (SWIN, 59.9, 944.4, 923_798),
-    ],
-)
-@pytest.mark.smoke
-def test_published_segmentors_have_the_published_figures(
-    name, params, gmacs, auxiliary
-):
-    # Published are parameters with the auxiliary head, and MACs without.
-    model = build_model(read_config(f'mmseg::{name}-512x512.py'))
-    cost = count_complexity(model, (512, 2048))
-    assert round(cost.params / 1e6, 1) == params
-    assert round(cost.macs / 1e9, 1) == gmacs
-    assert cost.auxiliary == auxiliary
-    parts = cost.parts.values()
-    assert sum(p.macs for p in parts) == cost.macs
-    assert sum(p.params for p in parts) == cost.params - auxiliary
-    assert all(p.macs > 0 for p in parts)
 
 
 # Figures as mmpretrain's and mmdet's own pages print them, in G, and ours.
@@ -220,18 +186,6 @@ def test_published_models_have_the_published_figures(
 
 
 @pytest.mark.parametrize(
-    ('size', 'published', 'macs'),
-    [(320, 0.73, 350_963_528), (416, 1.24, 593_460_248)],
-)
-def test_picodet_s_has_the_published_figures(size, published, macs):
-    # Its authors print 2 x MACs, with small operators.
-    cfg = read_config(CONFIGS / 'picodet_s_coco.py')
-    cost = count_complexity(build_model(cfg), (size, size))
-    assert cost.macs == macs
-    assert 2 * cost.macs / 1e9 == pytest.approx(published, rel=0.05)
-
-
-@pytest.mark.parametrize(
     ('function', 'expected'),
     [
         (lambda x: x, {}),
@@ -255,7 +209,6 @@ def test_calls_are_of_what_computes_and_is_not_counted(function, expected):
     assert count_complexity(net, (8, 8)).not_counted == expected
 
 
-def test_words_are_kinds_and_whatever_has_none():
-    found = {'gelu': 2, 'relu': 3, '_softmax': 1, 'erfinv': 4}
-    assert in_words(found) == 'activations 5; softmax 1; other: erfinv 4'
-    assert in_words({}) == 'nothing'
+def test_calls_are_told_by_their_number():
+    found = {'gelu': 2, 'relu': 3, '_softmax': 2}
+    assert in_words(found) == 'relu 3, _softmax 2, gelu 2'

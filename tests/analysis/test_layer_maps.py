@@ -2,7 +2,6 @@
 
 import pickle
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,14 +14,12 @@ from anchorformer_mm.analysis.anchor_state import anchor_figures
 from anchorformer_mm.analysis.layer_maps import (
     AnchorWeights,
     TokenClusters,
-    anchor_colours,
     choose_layers,
     collect_anchor_weights,
     collect_clusters,
     covered_size,
     draw_anchor_maps,
     draw_assignment,
-    draw_clusters,
     enlarge,
     maps_of,
 )
@@ -236,36 +233,6 @@ def panels(monkeypatch):
     return drawn
 
 
-@pytest.mark.parametrize('order', ['contrast', 'mass'])
-def test_the_order_chooses_the_anchors(order, panels):
-    weights = torch.zeros(1, 1, 4, 3)
-    weights[0, 0, :, 0] = 0.5
-    weights[0, 0, :, 1] = torch.tensor([0.5, 0, 0.5, 0.5])
-    weights[0, 0, :, 2] = torch.tensor([0, 0.5, 0, 0])
-    layers = {0: made(weights, (2, 2))}
-    image = np.full((64, 64, 3), 128, np.uint8)
-    draw_anchor_maps(image, layers, 'a.png', num_anchors=1, order=order)
-    drawn = panels[1].image.astype(int)
-    # Anchor 0 has most and is even; 1 has the upper right least.
-    flat = drawn.std(axis=(0, 1)).max() < 1
-    assert flat == (order == 'mass')
-    if order == 'contrast':
-        red, _, blue = (drawn[..., i] for i in range(3))
-        assert red[10, 10] - blue[10, 10] > 40
-        assert red[10, -10] - blue[10, -10] < 0
-
-
-@pytest.mark.parametrize(
-    ('name', 'value'), [('order', 'size'), ('num_anchors', 0), ('heads', [2])]
-)
-def test_bad_arguments_are_named_and_nothing_is_drawn(name, value, tmp_path):
-    layers = collect_anchor_weights(anchorformer(), torch.rand(1, 3, 24, 48))
-    image, path = np.zeros((24, 48, 3), np.uint8), tmp_path / 'a.png'
-    with pytest.raises(UsageError, match=name):
-        draw_anchor_maps(image, {0: layers[0]}, path, **{name: value})
-    assert not path.exists()
-
-
 @pytest.mark.parametrize('draw', [draw_anchor_maps, draw_assignment])
 @pytest.mark.parametrize(
     ('logits', 'flat'),
@@ -284,34 +251,6 @@ def test_noise_is_flat_and_anchors_without_use_are_named(
     assert (panels[1].image.std(axis=(0, 1)).max() < 3) == flat
     titles = ' '.join(panel.title for panel in panels)
     assert ('do not tell tokens apart' in titles) == flat
-
-
-def test_colours_of_thirty_anchors_differ():
-    colours = anchor_colours(30).astype(int)
-    distance = np.abs(colours[:, None] - colours[None]).sum(-1)
-    assert distance[~np.eye(30, dtype=bool)].min() > 25
-    np.testing.assert_array_equal(anchor_colours(7), colours[:7])
-
-
-def test_padding_is_cut_off_and_not_counted(tmp_path):
-    # 40 x 70 px, padded to 64 x 96: 4 x 6 tokens of 16 px.
-    ids = torch.zeros(1, 24, dtype=torch.int64)
-    ids[0, 6 + 2] = 1
-    layer = TokenClusters('attn', {1: (ids, 7), 4: None}, (4, 6))
-    image = np.full((40, 70, 3), 100, np.uint8)
-    image[16:32, 32:48] = 20, 200, 90
-    path = tmp_path / 'a.png'
-    options = dict(input_size=(64, 96), scales=[1, 4])
-    draw_clusters(image, {4: layer}, path, **options)
-    sheet = cv2.imread(str(path))[..., ::-1]
-    y, x = np.nonzero((sheet == (20, 200, 90)).all(axis=2))
-    # Beside the image, 4.8 times as large; lines are one pixel wide.
-    right = x > 350
-    assert np.ptp(x[right]) + 1 == pytest.approx(77, abs=2)
-    assert np.ptp(y[right]) + 1 == pytest.approx(77, abs=2)
-    with pytest.raises(UsageError, match='scales of attn are 1, 4; got 3'):
-        draw_clusters(image, {4: layer}, tmp_path / 'b.png', scales=[3])
-    assert not (tmp_path / 'b.png').exists()
 
 
 def grid_of(size, stride):

@@ -12,65 +12,19 @@ from mmengine.structures import BaseDataElement, InstanceData
 from anchorformer_mm.analysis import pictures
 from anchorformer_mm.analysis.pictures import (
     DEJAVU,
-    SWATCH,
-    Panel,
     Part,
-    class_legend,
     colour_labels,
     draw_curve,
-    draw_panels,
     draw_parts,
-    draw_predictions,
     find_fonts,
-    fit,
     hatching,
     palette_of,
     parts_of,
     read_run,
 )
-from anchorformer_mm.apis import build_model, read_config
 from anchorformer_mm.utils.errors import UsageError
 
 PALETTE = [(250, 0, 10), (0, 240, 20), (30, 0, 230)]
-
-
-def picture(h, w):
-    return np.random.default_rng(h).integers(0, 256, (h, w, 3), np.uint8)
-
-
-def contains(sheet, image):
-    """Tell if ``image`` (RGB) is in ``sheet`` (BGR) to the pixel."""
-    image = image[..., ::-1].copy()
-    found = cv2.matchTemplate(sheet, image, cv2.TM_SQDIFF)
-    y, x = np.unravel_index(found.argmin(), found.shape)
-    h, w = image.shape[:2]
-    return np.array_equal(sheet[y : y + h, x : x + w], image)
-
-
-def test_pictures_are_on_the_sheet_pixel_for_pixel(tmp_path):
-    images = [picture(40, 60), picture(61, 60), picture(33, 50)]
-    stripes = picture(SWATCH, SWATCH)
-    # No formulas, and too long for a line.
-    title = r'a $\bad b$ é and words that take several lines'
-    panels = [Panel(image, title, legend=[('c', stripes)]) for image in images]
-    path = tmp_path / 'new' / 'sheet.png'
-    draw_panels([panels[:2], panels[2:]], path, legend=[('d' * 99, None)])
-    sheet = cv2.imread(str(path))
-    for image in (*images, stripes):
-        assert contains(sheet, image)
-    assert [p.name for p in path.parent.iterdir()] == ['sheet.png']
-    # Nothing is written over the margins.
-    assert (sheet[:, :4] == 255).all()
-    assert (sheet[:, -4:] == 255).all()
-
-
-@pytest.mark.parametrize('shape', [(64, 64), (30, 90), (900, 400), (1, 500)])
-@pytest.mark.parametrize('smooth', [True, False])
-def test_pictures_are_scaled_to_their_longer_side(shape, smooth):
-    scaled = fit(picture(*shape), 224, smooth=smooth)
-    assert max(scaled.shape[:2]) == 224
-    expected = max(224 * min(shape) / max(shape), 1)
-    assert min(scaled.shape[:2]) == pytest.approx(expected, abs=0.5)
 
 
 def test_classes_have_their_colours_and_the_rest_is_hatched():
@@ -84,17 +38,6 @@ def test_classes_have_their_colours_and_the_rest_is_hatched():
         assert (drawn[place] == expected).all()
 
 
-def test_a_legend_keeps_the_classes_with_most_pixels_in_their_order():
-    counts = np.array([3, 0, 1, 2] + 19 * [9])
-    names = [f'c{i}' for i in range(23)]
-    palette = [(i, i, i) for i in range(23)]
-    kept = [(names[i], palette[i]) for i in (0, *range(4, 23))]
-    legend = class_legend(counts, names, palette)
-    assert legend == [*kept, ('and 2 more', None)]
-    counts[0] = 0
-    assert len(class_legend(counts[:9], names, palette)) == 7
-
-
 def test_colours_are_made_up_where_there_are_none():
     made_up = palette_of({}, list('abcd'))
     assert len(np.unique(made_up, axis=0)) == 4
@@ -105,34 +48,6 @@ def test_colours_are_made_up_where_there_are_none():
     np.testing.assert_array_equal(
         palette_of(dict(palette=PALETTE), list('abcd')), made_up
     )
-
-
-def test_detections_stand_beside_the_ground_truth(tmp_path):
-    image = np.full((40, 80, 3), 128, np.uint8)
-    cv2.imwrite(str(tmp_path / 'a.png'), image)
-    cfg = read_config('anchorformer_mm::picodet_anchorformer_t_digits.py')
-    dataset = cfg.test_dataloader.dataset
-    box = dict(bbox=[20, 10, 40, 20], area=800, iscrowd=0)
-    content = dict(
-        images=[dict(id=1, file_name='a.png', height=40, width=80)],
-        annotations=[dict(id=1, image_id=1, category_id=1, **box)],
-        categories=[dict(id=1, name=dataset.metainfo['classes'][0])],
-    )
-    (tmp_path / 'a.json').write_text(json.dumps(content))
-    dataset.update(data_root=str(tmp_path), ann_file='a.json')
-    dataset.data_prefix = dict(img='')
-    weights = dict(state_dict=build_model(cfg).state_dict())
-    torch.save(weights, tmp_path / 'a.pth')
-    path = tmp_path / 'sheet.png'
-    # No score is above 1.
-    draw_predictions(cfg, tmp_path / 'a.pth', path, score_thr=1.0)
-    sheet = cv2.imread(str(path))
-    assert contains(sheet, np.full((160, 320, 3), 128, np.uint8))
-    # The true box is drawn four times as large, in the left picture alone.
-    rows, columns = np.nonzero(np.ptp(sheet.astype(int), axis=2))
-    assert np.ptp(columns) == pytest.approx(4 * 40, abs=4)
-    assert np.ptp(rows) == pytest.approx(4 * 20, abs=4)
-    assert columns.max() < 8 + 320
 
 
 def test_a_text_has_the_first_font_with_all_its_characters(

@@ -1,6 +1,4 @@
 import json
-import os
-import shutil
 from functools import partial
 
 import cv2
@@ -50,46 +48,6 @@ def test_memory_of_a_pass_is_what_it_holds_beyond_weights_and_images():
     assert peak_memory(start, 'cpu', 1) == pytest.approx(48 * MIB, abs=MIB)
 
 
-def test_running_out_of_memory_is_told():
-    # In place of the system, the start ends the process.
-    with pytest.raises(MemoryError, match='memory runs out'):
-        peak_memory(partial(os._exit, 9), 'cpu', 1)
-
-
-def test_passes_take_turns_without_gradients(quick, tmp_path):
-    order = []
-
-    class Noted(nn.Conv2d):
-        def forward(self, x):
-            assert not self.training
-            assert not torch.is_grad_enabled()
-            order.append(self.out_channels)
-            return super().forward(x)
-
-    candidates = [
-        latency.Candidate(str(c), partial(Noted, 3, c, 1)) for c in (1, 2)
-    ]
-    results = latency.measure(
-        candidates, [latency.Conditions((4, 4))], ['eager'], 1, 2, tmp_path
-    )
-    # The passes before, then two rounds.
-    assert order == 3 * [1, 2]
-    assert [len(result.seconds) for result in results] == [2, 2]
-
-
-@pytest.mark.skipif(
-    shutil.which(os.environ.get('CXX', 'g++')) is None,
-    reason='torch.compile needs a C++ compiler',
-)
-def test_a_network_is_compiled(quick, tmp_path):
-    candidates = [latency.Candidate('conv', partial(nn.Conv2d, 3, 2, 1))]
-    conditions = [latency.Conditions((4, 4))]
-    (result,) = latency.measure(
-        candidates, conditions, ['compile'], 1, 1, tmp_path
-    )
-    assert len(result.seconds) == 1
-
-
 def test_models_run_in_every_runtime(run, quick, tmp_path):
     pytest.importorskip('onnxruntime')
     cv2.imwrite('noise.png', np.zeros((4, 4, 3), np.uint8))
@@ -113,12 +71,14 @@ def test_models_run_in_every_runtime(run, quick, tmp_path):
     assert 'onnxruntime' in figures['versions']
 
 
-def test_onnx_files_are_compared_as_they_are(run, quick):
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino', 'openvino-bf16'])
+def test_onnx_files_are_compared_as_they_are(runtime, run, quick):
     pytest.importorskip('onnxruntime')
+    pytest.importorskip(runtime.split('-')[0])
     for name, network in (('a', nn.ReLU()), ('b', nn.Conv2d(3, 2, 3))):
         images = torch.rand(1, 3, 16, 24)
         torch.onnx.export(network, (images,), f'{name}.onnx', dynamo=False)
-    command = ('--runtimes', 'onnx', '--runs', '1', '--shapes')
+    command = ('--runtimes', runtime, '--runs', '1', '--shapes')
     status, out, _ = run('a.onnx', 'b.onnx', *command, '16x24')
     assert status == 0
     assert [row['config'] for row in rows_of(out)] == ['a', 'b']
@@ -140,6 +100,7 @@ def test_onnx_files_are_compared_as_they_are(run, quick):
         ('vanilla.py --shapes 8x8 --checkpoints a b', '--checkpoints'),
         ('no.onnx --shapes 8x8', '--runtimes onnx'),
         ('no.onnx --shapes 8x8 --runtimes onnx', 'no.onnx'),
+        ('vanilla.py --shapes 8x8 --runtimes ncnn', "'ncnn'"),
     ],
 )
 def test_bad_input_ends_in_one_message(run, args, message):

@@ -10,13 +10,7 @@ import pytest
 import yaml
 from modelindex.load_model_index import load
 
-from anchorformer_mm.apis import (
-    config_path,
-)
-
 ROOT = Path(__file__).parents[2]
-PRINTED = paper_tables.load_printed()
-TABLES = PRINTED['tables']
 DECISIONS = model_index.load_decisions()
 COUNTED = json.loads((ROOT / 'docs/results.json').read_text())['tables']
 ENTRIES = {
@@ -70,22 +64,6 @@ def test_what_was_changed_by_hand_is_told(run_script, copy, file, old, new):
     assert err.startswith('error: ')
 
 
-def test_one_table_is_counted_and_the_rest_stays(run_script, copy):
-    path = copy / 'docs' / 'results.json'
-    numbers = json.loads(path.read_text())
-    rows = numbers['tables']['table4']['rows']
-    right, rows[0]['counted'] = rows[0]['counted'], dict(params=1, macs=1)
-    path.write_text(json.dumps(numbers))
-    docs = ('--docs', copy / 'docs')
-    assert run_script('paper_tables', '--tables', 'table4', *docs)[0] == 0
-    rows[0]['counted'] = right
-    after = json.loads(path.read_text())
-    after['tables']['table4']['versions'] = numbers['tables']['table4'][
-        'versions'
-    ]
-    assert after == numbers
-
-
 # Of each table, and of each kind of index entry, what is quick to count.
 @pytest.mark.parametrize(
     ('table', 'name'),
@@ -118,26 +96,6 @@ def test_stored_entries_are_those_of_the_models(name):
     path = ROOT / 'configs' / f'{name}.py'
     entry = model_index.model_entry(path, configs[path], DECISIONS)
     assert entry == ENTRIES[name]
-
-
-def test_the_printed_rows_are_those_of_the_paper():
-    of_paper = {
-        name: sum(
-            'flops_g' in row and 'claimed_by' not in row
-            for row in table['rows']
-        )
-        for name, table in TABLES.items()
-    }
-    assert of_paper == dict(
-        table1=40, table2=18, table3=10, table4=4, table5=8, figure5=0
-    )
-    for table in TABLES.values():
-        names = [row['name'] for row in table['rows']]
-        assert len(set(names)) == len(names)
-        for row in table['rows']:
-            assert row.get('beside', names[0]) in names
-            if 'config' in row:
-                assert (ROOT / config_path(row['config'])).is_file()
 
 
 def test_the_reader_of_model_indices_accepts_it():

@@ -10,37 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorformer_mm.datasets import (
-    Scene,
     digits,
     load_scans,
     make_scene,
 )
-from anchorformer_mm.datasets.digits import luma
-
-SIZES = ((192, 192), (161, 97), (64, 64))
-
 
 scans_of = cache(load_scans)
-
-
-@cache
-def scenes_of(size: tuple[int, int]) -> list[Scene]:
-    return [
-        make_scene(np.random.default_rng([1, seed]), scans_of('train'), size)
-        for seed in range(60)
-    ]
-
-
-def all_scenes() -> list[Scene]:
-    return [scene for size in SIZES for scene in scenes_of(size)]
-
-
-def boxes_overlap(boxes: np.ndarray, margin: int = 0) -> np.ndarray:
-    """Shared area of every two ``xywh`` boxes grown by a margin, (N, N)."""
-    start = boxes[:, :2] - margin
-    end = boxes[:, :2] + boxes[:, 2:] + margin
-    shared = np.minimum(end[:, None], end) - np.maximum(start[:, None], start)
-    return np.clip(shared, 0, None).prod(-1)
 
 
 def tight_box(mask: np.ndarray) -> list[int]:
@@ -70,65 +45,6 @@ def test_a_scene_of_any_size_is_well_formed_and_repeatable(seed, size):
     assert first.boxes.tolist() == boxes
     assert {*np.unique(first.semantic)} - {0} == {*first.labels + 1}
     assert set(first.labels) <= set(range(10))
-
-
-def test_boxes_are_tight_in_the_map_where_digits_stand_apart():
-    checked = 0
-    for scene in all_scenes():
-        meets = boxes_overlap(scene.boxes, margin=1) > 0
-        for index in np.flatnonzero(meets.sum(1) == 1):
-            x, y, w, h = scene.boxes[index]
-            around = scene.semantic[y - 1 : y + h + 1, x - 1 : x + w + 1]
-            assert tight_box(around) == [1, 1, w, h]
-            assert set(np.unique(around)) == {0, scene.labels[index] + 1}
-            checked += 1
-    assert checked > 100
-
-
-def test_each_digit_stays_visible_below_those_on_top():
-    hidden = 0
-    for scene in all_scenes():
-        for index, mask in enumerate(scene.masks):
-            seen = mask & ~scene.masks[index + 1 :].any(0)
-            assert (scene.semantic[seen] == scene.labels[index] + 1).all()
-            share = seen.sum() / mask.sum()
-            assert share == pytest.approx(scene.visible[index])
-            assert share >= digits.MIN_VISIBLE
-            hidden += share < 1
-    assert hidden > 20
-
-
-def test_digits_meet_within_bounds_and_in_inks_that_differ():
-    met = 0
-    for scene in all_scenes():
-        areas = scene.boxes[:, 2:].prod(1)
-        overlap = boxes_overlap(scene.boxes)
-        for one, other in zip(*np.nonzero(np.triu(overlap, 1)), strict=True):
-            smaller = min(areas[one], areas[other])
-            assert overlap[one, other] <= digits.MAX_BOX_OVERLAP * smaller
-            distance = np.linalg.norm(scene.inks[one] - scene.inks[other])
-            assert distance >= digits.MIN_INK_DISTANCE
-            met += 1
-    assert met > 50
-
-
-def test_inks_contrast_with_every_pixel_of_the_background():
-    for scene in all_scenes():
-        strokes = scene.masks.any(0).astype(np.uint8)
-        free = cv2.dilate(strokes, np.ones((7, 7))) == 0
-        background = luma(scene.image[free])
-        for ink in luma(scene.inks):
-            # The image is rounded, the ink is not.
-            contrast = np.abs(background - ink).min()
-            assert contrast >= digits.MIN_CONTRAST - 1
-
-
-def test_heights_span_the_range_evenly_in_scale():
-    heights = np.concatenate([s.boxes[:, 3] for s in scenes_of((192, 192))])
-    assert heights.min() >= 16 - 2
-    assert heights.max() <= 96 + 2
-    thirds = np.digitize(np.log(heights / 16) / np.log(6), [1 / 3, 2 / 3])
-    assert (np.bincount(thirds) > len(heights) / 5).all()
 
 
 def test_splits_share_no_scan_and_hold_every_class():

@@ -25,6 +25,7 @@ from anchorformer_mm.datasets.transforms import (
     MaxIoURandomCrop,
     MultiplicativeColorDistortion,
     distort,
+    distort_without_bounds,
     first_accepted,
     kept_boxes,
     random_square_collate,
@@ -244,6 +245,39 @@ def test_presence_order_and_amounts_are_uniform():
         assert stats.kstest(amounts, expected.cdf).pvalue > 0.01, name
 
 
+@pytest.mark.parametrize('order', [*permutations(NAMES), ()])
+def test_the_legacy_law_is_a_sequence_of_maps_of_rgb(order):
+    img, amount = photo(), 1.37
+    to_yiq = [[0.299, 0.587, 0.114], [0.596, -0.274, -0.321]]
+    to_yiq = np.array([*to_yiq, [0.211, -0.523, 0.311]])
+    wanted = img[..., ::-1].astype(np.float64)
+    for name in order:
+        y, i, q = np.moveaxis(wanted @ to_yiq.T, 2, 0)
+        u, w = np.cos(amount * np.pi), np.sin(amount * np.pi)
+        i, q = u * i - w * q, w * i + u * q
+        turned = y + 0.956 * i + 0.621 * q, y - 0.272 * i - 0.647 * q
+        wanted = dict(
+            brightness=wanted + amount,
+            contrast=wanted * amount,
+            saturation=y[..., None] + amount * (wanted - y[..., None]),
+            hue=np.stack([*turned, y - 1.107 * i + 1.705 * q], 2),
+        )[name]
+    found = distort_without_bounds(img, [(name, amount) for name in order])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[..., ::-1], wanted, atol=1e-3)
+
+
+def test_legacy_images_go_through_the_batch_as_they_are():
+    transform = MultiplicativeColorDistortion(prob=1, legacy=True)
+    img = transform(dict(img=photo(40, 40)))['img']
+    assert img.min() < 0 and img.max() > 255
+    data = packed(img)
+    (found,) = random_square_collate([data], [40])['inputs']
+    assert torch.equal(found, as_tensor(img))
+    with pytest.raises(TypeError, match='to_float32'):
+        random_square_collate([data], [40], to_float32=False)
+
+
 # random_square_collate
 
 
@@ -396,7 +430,7 @@ def test_other_images_and_annotations_are_refused():
     with pytest.raises(TypeError, match='HorizontalBoxes, got Others'):
         MaxIoURandomCrop()(dict(gt_bboxes=others(torch.zeros(1, 4))))
     floats, masks, proposals = (packed(photo(5, 5)) for _ in range(3))
-    floats['inputs'] = floats['inputs'].float()
+    floats['inputs'] = floats['inputs'].double()
     masks['data_samples'].gt_instances.masks = torch.zeros(0, 5, 5)
     proposals['data_samples'].proposals = InstanceData()
     for data, word in (

@@ -110,7 +110,7 @@ def shaken(model):
     return model.eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def detector():
     """Gives a detector with one of ``HEADS``, and any keys of its own."""
 
@@ -135,7 +135,7 @@ def detector():
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def segmentor():
     """Gives an UperNet on a column, with ``num_classes``."""
 
@@ -175,7 +175,7 @@ def segmentor():
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def classifier():
     """Gives a classifier with one of ``BACKBONES``, and a head's keys."""
 

@@ -1,12 +1,19 @@
 """Detections of deployed networks are those of mmdet."""
 
+import json
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from mmdet.structures import DetDataSample
 
+from anchorformer_mm.deployment.detection import head_properties
 from anchorformer_mm.deployment.networks import deployable
 from anchorformer_mm.utils.errors import UsageError
 
+TOOL = Path(__file__).parents[2] / 'tools/deployment/predict_onnx.py'
+PREDICT = runpy.run_path(str(TOOL))
 HEADS = ['pico', 'pico_v2', 'rtmdet', 'yolox', 'retina', 'atss', 'gfl']
 
 
@@ -76,3 +83,38 @@ def test_boxes_and_scores_have_one_row_a_prior(detector, photos):
 def test_another_nms_is_refused(nms, detector):
     with pytest.raises(UsageError, match=r'test_cfg\.nms'):
         deployable(detector(test_cfg=dict(nms=nms)), with_nms=True)
+
+
+@pytest.mark.parametrize('head', ['pico', 'pico_v2'])
+@pytest.mark.parametrize('limit', [20, -1])
+def test_maps_of_a_head_are_decoded_without_torch(
+    head, limit, detector, photos
+):
+    model = detector(head, test_cfg=dict(min_bbox_size=-1, max_per_img=limit))
+    *expected, _ = deployable(model, with_nms=True)(photos[:1])
+    network = deployable(model, raw=True)
+    outputs = dict(zip(network.output_names, network(photos[:1]), strict=True))
+    assert outputs['scores_16'].shape == (1, 3, 4, 6)
+    assert outputs['distances_16'].shape == (1, 32, 4, 6)
+    about = head_properties(model.bbox_head)
+    predict = PREDICT['Model'](
+        *(None, 'detection', [], [], [*outputs]),
+        lambda _: [x.numpy() for x in outputs.values()],
+        json.loads(json.dumps(about)),
+    )
+    found = predict.run(photos[:1].numpy())
+    assert len(expected[0]) > 2
+    for name, wanted in zip(
+        ('boxes', 'scores', 'labels'), expected, strict=True
+    ):
+        torch.testing.assert_close(
+            torch.from_numpy(found[name]).to(wanted), wanted, rtol=0, atol=1e-4
+        )
+
+
+def test_raw_is_for_heads_of_picodet(detector):
+    with pytest.raises(UsageError, match='got YOLOXHead'):
+        deployable(detector('yolox'), raw=True)
+    with pytest.raises(UsageError, match='exclude each other'):
+        deployable(detector(), raw=True, with_nms=True)
+    assert head_properties(detector('yolox').bbox_head) == {}

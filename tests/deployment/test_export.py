@@ -1,4 +1,8 @@
-"""ONNX files compute what the models do, at any size that they allow."""
+"""ONNX files compute what the models do, at any size and in any runtime."""
+
+import runpy
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,8 +15,14 @@ from anchorformer_mm.deployment.export import (
     export_model,
     relative_difference,
 )
+from anchorformer_mm.deployment.networks import (
+    PixelNormalisation,
+    deployable,
+)
 from anchorformer_mm.models.layers import ClusterAttention
 from anchorformer_mm.utils.errors import UsageError
+
+TOOL = Path(__file__).parents[2] / 'tools/deployment/predict_onnx.py'
 
 
 def images_of(*sizes):
@@ -85,6 +95,111 @@ def test_a_trained_head(head, with_nms, detector, tmp_path):
             conv.bias += 1e-2
     with pytest.raises(UsageError, match='something else'):
         check_file(model, path, batches, with_nms=with_nms)
+
+
+# Kind of the model, a part of it, options, and at most how many nodes.
+FILES = [
+    ('detector', 'pico', dict(), 293),
+    ('detector', 'pico', dict(raw=True), 266),
+    ('detector', 'pico_v2', dict(raw=True, normalise=False), 336),
+    ('detector', 'rtmdet', dict(), 297),
+    ('segmentor', 3, dict(), 130),
+    ('classifier', 'column', dict(), 73),
+    ('classifier', 'levit', dict(), 122),
+]
+
+
+@pytest.fixture(
+    scope='module',
+    params=FILES,
+    ids=lambda f: '-'.join(map(str, [*f[:2], *f[2]])),
+)
+def lean(request, tmp_path_factory):
+    """Gives a file of one size, its limit, an input, the model's outputs."""
+    kind, part, options, limit = request.param
+    model = request.getfixturevalue(kind)(part)
+    path = tmp_path_factory.mktemp(str(part)) / 'x.onnx'
+    if part in ('pico', 'pico_v2'):
+        model = trained(model)
+    (images,) = images_of((1, 64, 96))
+    export_model(model, path, shape=(64, 96), **options)
+    assert check_file(model, path, [images], **options) < 1e-5
+    if not options.get('normalise', True):
+        images = PixelNormalisation(model.data_preprocessor)(images)
+    outputs = [x.numpy() for x in deployable(model, **options)(images)]
+    return path, limit, images.numpy(), outputs
+
+
+def test_a_file_of_one_size_is_lean(lean):
+    path, limit, _, outputs = lean
+    graph = onnx.load(path).graph
+    constants = {'', *(tensor.name for tensor in graph.initializer)}
+    for node in graph.node:
+        assert node.op_type not in ('Shape', 'Identity', 'Expand', 'Cast')
+        assert not set(node.input) <= constants, node.name
+    assert len(graph.node) <= limit
+    shapes = [port.shape for port in session_of(path).get_outputs()]
+    assert shapes == [list(array.shape) for array in outputs]
+
+
+def equal(found, expected):
+    for array, wanted in zip(found, expected, strict=True):
+        array = np.asarray(array).reshape(wanted.shape)
+        assert relative_difference(array, wanted) < 1e-5
+
+
+def test_openvino_computes_the_same(lean):
+    openvino = pytest.importorskip('openvino')
+    path, _, images, outputs = lean
+    core = openvino.Core()
+    options = dict(INFERENCE_PRECISION_HINT='f32')
+    equal(core.compile_model(path, 'CPU', options)(images).values(), outputs)
+
+
+def test_openvino_finds_the_same(detector, tmp_path):
+    pytest.importorskip('openvino')
+    path, (images,) = tmp_path / 'x.onnx', images_of((1, 64, 96))
+    about = dict(task='detection', classes='[]', preprocess='[]')
+    export_model(
+        *(trained(detector()), path),
+        shape=(64, 96),
+        with_nms=True,
+        metadata=about,
+    )
+    load_model = runpy.run_path(str(TOOL))['load_model']
+    found, expected = (
+        load_model(path, runtime=runtime).run(images.numpy())
+        for runtime in ('openvino', 'onnx')
+    )
+    assert len(expected['boxes']) > 2
+    equal([found[name] for name in expected], expected.values())
+
+
+def test_ncnn_computes_the_same(lean):
+    ncnn, pnnx = map(pytest.importorskip, ('ncnn', 'pnnx'))
+    path, _, images, outputs = lean
+    if 'levit' in path.parent.name:
+        pytest.skip('pnnx knows no slices with steps')
+    command = [pnnx.EXEC_PATH, path.name, 'inputshape=[1,3,64,96]f32']
+    subprocess.run(
+        [*command, 'fp16=0'],
+        cwd=path.parent,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    net = ncnn.Net()
+    net.opt.use_fp16_storage = net.opt.use_bf16_storage = False
+    net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
+    assert net.load_param(str(path.with_suffix('.ncnn.param'))) == 0
+    assert net.load_model(str(path.with_suffix('.ncnn.bin'))) == 0
+    extractor = net.create_extractor()
+    image = ncnn.Mat(images[0])
+    extractor.input('in0', image)
+    equal(
+        [extractor.extract(f'out{i}')[1] for i in range(len(outputs))],
+        outputs,
+    )
 
 
 def test_no_detections(detector, tmp_path):
@@ -190,6 +305,11 @@ def test_arguments_out_of_range(classifier, tmp_path):
         (dict(shape=(64, 0)), r'shape must be integers >= 1, got \(64, 0\)'),
         (dict(shape=(64, 64), batch_size=0), 'batch_size must be'),
         (dict(shape=(64, 64), with_nms=True), 'with_nms is for detectors'),
+        (dict(shape=(64, 64), raw=True), 'raw is for detectors'),
+        (
+            dict(shape=(64, 64), stretch_contrast=True, normalise=False),
+            'normalisation must be part',
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             export_model(classifier(), path, **options)

@@ -57,7 +57,7 @@ DETECTOR = dict(
 )
 
 
-def write_model(path, task, shape='n,3,h,w', pad=None, outputs=None):
+def write_model(path, task, shape='n,3,h,w', pad=None, outputs=None, last=()):
     """Classes are the channels of the mean pixel, or of each pixel."""
     nodes = dict(
         classification=['mean = GlobalAveragePool(images)']
@@ -79,6 +79,7 @@ def write_model(path, task, shape='n,3,h,w', pad=None, outputs=None):
         tensor = numpy_helper.from_array(array, f'{name}_')
         model.graph.initializer.append(tensor)
     steps = [] if pad is None else [dict(op='pad', value=pad)]
+    steps += [dict(op=name) for name in last]
     properties = dict(
         task=task, classes='["a", "b", "c"]', preprocess=json.dumps(steps)
     )
@@ -135,6 +136,15 @@ def test_images_are_padded_to_the_size_of_the_file(tmp_path):
     # Half of it is the padding.
     wanted = torch.tensor([140.0, 34, 48.5])
     torch.testing.assert_close(sample.pred_score, wanted, atol=1e-3, rtol=0)
+
+
+def test_images_are_normalised_for_a_file_that_does_not(tmp_path):
+    path, last = tmp_path / 'm.onnx', ['normalise']
+    path = write_model(path, 'classification', last=last)
+    (sample,) = classify(path, count=1)
+    mean, std = map(torch.tensor, NORMALISATION.values())
+    wanted = (torch.tensor([250, 8, 7]) - mean) / std
+    torch.testing.assert_close(sample.pred_score, wanted)
 
 
 @pytest.mark.parametrize(

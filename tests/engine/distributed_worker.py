@@ -1,7 +1,6 @@
 """A small training whose losses, evaluation and norms go to a file.
 
-Arguments: launcher, batch size, norms (frozen or sync), fate (lives or dies)
-and the file.
+Arguments: launcher, batch size, norms (frozen or sync) and the file.
 """
 
 import json
@@ -84,14 +83,7 @@ class Teller(Hook):
                 json.dump(TOLD, file)
 
 
-@HOOKS.register_module(force=True)
-class Dies(Hook):
-    def before_train_iter(self, runner, batch_idx, **kwargs):
-        if get_rank() == 1 and batch_idx == 1:
-            raise ValueError('the second process is at its end')
-
-
-LAUNCHER, BATCH, NORM, FATE, OUT = sys.argv[1:]
+LAUNCHER, BATCH, NORM, OUT = sys.argv[1:]
 
 
 def loader(count, batch, shuffle):
@@ -105,7 +97,6 @@ def loader(count, batch, shuffle):
 
 # The layout of weights is one that processes must agree on.
 hooks = [dict(type='anchorformer_mm.ChannelsLastHook'), dict(type='Teller')]
-hooks += [dict(type='Dies')] if FATE == 'dies' else []
 cfg = Config(
     dict(
         model=dict(

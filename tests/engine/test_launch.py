@@ -3,7 +3,6 @@
 from argparse import Namespace
 
 import pytest
-from PIL import EpsImagePlugin, Image
 
 from anchorformer_mm.engine import launch
 from anchorformer_mm.utils.errors import UsageError
@@ -83,13 +82,3 @@ def test_what_is_not_there_is_told_before_anything_is_built(
 def test_another_runner_is_refused(load):
     with pytest.raises(UsageError, match="runner_type='FlexibleRunner'"):
         launch.build_runner(load(runner_type='FlexibleRunner'))
-
-
-def test_no_image_starts_a_program(load, monkeypatch, tmp_path):
-    """As one that is EPS by content, whatever its name."""
-    monkeypatch.setattr(EpsImagePlugin, 'gs_binary', 'ghostscript')
-    Image.new('RGB', (8, 8)).save(tmp_path / 'a.eps')
-    load()
-    image = Image.open(tmp_path / 'a.eps')
-    with pytest.raises(OSError, match='Unable to locate Ghostscript'):
-        image.load()

@@ -77,13 +77,6 @@ def test_running_statistics_are_averaged_and_counters_copied():
     assert ema.module.num_batches_tracked == 4
 
 
-def test_between_the_steps_of_an_interval_nothing_is_averaged():
-    model = nn.Linear(3, 2).double()
-    ema = ThresholdEMA(model, interval=3)
-    path = random_steps(model, ema, steps=9)
-    np.testing.assert_allclose(flat(ema.module), closed_form(path[::3]))
-
-
 def test_a_weight_of_several_names_takes_each_step_once():
     shared = nn.Linear(2, 2).double()
     model = nn.Sequential(shared, nn.ReLU(), shared)
@@ -244,27 +237,6 @@ def test_the_published_schedule_is_followed_in_every_iteration(name, epochs):
     torch.testing.assert_close(
         rates, expected[:, None] * torch.tensor([base, base / 2])
     )
-
-
-def test_a_run_and_its_resumption_follow_it(make_runner):
-    """Four iterations of warm-up end within the second epoch of three."""
-    cfg = schedule(4, T_max=6, convert_to_iter_based=True)
-    runner = make_runner(param_scheduler=cfg)
-    runner.train()
-    rates = runner.recorder.rates
-    for i in range(15):
-        expected = 0.4 * factor(i, total=18, warmup=4)
-        assert rates[i] == [pytest.approx(expected)], i
-    for epoch in (1, 2):
-        resumed = make_runner(
-            param_scheduler=cfg,
-            load_from=f'{runner.work_dir}/epoch_{epoch}.pth',
-            resume=True,
-        )
-        resumed.train()
-        assert resumed.recorder.rates == {
-            i: rates[i] for i in range(3 * epoch, 15)
-        }
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
-from mmpretrain.registry import MODELS as CLASSIFIERS
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-
-from anchorformer_mm.models.layers import resize_position_embedding
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 # UperNet's pooling to one cell needs two images for its batch norm.
@@ -124,36 +121,3 @@ def test_maps_have_the_size_of_the_image(size, kind, patch_size, test_cfg):
     assert result.seg_logits.data.isfinite().all()
     labels = result.pred_sem_seg.data
     assert torch.equal(labels[0], result.seg_logits.data.argmax(0))
-
-
-def test_a_classifier_initialises_the_backbone(tmp_path):
-    cfg = Config.fromfile(CONFIGS / 'anchorformer_t_paper_digits.py').model
-    init_default_scope('mmpretrain')
-    classifier = CLASSIFIERS.build(cfg)
-    init_default_scope('mmseg')
-    path = tmp_path / 'classifier.pth'
-    torch.save(dict(state_dict=classifier.state_dict()), path)
-    model = segmentor(
-        'semfpn',
-        cfg.backbone.patch_size,
-        img_size=(64, 96),
-        init_cfg=dict(
-            type='Pretrained', checkpoint=str(path), prefix='backbone.'
-        ),
-    )
-    model.init_weights()
-    theirs = classifier.backbone.state_dict()
-    ours = model.backbone.state_dict()
-    # The norm after its pooling is the classifier's alone.
-    assert set(theirs) - set(ours) == {'ln2.weight', 'ln2.bias'}
-    embedding = theirs.pop('pos_embed')
-    position, grid = embedding[:, :1], embedding[:, 1:]
-    before = classifier.backbone.patch_resolution
-    after = model.backbone.patch_resolution
-    fitted = resize_position_embedding(grid, before, after)
-    assert before != after
-    assert torch.equal(
-        ours.pop('pos_embed'), torch.cat((position, fitted), dim=1)
-    )
-    for name, weight in ours.items():
-        assert torch.equal(theirs[name], weight), name

@@ -97,16 +97,6 @@ def test_the_table_has_all_and_each(ablate, folder):
     assert digest(folder / 'anchors.pth') == before
 
 
-def test_the_first_figure_is_that_of_the_test(ablate, run_tool, tmp_path):
-    _, table, *_ = ablate('anchors', '--layers')
-    status, printed, _ = run_tool(
-        'test.py', 'anchors.py', 'anchors.pth', '--work-dir', str(tmp_path)
-    )
-    assert status == 0
-    figure = float(table['all layers'][0].rstrip('%'))
-    assert f'accuracy/top1: {figure:.4f}' in printed
-
-
 @pytest.mark.parametrize('model', ['query', 'vanilla', 'clusters'])
 def test_every_attention_is_left_out(ablate, model):
     status, table, _, errors = ablate(model, '--layers', '1')

@@ -3,7 +3,6 @@
 import ast
 import re
 import sys
-import time
 from pathlib import Path
 
 import bootstrap
@@ -70,34 +69,6 @@ def test_a_failed_command_shows_how_it_ended(tmp_path: Path) -> None:
     command = [sys.executable, '-c', 'print("first"); raise SystemExit("why")']
     with pytest.raises(bootstrap.SetupError, match=r'log\n.*first\n.*why'):
         bootstrap.run_logged('trying', command, tmp_path / 'a' / 'log')
-
-
-def test_an_interrupted_command_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(process, timeout=None):
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    left = tmp_path / 'left'
-    code = f'import time; time.sleep(1); open({str(left)!r}, "w")'
-    monkeypatch.setattr(bootstrap.subprocess.Popen, 'wait', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        bootstrap.run_logged('trying', [sys.executable, '-c', code], left)
-    time.sleep(1.5)
-    assert left.read_text() == ''
-
-
-def test_the_stamp_follows_its_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / 'requirements').mkdir()
-    (tmp_path / 'setup.py').touch()
-    monkeypatch.setattr(bootstrap, 'ROOT', tmp_path)
-    keys = {bootstrap.stamp_key(stack) for stack in bootstrap.FOLDERS}
-    (tmp_path / 'requirements' / 'onedl.txt').write_text('torch==1')
-    keys.add(bootstrap.stamp_key('onedl'))
-    assert len(keys) == 3
 
 
 def test_every_requirement_is_pinned() -> None:

@@ -76,14 +76,6 @@ def test_mixed_images_name_the_share_of_each_class(inputs):
         assert any(', ' in text for text in texts) == is_mixed
 
 
-def test_the_seed_chooses_the_pictures(inputs):
-    one, same, other = (
-        inputs(SEGMENT, 'train', 1, seed)[0][0][0] for seed in (1, 1, 2)
-    )
-    np.testing.assert_array_equal(one, same)
-    assert (one != other).any()
-
-
 @pytest.mark.parametrize('name', [DETECT, SEGMENT, CLASSIFY])
 def test_pictures_are_written_on_a_sheet_or_alone(
     run_tool, scenes, tmp_path, monkeypatch, name

@@ -1,15 +1,11 @@
 """The command that checks the data of a config."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 from PIL import Image
 
-from anchorformer_mm.apis import build_model, read_config
 from anchorformer_mm.datasets import DIGIT_CLASSES
 
 TOOL = 'check_dataset.py'
@@ -97,42 +93,3 @@ def test_what_cannot_run_ends_in_status_two(run_tool, args, message):
     status, _, errors = run_tool(TOOL, str(CONFIG), *args)
     assert status == 2
     assert any(message in line for line in errors)
-
-
-def write_own_folder():
-    """Cats and dogs of `docs/detection.md`, as `to_coco.py` leaves them."""
-    Path('data/mine/images').mkdir(parents=True)
-    box = dict(image_id=1, bbox=[8, 8, 30, 50], area=1500, iscrowd=0)
-    content = dict(
-        annotations=[dict(id=i, category_id=i, **box) for i in (1, 2)],
-        categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
-    )
-    for split in ('train', 'val'):
-        name = f'images/{split}.jpg'
-        Image.new('RGB', (80, 60)).save(Path('data/mine', name))
-        images = [dict(id=1, file_name=name, width=80, height=60)]
-        path = Path(f'data/mine/{split}.json')
-        path.write_text(json.dumps(content | dict(images=images)))
-
-
-def test_the_documented_config_trains_on_ones_own_folder(run_tool):
-    write_own_folder()
-    page = (ROOT / 'docs/detection.md').read_text()
-    (config,) = re.findall(r'```python\n(_base_.*?)```', page, re.DOTALL)
-    config = config.replace("'./", f"'{ROOT}/configs/")
-    Path('mine.py').write_text(config)
-    _, out, _ = run_tool(TOOL, 'mine.py', '--workers', '0')
-    assert out.splitlines()[-1] == '0 errors, 0 warnings'
-    cfg = read_config('mine.py')
-    init_default_scope('mmdet')
-    loader = cfg.train_dataloader
-    loader.update(num_workers=0, persistent_workers=False)
-    loader = Runner.build_dataloader(loader)
-    assert list(loader.dataset.metainfo['classes']) == ['cat', 'dog']
-    model = build_model(cfg).train()
-    # Normalisation takes more than one image.
-    batch = loader.collate_fn([loader.dataset[0], loader.dataset[0]])
-    data = model.data_preprocessor(batch, training=True)
-    loss, _ = model.parse_losses(model(**data, mode='loss'))
-    assert loss.isfinite()
-    assert loss > 0

@@ -1,7 +1,5 @@
 """Pictures of what models look at, by the command line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -62,7 +60,8 @@ def explain(folder, tmp_path, monkeypatch, run_tool):
     """Run the tool on a model in the folder; gives status, names, errors."""
     monkeypatch.chdir(folder)
 
-    def call(model, *args, out=tmp_path / 'out'):
+    def call(model, *args):
+        out = tmp_path / 'out'
         status, printed, errors = run_tool(
             *(TOOL, f'{model}.py', f'{model}.pth', '--out', str(out), *args)
         )
@@ -79,21 +78,6 @@ def explain(folder, tmp_path, monkeypatch, run_tool):
 
 def pictures(*kinds, images=('photo',)):
     return [f'{image}_{kind}.png' for image in images for kind in kinds]
-
-
-@pytest.mark.smoke
-def test_the_command_runs_by_itself(folder, tmp_path):
-    out = subprocess.run(
-        [sys.executable, ROOT / 'tools' / TOOL, 'classify.py', 'classify.pth']
-        + ['photo.png', 'grey.png', '--out', tmp_path / 'new'],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 0, out.stderr[-3000:]
-    names = [Path(line).name for line in out.stdout.splitlines()[-4:]]
-    images = 'photo', 'grey'
-    assert names == pictures('anchors', 'assignment', images=images)
 
 
 ANCHORS = ('anchors', 'assignment')
@@ -125,25 +109,6 @@ def test_every_image_is_drawn(explain, model, options, kinds):
     )
     assert status == 0
     assert names == pictures(*kinds, images=('photo', 'tall'))
-
-
-@pytest.mark.parametrize(
-    ('model', 'name', 'index'),
-    [('classify', 'seven', '7'), ('segment', 'three', '4')],
-)
-def test_class_and_layer_of_grad_cam_are_chosen(
-    explain, model, name, index, tmp_path
-):
-    def picture(i, *more):
-        out = tmp_path / str(i)
-        arguments = ('photo.png', '--method', 'grad-cam', *more)
-        assert explain(model, *arguments, out=out)[0] == 0
-        return (out / 'photo_grad_cam.png').read_bytes()
-
-    first = picture(0, '--target', name)
-    assert picture(1, '--target', index) == first
-    layer = 'backbone.layers.0'
-    assert picture(2, '--target', index, '--target-layer', layer) != first
 
 
 def test_without_grad_cam_its_package_is_named(explain, monkeypatch):

@@ -73,6 +73,15 @@ def test_a_file_and_what_is_said_of_it(export):
     ]
 
 
+def test_normalisation_outside_is_the_last_step(export):
+    status, _, err = export('--out', 'x.onnx', '--no-normalisation')
+    assert status == 0, err
+    props = {p.key: p.value for p in onnx.load('x.onnx').metadata_props}
+    assert json.loads(props['preprocess'])[2:] == [
+        dict(op='normalise', mean=[90, 110, 130], std=[50, 60, 70], bgr=False)
+    ]
+
+
 def test_names_of_a_checkpoint_come_first(export, tmp_path):
     from mmengine.config import Config
 
@@ -114,6 +123,8 @@ KEEP_RATIO = [
         (['--dynamic', '--batch-size', '2'], 'no meaning with --dynamic'),
         (['none.pth'], 'checkpoint not found: none.pth'),
         (['--with-nms'], 'with_nms is for detectors only'),
+        (['--raw'], 'raw is for detectors only'),
+        (['--raw', '--with-nms'], 'not allowed with argument --raw'),
         (['--images', 'none.jpg'], 'image not found: none.jpg'),
         (['--cfg-options', 'model.head.num_classes=4'], 'model has 4 classes'),
         (['--cfg-options', *KEEP_RATIO], 'choose one with --shape H W'),

@@ -183,10 +183,11 @@ CLASSES = 'test_dataloader.dataset.metainfo.classes=[a,b]'
         ((*ON[:4], '.'), '--out is a folder'),
         (('evil.pdparams', *ON[1:]), 'mkdir, which is refused'),
         ((*OPTION, 'model.bbox_head.num_classes=20'), 'num_classes=20'),
-        ((*ON, '--images', '.'), '--images is for ONNX files'),
+        ((*ON, '--images', '.'), '--images is for .onnx and'),
         (('a.onnx', *ON[1:], '--backbone-only'), '--backbone-only'),
         (('a.onnx', *ON[1:]), 'a.onnx is no usable ONNX file'),
         (('a.onnx', *ON[1:], '--images', 'no'), '--images is no folder: no'),
+        (('a.json', *ON[1:]), 'a.pdiparams needs its program beside it'),
         ((*OPTION, CLASSES), 'num_classes=80'),
         ((*OPTION, 'model.backbone.arch=2x'), "'2x'"),
         (('s.pdparams', '--config', 'bare.py', *ON[3:]), 'no model'),
@@ -202,6 +203,7 @@ def test_what_cannot_work_is_one_error_and_writes_nothing(
     save(folder / 'evil.pdparams', dict(a=Evil()))
     (folder / 'bare.py').write_text('model = dict()')
     (folder / 'a.onnx').write_bytes(b'a')
+    (folder / 'a.pdiparams').write_bytes(b'a')
     before = {p: p.read_bytes() for p in folder.rglob('*')}
     status, _, errors = run_tool(TOOL, *args)
     assert status == 2

@@ -114,6 +114,14 @@ def run(tmp_path, monkeypatch, capfd):
     return call
 
 
+@pytest.fixture(params=['onnx', 'openvino'])
+def runtime(request):
+    """Gives options of the tool."""
+    if request.param != 'onnx':
+        pytest.importorskip(request.param)
+    return '--runtime', request.param
+
+
 def results_in(folder):
     return json.loads((folder / 'predictions.json').read_text('utf-8'))
 
@@ -211,7 +219,7 @@ def test_boxes_go_back_to_where_they_come_from(height, width, crops):
         return
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     outputs = dict(boxes=F32([box]), scores=F32([1]), labels=np.int64([0]))
-    model = tool.Model(None, None, 'detection', ['white'], steps)
+    model = tool.Model(None, 'detection', ['white'], steps)
     args = type('Args', (), dict(score_thr=0.5))
     found = tool.detect(model, outputs, image, prepared, args)
     assert np.abs(found['detections'][0]['box'] - true).max() <= 1.5
@@ -485,7 +493,7 @@ def test_no_two_results_are_in_one_file(run, tmp_path):
     'location', ['secret', '../secret', '{}/secret', '*/_ORT_MEM_ADDR_/*']
 )
 @pytest.mark.parametrize('place', ['initializer', 'constant'])
-def test_no_other_file_is_read(run, folder, location, place):
+def test_no_other_file_is_read(run, folder, location, place, runtime):
     (folder / 'x').mkdir()
     for path in (folder / 'secret', folder / 'x' / 'secret'):
         path.write_bytes(np.float32([[5, 6, 7]]).tobytes())
@@ -502,7 +510,7 @@ def test_no_other_file_is_read(run, folder, location, place):
         model.graph.node.insert(0, node)
         model.graph.initializer.pop()
     path.write_bytes(model.SerializeToString())
-    status, _, errors = run(path, 'images', '--out', 'out')
+    status, _, errors = run(path, 'images', '--out', 'out', *runtime)
     assert status == 1
     assert len(errors) == 1 and 'm.onnx is no usable' in errors[0]
     assert not (folder / 'out').exists()
@@ -517,13 +525,14 @@ def test_no_other_file_is_read(run, folder, location, place):
         (dict(classes='{"a": 1}'), 'classes'),
         (dict(preprocess=None), 'preprocess'),
         (dict(preprocess='[' * 100_000), 'preprocess'),
-        (dict(dtype='int64'), 'tensor(int64)'),
+        (dict(head='[]'), 'head'),
+        (dict(dtype='int64'), '64'),
         (dict(task='detection'), '--with-nms'),
     ],
 )
-def test_unusable_models_are_one_line(run, folder, change, words):
+def test_unusable_models_are_one_line(run, folder, change, words, runtime):
     model = write_model(folder / 'm.onnx', 'classification', **change)
-    status, _, errors = run(model, 'images', '--out', 'out')
+    status, _, errors = run(model, 'images', '--out', 'out', *runtime)
     assert status == 1
     assert len(errors) == 1 and errors[0].startswith('error: ')
     assert words in errors[0] and 'm.onnx' in errors[0]
@@ -573,6 +582,36 @@ def test_outputs_that_cannot_be_are_one_line(run, folder, task, arrays):
     assert (status, out) == (1, '')
     assert len(errors) == 2 and 'images/a.jpg' in errors[0]
     assert results_in(folder / 'out')['images'] == []
+
+
+def test_a_runtime_that_is_not_there_is_one_line(run, folder, monkeypatch):
+    model = write_model(folder / 'm.onnx', 'classification')
+    for name, package in (('onnx', 'onnxruntime'), ('openvino', 'openvino')):
+        monkeypatch.setitem(sys.modules, package, None)
+        status, _, errors = run(model, 'images', '--runtime', name)
+        assert status == 1
+        words = f'{package} is not installed: pip install {package}'
+        assert errors == [f'error: {words}']
+    status, _, errors = run(model, 'images', '--runtime', 'ncnn')
+    assert "invalid choice: 'ncnn'" in ' '.join(errors)
+
+
+@pytest.mark.parametrize(
+    'task', ['classification', 'detection', 'segmentation']
+)
+def test_runtimes_give_the_same(run, folder, task):
+    pytest.importorskip('openvino')
+    model = write_model(folder / 'm.onnx', task)
+    results = []
+    for name in ('onnx', 'openvino', 'openvino-bf16'):
+        assert run(model, 'images', '--runtime', name)[0] == 0
+        results.append(results_in(folder / 'predictions')['images'])
+    for ours in results[1:]:
+        for one, other in zip(results[0], ours, strict=True):
+            key = dict(detection='detections', segmentation='segments')
+            parts = [r[key.get(task, 'top')] for r in (one, other)]
+            labels = [[part['label'] for part in p] for p in parts]
+            assert labels[0] == labels[1] != []
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,24 @@ def test_every_format_gives_the_boxes_of_its_splits(convert, make):
     assert not Path('ö/out/test.json').exists()
 
 
+def test_a_project_of_paddledetection_keeps_its_lists(convert):
+    write('label_list.txt', 'owl\ndog\ncat\n')
+    for split, folder in (('trainval', 'one'), ('val', 'two'), ('', 'left')):
+        image(f'images/{folder}/0.jpg', len(folder))
+        voc_xml(f'annotations/{folder}/0.xml', '0.jpg')
+        if split:
+            pair = f'./images/{folder}/0.jpg annotations/{folder}/0.xml'
+            write(f'{split}.txt', f'{pair}\n')
+    status, printed, errors = convert()
+    assert status == 0 and 'in no list of a split (1)' in printed, errors
+    for split, folder in (('train', 'one'), ('val', 'two')):
+        content = COCO(f'ö/out/{split}.json').dataset
+        names = [c['name'] for c in content['categories']]
+        assert names == ['owl', 'dog', 'cat']
+        (entry,) = content['images']
+        assert entry['file_name'].endswith(f'images/{folder}/0.jpg')
+
+
 def test_polygons_become_masks(convert):
     write('data.yaml', dict(names=['cat']))
     for i in range(2):

@@ -40,15 +40,14 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--layers',
-        nargs='*',
-        type=int,
-        help='attention layers to leave out one by one, counted from 0 '
-        '(default: each; none after the flag: only all together)',
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file')
+    text = (
+        'attention layers to leave out one by one, counted from 0 (default: '
+        'each; none after the flag: only all together)'
     )
+    add('--layers', nargs='*', type=int, help=text)
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -119,30 +118,16 @@ def run_tests(
 ) -> dict[tuple[str, str], dict]:
     """Metrics of a test for each list of changes, which end with it."""
     from mmengine.dist import is_main_process
-    from mmengine.hooks import Hook
-    from mmengine.utils import ProgressBar
+    from rich.console import Console
+    from rich.progress import track
 
-    class Progress(Hook):
-        def before_test(self, *args, **kwargs) -> None:
-            # Weights are loaded by now; an error has its own line.
-            if not bar.completed:
-                bar.start()
-
-        def after_test_iter(self, *args, **kwargs) -> None:
-            bar.update()
-
-    batches = len(changes) * len(runner.test_dataloader)
-    if is_main_process():
-        bar = ProgressBar(batches, start=False, file=sys.stderr)
-        runner.register_hook(Progress())
-    metrics = {}
-    for key, parts in changes.items():
+    metrics, console = {}, Console(stderr=True, quiet=not is_main_process())
+    for key, parts in track(changes.items(), 'tests', console=console):
         # Tables of all classes, which libraries print after each test.
         with ExitStack() as stack, redirect_stdout(StringIO()):
             for change in parts:
                 stack.enter_context(change())
             metrics[key] = runner.test()
-    sys.stderr.write('\n')
     return metrics
 
 

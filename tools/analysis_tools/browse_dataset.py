@@ -118,19 +118,11 @@ def draw(image: np.ndarray, sample: Any, meta: dict) -> tuple[np.ndarray, str]:
 
 def write_sheet(pictures: list[tuple[np.ndarray, str]], path: Path) -> None:
     """Write pictures with their titles, up to four in a row."""
-    from matplotlib.figure import Figure
+    from anchorformer_mm.analysis.pictures import Panel, draw_panels, fit
 
-    columns = min(len(pictures), 4)
-    rows = -(-len(pictures) // columns)
-    figure = Figure((3.4 * columns, 3.8 * rows), layout='constrained')
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis('off')
-    for axis, (image, title) in zip(axes, pictures, strict=False):
-        axis.imshow(image)
-        axis.set_title(title, fontsize=8, parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    panels = [Panel(fit(image, 340), title) for image, title in pictures]
+    starts = range(0, len(panels), 4)
+    draw_panels([panels[i : i + 4] for i in starts], path)
     print(path)
 
 

@@ -33,75 +33,48 @@ def parse_args() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'config',
-        help="config file, or a library's own as "
-        'mmpretrain::deit/deit-small_4xb256_in1k.py',
+    add = parser.add_argument
+    own = "config file, or a library's own as mmpretrain::deit/FILE.py"
+    add('config', help=own)
+    add('checkpoint', help='checkpoint file')
+    add('images', nargs='+', help='image files', type=Path)
+    add('--out', required=True, type=Path, help='folder for the pictures')
+    text = 'default: anchors, or clusters of a model that has these alone'
+    add('--method', choices=[*MAPS, 'grad-cam'], help=text)
+    add('--device', default='cpu')
+    options = 'overrides of the config, as key=value pairs'
+    add('--cfg-options', nargs='+', action=DictAction, help=options)
+    add = parser.add_argument_group('anchors and clusters').add_argument
+    text = (
+        'layers with anchors or clusters, counted from 0 (default: all with '
+        'anchors, the last of each stage with clusters)'
     )
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('images', nargs='+', help='image files', type=Path)
-    parser.add_argument(
-        '--out', required=True, type=Path, help='folder for the pictures'
+    add('--layers', nargs='+', type=int, help=text)
+    add = parser.add_argument_group('anchors').add_argument
+    text = "heads, counted from 0, or 'mean' (default)"
+    add('--heads', nargs='+', help=text)
+    text = 'anchors of each layer (default: 6)'
+    add('--num-anchors-shown', type=int, metavar='K', help=text)
+    text = (
+        'show those that tell patches apart (default), or those that collect '
+        'most'
     )
-    parser.add_argument(
-        '--method',
-        choices=[*MAPS, 'grad-cam'],
-        help='default: anchors, or clusters of a model that has these alone',
+    add('--order', choices=['contrast', 'mass'], help=text)
+    add = parser.add_argument_group('clusters').add_argument
+    text = 'a row for each, such as 1 4 (default: the coarsest scale)'
+    add('--scales', nargs='+', type=int, help=text)
+    add = parser.add_argument_group('grad-cam').add_argument
+    text = (
+        'name or number of a class (default: the predicted one; of a '
+        'segmentor, the one with most pixels)'
     )
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='overrides of the config, as key=value pairs',
+    add('--target', metavar='CLASS', help=text)
+    text = (
+        'layer whose map is weighted, such as backbone.layers.11.ln1 (the '
+        'default for a classifier with AnchorFormer of 12 layers), '
+        'backbone.layers.11 (for a segmentor with it), or backbone.stages.2'
     )
-    maps = parser.add_argument_group('anchors and clusters')
-    maps.add_argument(
-        '--layers',
-        nargs='+',
-        type=int,
-        help='layers with anchors or clusters, counted from 0 (default: all '
-        'with anchors, the last of each stage with clusters)',
-    )
-    anchors = parser.add_argument_group('anchors')
-    anchors.add_argument(
-        '--heads',
-        nargs='+',
-        help="heads, counted from 0, or 'mean' (default)",
-    )
-    anchors.add_argument(
-        '--num-anchors-shown',
-        type=int,
-        metavar='K',
-        help='anchors of each layer (default: 6)',
-    )
-    anchors.add_argument(
-        '--order',
-        choices=['contrast', 'mass'],
-        help='show those that tell patches apart (default), or those that '
-        'collect most',
-    )
-    clusters = parser.add_argument_group('clusters')
-    clusters.add_argument(
-        '--scales',
-        nargs='+',
-        type=int,
-        help='a row for each, such as 1 4 (default: the coarsest scale)',
-    )
-    grad_cam = parser.add_argument_group('grad-cam')
-    grad_cam.add_argument(
-        '--target',
-        metavar='CLASS',
-        help='name or number of a class (default: the predicted one; of a '
-        'segmentor, the one with most pixels)',
-    )
-    grad_cam.add_argument(
-        '--target-layer',
-        metavar='NAME',
-        help='layer whose map is weighted, such as backbone.layers.11.ln1 '
-        '(the default for a classifier with AnchorFormer of 12 layers), '
-        'backbone.layers.11 (for a segmentor with it), or backbone.stages.2',
-    )
+    add('--target-layer', metavar='NAME', help=text)
     return parser.parse_args()
 
 
@@ -167,7 +140,6 @@ def class_painter(
 ) -> Callable[['PreparedImage', Path], list[Path]]:
     """Function that draws Grad-CAM of an image."""
     from anchorformer_mm.analysis.grad_cam import (
-        class_name,
         draw_grad_cam,
         grad_cam,
         segmentation_grad_cam,
@@ -178,10 +150,11 @@ def class_painter(
     explain = segmentation_grad_cam if segments else grad_cam
     options, colours = {}, {}
     if segments:
-        from anchorformer_mm.analysis.pictures import palette_of
+        from anchorformer_mm.analysis.pictures import class_name, palette_of
 
-        classes = [class_name(i, classes) for i in range(model.num_classes)]
-        colours = dict(palette=palette_of(model.dataset_meta, classes))
+        meta = model.dataset_meta
+        classes = [class_name(meta, i) for i in range(model.num_classes)]
+        colours = dict(palette=palette_of(meta, classes))
 
     def draw(image: 'PreparedImage', stem: Path) -> list[Path]:
         if segments:

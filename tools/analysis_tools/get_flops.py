@@ -22,39 +22,24 @@ def parse_args() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'configs',
-        nargs='+',
-        help="config files, or a library's own as "
-        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    add = parser.add_argument
+    own = "config files, or a library's own as mmdet::rtmdet/FILE.py"
+    add('configs', nargs='+', help=own)
+    size = dict(nargs=2, type=int, metavar=('H', 'W'))
+    text = 'height and width of the image, px'
+    add('--shape', required=True, **size, help=text)
+    text = (
+        'count the backbone alone, also of models that cannot be counted as '
+        'a whole'
     )
-    parser.add_argument(
-        '--shape',
-        required=True,
-        nargs=2,
-        type=int,
-        metavar=('H', 'W'),
-        help='height and width of the image, px',
+    add('--backbone-only', action='store_true', help=text)
+    options = 'overrides of every config, as key=value pairs'
+    add('--cfg-options', nargs='+', action=DictAction, help=options)
+    text = (
+        'file for the figures as whole numbers, and the calls of each '
+        'operator that is not counted'
     )
-    parser.add_argument(
-        '--backbone-only',
-        action='store_true',
-        help='count the backbone alone, also of models that cannot be '
-        'counted as a whole',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='overrides of every config, as key=value pairs',
-    )
-    parser.add_argument(
-        '--json',
-        type=Path,
-        metavar='FILE',
-        help='file for the figures as whole numbers, and the calls of each '
-        'operator that is not counted',
-    )
+    add('--json', type=Path, metavar='FILE', help=text)
     return parser.parse_args()
 
 

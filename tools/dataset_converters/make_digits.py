@@ -28,7 +28,6 @@ from rich.progress import Progress
 from anchorformer_mm.datasets.digits import (
     DIGIT_CLASSES,
     MIN_DIGIT_HEIGHT,
-    SEGMENTATION_CLASSES,
     load_scans,
     make_scene,
     make_single,
@@ -38,6 +37,11 @@ from anchorformer_mm.utils.errors import UsageError, run_command_line
 DATASET_NAME = 'anchorformer_mm digits'
 FORMAT_VERSION = 1
 META_NAME = 'meta.json'
+SOURCE = (
+    'sklearn.datasets.load_digits (scikit-learn, BSD-3-Clause): the test part '
+    'of "Optical Recognition of Handwritten Digits", E. Alpaydin and '
+    'C. Kaynak, UCI Machine Learning Repository, 1998'
+)
 SPLITS = ('train', 'val')
 SINGLE_SIZE = (64, 64)  # of a classification image, px
 
@@ -155,8 +159,10 @@ def write_digits(
             results = run(function, items)
             return list(bar.track(results, len(items), description=label))
 
-        counts = {s: _write_split(run_all, folder, spec, s) for s in SPLITS}
-        _write_json(folder / META_NAME, _meta(folder, spec, counts), indent=2)
+        for split in SPLITS:
+            _write_split(run_all, folder, spec, split)
+        meta = {'name': DATASET_NAME, 'source': SOURCE, **_identity(spec)}
+        _write_json(folder / META_NAME, meta)
         if out.exists():
             out.rename(Path(temporary, 'old'))
         folder.rename(out)
@@ -182,8 +188,8 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 def _write_split(
     run: Callable, folder: Path, spec: DigitsSpec, split: str
-) -> dict[str, int]:
-    """Write one split of all three tasks and return its counts."""
+) -> None:
+    """Write one split of all three tasks."""
     singles = folder / 'classification'
     paths = ['annotations', split, f'semantic/{split}', 'classification/meta']
     paths += [f'classification/{split}/{name}' for name in DIGIT_CLASSES]
@@ -194,20 +200,14 @@ def _write_split(
         range(spec.num_scenes(split)),
         f'{split} scenes',
     )
-    coco = _coco(spec, split, scenes)
-    _write_json(folder / f'annotations/instances_{split}.json', coco)
+    path = folder / f'annotations/instances_{split}.json'
+    _write_json(path, _coco(spec, split, scenes))
     lines = run(
         partial(_write_single, singles / split, spec, split),
         range(len(_scans(split))),
         f'{split} single digits',
     )
     (singles / f'meta/{split}.txt').write_text('\n'.join(lines) + '\n')
-    return {
-        'scenes': len(scenes),
-        'digits': len(coco['annotations']),
-        'empty_scenes': sum(not scene for scene in scenes),
-        'single_digits': len(lines),
-    }
 
 
 # Loaded once in each process.
@@ -283,10 +283,8 @@ def _write_image(
     path.write_bytes(cv2.imencode(path.suffix, image, options)[1].tobytes())
 
 
-def _write_json(path: Path, content: dict, indent: int | None = None) -> None:
-    separators = None if indent else (',', ':')
-    text = json.dumps(content, indent=indent, separators=separators)
-    path.write_text(text + '\n')
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, separators=(',', ':')) + '\n')
 
 
 @contextmanager
@@ -329,8 +327,6 @@ def is_there(out: Path, spec: DigitsSpec, force: bool) -> bool:
         for key, value in _identity(spec).items()
         if meta.get(key) != value
     ]
-    if not other and _count_files(out) < meta['files']:
-        other = ['with files missing']
     if other:
         raise UsageError(
             f'{out} holds a digits data set {"; ".join(other)}: name '
@@ -343,40 +339,6 @@ def _identity(spec: DigitsSpec) -> dict:
     """Return what two equal data sets have in common, as JSON gives it."""
     identity = {'format_version': FORMAT_VERSION, **asdict(spec)}
     return json.loads(json.dumps(identity))
-
-
-def _meta(folder: Path, spec: DigitsSpec, counts: dict) -> dict:
-    import sklearn
-
-    return {
-        'name': DATASET_NAME,
-        'description': (
-            'Real handwritten digits, scaled, recoloured and composed on '
-            'procedural backgrounds: boxes, segmentation maps and single '
-            'digits. Made by tools/dataset_converters/make_digits.py.'
-        ),
-        'source': (
-            'sklearn.datasets.load_digits (scikit-learn, BSD-3-Clause): the '
-            'test part of "Optical Recognition of Handwritten Digits", '
-            'E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998'
-        ),
-        **_identity(spec),
-        'versions': {
-            'scikit-learn': sklearn.__version__,
-            'numpy': np.__version__,
-            'opencv': cv2.__version__,
-        },
-        'counts': counts,
-        'segmentation': {
-            'reduce_zero_label': False,
-            'classes': SEGMENTATION_CLASSES,
-        },
-        'files': _count_files(folder) + 1,
-    }
-
-
-def _count_files(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.rglob('*'))
 
 
 def parse_args() -> argparse.Namespace:

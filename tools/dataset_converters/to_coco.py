@@ -1,9 +1,10 @@
 """Turn annotated boxes into COCO files, to train a detector on them.
 
 Reads YOLO text files (with data.yaml, classes.txt or obj.names), Pascal VOC
-XML, LabelMe JSON, and COCO JSON as CVAT and Roboflow export it. The layout of
-the folders does not matter: files are matched by name. Images stay where they
-are. Polygons become masks with their boxes.
+XML, with PaddleDetection's lists, too, LabelMe JSON, and COCO JSON as CVAT and
+Roboflow export it. The layout of the folders does not matter: files are
+matched by name. Images stay where they are. Polygons become masks with their
+boxes.
 """
 
 import argparse
@@ -256,10 +257,18 @@ def read_voc(source: Source) -> Iterator[Entry]:
         for path in source.files:
             if path.name == f'{name}.txt':
                 split = 'train' if name == 'trainval' else name
-                lists |= dict.fromkeys(filter(None, lines_of(path)), split)
+                for line in filter(None, lines_of(path)):
+                    # A stem; or PaddleDetection's image and annotation.
+                    if line.endswith('.xml'):
+                        line = os.path.normpath(path.parent / line.split()[-1])
+                    lists[line] = split
+    for path in source.files:
+        if path.name == 'label_list.txt':
+            source.names = list(filter(None, lines_of(path)))
     for path, tree in source.parsed['voc'].items():
         where = source.short(path)
-        if lists and path.stem not in lists:
+        split = lists.get(path.stem) or lists.get(str(path))
+        if lists and not split:
             source.tell('images left out: in no list of a split', where)
             continue
         objects = []
@@ -278,7 +287,7 @@ def read_voc(source: Source) -> Iterator[Entry]:
         told = (tree.findtext('filename') or '').strip()
         image = source.image(path, path.stem, *filter(None, [told]))
         if image is not None:
-            split = lists.get(path.stem) or source.split_of(path)
+            split = split or source.split_of(path)
             yield Entry(path, image, split, objects)
 
 

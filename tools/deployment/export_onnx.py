@@ -1,7 +1,7 @@
 """Write the trained model of a config as an ONNX file, and check the file.
 
-It takes RGB images, float32 from 0 to 255, of shape (N, 3, H, W). What comes
-before and what comes out is in its metadata.
+It takes RGB images, float32 from 0 to 255, of shape (N, 3, H, W), or
+normalised ones. What comes before and what comes out is in its metadata.
 """
 
 import argparse
@@ -43,7 +43,23 @@ def parse_args() -> argparse.Namespace:
     dynamic = 'leave batch, height and width open'
     add('--dynamic', action='store_true', help=dynamic)
     with_nms = "let a detector's file end in its NMS"
-    add('--with-nms', action='store_true', help=with_nms)
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument('--with-nms', action='store_true', help=with_nms)
+    ends.add_argument(
+        '--raw',
+        action='store_true',
+        help="let a PicoDet's file end in the maps of its head, for chips and "
+        "tools that cannot decode: of each stride the classes' scores from 0 "
+        'to 1, (N, C, h, w), and the logits of the bins of the distances to '
+        'the four sides, (N, 4 * bins, h, w)',
+    )
+    add(
+        '--normalisation',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='normalise inside of the file; without, its input is normalised '
+        'as its metadata tell',
+    )
     add(
         '--images',
         nargs='+',
@@ -96,7 +112,8 @@ def describe(path: Path, name: Path) -> str:
 
 
 def main() -> None:
-    check_environment(['torch', 'mmengine', 'mmcv', 'onnx', 'onnxruntime'])
+    libraries = ['torch', 'mmengine', 'mmcv', 'onnx', 'onnxslim']
+    check_environment([*libraries, 'onnxruntime'])
     args = parse_args()
     # Import what was just checked.
     from sklearn.datasets import load_sample_images
@@ -130,6 +147,8 @@ def main() -> None:
         )
     if not args.dynamic:
         steps = steps.fixed_to(shape)
+    if not args.normalisation:
+        steps.normalise_as(model.data_preprocessor)
     if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
         tell(
             "test_cfg.mode of the config is 'slide': the file takes the "
@@ -139,7 +158,10 @@ def main() -> None:
         tell(remark)
 
     options = dict(
-        with_nms=args.with_nms, stretch_contrast=steps.stretch_contrast
+        with_nms=args.with_nms,
+        raw=args.raw,
+        stretch_contrast=steps.stretch_contrast,
+        normalise=args.normalisation,
     )
     paths = args.images or load_sample_images().filenames
     images = [prepare_image(cfg, model, path).pixels for path in paths]

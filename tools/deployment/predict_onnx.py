@@ -1,10 +1,10 @@
 """Predict with an ONNX file: boxes, a label map or a class for each image.
 
 Inputs are images, folders with their sub-folders, patterns ('photos/*.jpg'),
-videos, and webcams (webcam:0, or 0), which Ctrl+C ends. Needs onnxruntime,
-NumPy, OpenCV and Pillow, nothing else: take this one file into a product. The
-metadata of the ONNX file say what the model expects. Images are RGB, uint8,
-(height, width, 3); boxes are x1, y1, x2, y2.
+videos, and webcams (webcam:0, or 0), which Ctrl+C ends. Needs onnxruntime or
+openvino, NumPy, OpenCV and Pillow, nothing else: take this one file into a
+product. The metadata of the ONNX file say what the model expects. Images are
+RGB, uint8, (height, width, 3); boxes are x1, y1, x2, y2.
 """
 
 import argparse
@@ -16,17 +16,15 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from glob import glob
 from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # Of all that Pillow opens: for some of the others it starts programs.
@@ -63,26 +61,34 @@ def reason_of(error: Exception) -> str:
 
 @dataclass
 class Model:
-    """An ONNX Runtime session, and what its file says of it."""
+    """What runs a file, and what the file says of itself."""
 
     path: Path
-    session: ort.InferenceSession
     task: str
     classes: list[str]
     steps: list[dict]
+    names: list[str] = field(default_factory=list)  # of the outputs
+    compute: Callable[[np.ndarray], Sequence[np.ndarray]] | None = None
+    head: dict = field(default_factory=dict)  # of a PicoDet
 
     def batch(self, image: np.ndarray) -> np.ndarray:
         """Make the input of the network of a preprocessed image."""
         return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
 
     def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """Compute the outputs by name."""
-        names = [output.name for output in self.session.get_outputs()]
-        port = self.session.get_inputs()[0]
-        arrays = self.session.run(names, {port.name: batch})
+        """Compute the outputs by name; those of a detector after NMS."""
+        arrays = self.compute(batch)
         if not all(np.isfinite(array).all() for array in arrays):
             raise InputError(f'{self.path} gives values that are not finite')
-        return dict(zip(names, arrays, strict=True))
+        outputs = dict(zip(self.names, arrays, strict=True))
+        if self.head and 'labels' not in outputs:
+            if 'boxes' in outputs:
+                boxes, scores = outputs['boxes'][0], outputs['scores'][0]
+            else:
+                boxes, scores = decode(outputs, self.head['strides'])
+                boxes = boxes.clip(0, 2 * batch.shape[:1:-1])
+            return suppress(boxes, scores, self.head)
+        return outputs
 
     def part(self, label: int, **values) -> dict:
         """Describe a part of a result; a class without a name has a number."""
@@ -94,10 +100,49 @@ class Model:
         return self.batch(preprocess(read_image(path), self.steps).pixels)
 
 
-def load_model(path: Path, threads: int = 0) -> Model:
-    """Open an ONNX file with its metadata and all its data, or say why not."""
-    if not path.is_file():
-        raise InputError(f'model not found: {path}')
+def decode(outputs: dict[str, np.ndarray], strides: list[int]) -> tuple:
+    """Turn the maps of a PicoDet into boxes (n, 4) and scores (n, C)."""
+    boxes, scores = [], []
+    for s in strides:
+        score, bins = outputs[f'scores_{s}'][0], outputs[f'distances_{s}'][0]
+        bins = bins.reshape(4, -1, score[0].size)
+        shares = np.exp(bins - bins.max(axis=1, keepdims=True))
+        steps = np.arange(bins.shape[1])[:, None]
+        sides = s * (shares * steps).sum(axis=1) / shares.sum(axis=1)
+        cells = np.indices(score.shape[1:])[::-1].reshape(2, -1)
+        points = s * (cells + 0.5)
+        boxes.append(np.concatenate([points - sides[:2], points + sides[2:]]))
+        scores.append(score.reshape(len(score), -1))
+    return np.hstack(boxes).T, np.hstack(scores).T
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray, head: dict) -> dict:
+    """Choose detections among boxes (n, 4), scores (n, C) as the NMS does."""
+    best = np.argsort(-scores.max(axis=1), kind='stable')[:1000]
+    row, label = np.nonzero(scores[best] > head['score_thr'])
+    boxes, scores = boxes[best[row]], scores[best[row], label]
+    sizes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    kept = cv2.dnn.NMSBoxesBatched(
+        sizes.tolist(),
+        scores.tolist(),
+        label.tolist(),
+        0,
+        head['iou_threshold'],
+    )
+    kept = np.array(kept, int)
+    kept = kept[np.argsort(-scores[kept], kind='stable')]
+    kept = kept[: head['max_per_img'] if head['max_per_img'] > 0 else None]
+    return dict(boxes=boxes[kept], scores=scores[kept], labels=label[kept])
+
+
+def open_onnxruntime(content: bytes, threads: int) -> tuple:
+    """Give what computes, types of inputs, names of outputs, metadata."""
+    import onnxruntime as ort
+
+    # Before 1.24 it opens any file of the machine that a tensor names.
+    version = tuple(map(int, ort.__version__.split('.')[:2]))
+    if version < (1, 24) and b'location' in content:
+        raise ValueError('it may have data in other files')
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its errors are raised as well
@@ -108,41 +153,93 @@ def load_model(path: Path, threads: int = 0) -> Model:
         ('session.model_external_initializers_file_folder_path', os.devnull),
     ):
         options.add_session_config_entry(key, value)
+    session = ort.InferenceSession(
+        content, options, providers=['CPUExecutionProvider']
+    )
+    # Texts that are none fail when they are asked for.
+    meta = session.get_modelmeta().custom_metadata_map
+    ports = session.get_inputs() + session.get_outputs()
+    _ = [port.shape for port in ports]
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    return (
+        lambda batch: session.run(None, {inputs[0].name: batch}),
+        [port.type for port in inputs],
+        [port.name for port in outputs],
+        meta,
+    )
+
+
+def open_openvino(content: bytes, threads: int, precision='f32') -> tuple:
+    """Give the same as :func:`open_onnxruntime`."""
+    import openvino as ov
+
+    # It opens any file of the machine that a tensor names.
+    if b'location' in content:
+        raise ValueError('it may have data in other files')
+    core = ov.Core()
+    network = core.read_model(content)
+    options = dict(
+        INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=threads
+    )
+    compiled = core.compile_model(network, 'CPU', options)
+    meta = network.get_rt_info(['framework']).value
+    # One output may have several names.
+    outputs = [(port, n) for port in compiled.outputs for n in port.names]
+
+    def compute(batch: np.ndarray) -> list[np.ndarray]:
+        found = compiled(batch)
+        return [found[port] for port, _ in outputs]
+
+    return (
+        compute,
+        [f'tensor({p.element_type.to_string()})' for p in network.inputs],
+        [name for _, name in outputs],
+        {key: str(value) for key, value in meta.items()},
+    )
+
+
+RUNTIMES = {
+    'onnx': open_onnxruntime,
+    'openvino': open_openvino,
+    'openvino-bf16': partial(open_openvino, precision='bf16'),
+}
+
+
+def load_model(path: Path, threads: int = 0, runtime: str = 'onnx') -> Model:
+    """Open an ONNX file with its metadata and all its data, or say why not."""
+    if not path.is_file():
+        raise InputError(f'model not found: {path}')
     try:
         content = path.read_bytes()
-        # Before 1.24 it opens any file of the machine that a tensor names.
-        version = tuple(map(int, ort.__version__.split('.')[:2]))
-        if version < (1, 24) and b'location' in content:
-            raise ValueError('it may have data in other files')
-        session = ort.InferenceSession(
-            content, options, providers=['CPUExecutionProvider']
-        )
-        # Texts that are none fail when they are asked for.
-        meta = session.get_modelmeta().custom_metadata_map
-        for port in session.get_inputs() + session.get_outputs():
-            _ = port.name, port.shape
+        compute, kinds, names, meta = RUNTIMES[runtime](content, threads)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'{error.name} is not installed: pip install {error.name}'
+        ) from error
     except Exception as error:  # its errors have no common class
         raise InputError(
             f'{path} is no usable ONNX file: {reason_of(error)}'
         ) from error
-    task, lists = meta.get('task'), []
-    for key in ('classes', 'preprocess'):
-        with suppress(KeyError, RecursionError, ValueError):
-            lists.append(json.loads(meta[key]))
-    kinds = [port.type for port in session.get_inputs()]
+    task = meta.get('task')
+    try:
+        values = (meta['classes'], meta['preprocess'], meta.get('head', '{}'))
+        lists = [*map(json.loads, values)]
+    except (KeyError, RecursionError, ValueError):
+        lists = []
     if (
         task not in TASKS
-        or kinds != ['tensor(float)']
-        or [type(value) for value in lists] != [list, list]
+        or kinds not in (['tensor(float)'], ['tensor(f32)'])
+        or [type(value) for value in lists] != [list, list, dict]
     ):
         raise InputError(
             f'{path} must have in its metadata a task of {", ".join(TASKS)} '
-            'and the JSON lists classes and preprocess, and one input of '
+            'and the JSON lists classes and preprocess, a dict head if it '
+            'has one, and one input of '
             f'tensor(float), got {task!r} and {kinds}: export it with '
             'export_onnx.py'
         )
-    names = [clean(str(name)[:1000]) for name in lists[0]]
-    return Model(path, session, task, names, lists[1])
+    classes = [clean(str(name)[:1000]) for name in lists[0]]
+    return Model(path, task, classes, lists[1], names, compute, lists[2])
 
 
 def find_images(names: Iterable[str | Path]) -> list[Path]:
@@ -258,12 +355,18 @@ def step_pad(p, size=None, divisor=None, value=(0, 0, 0)) -> None:
     p.pixels = padded
 
 
+def step_normalise(p, mean, std, bgr=False) -> None:
+    pixels = p.pixels[..., ::-1] if bgr else p.pixels
+    p.pixels = (pixels - np.float32(mean)) / np.float32(std)
+
+
 STEPS = dict(
     resize=step_resize,
     resize_short_edge=step_resize,
     center_crop=step_center_crop,
     grey=step_grey,
     pad=step_pad,
+    normalise=step_normalise,
 )
 
 
@@ -526,10 +629,9 @@ def find_sources(names: list[str], out: Path) -> Iterator[tuple]:
 
 def predict_all(args: argparse.Namespace) -> int:
     """Predict for all inputs; returns how many could not be used."""
-    model = load_model(args.model, args.threads)
-    outputs = {output.name for output in model.session.get_outputs()}
-    lacking = TASKS[model.task][1] - outputs
-    if lacking:
+    model = load_model(args.model, args.threads, args.runtime)
+    lacking = TASKS[model.task][1] - {*model.names}
+    if lacking and not model.head:
         raise InputError(
             f'{model.path} has no output {", ".join(sorted(lacking))}: export '
             'it with export_onnx.py, a detector --with-nms'
@@ -576,6 +678,8 @@ def main() -> None:
     add('--score-thr', type=float, default=0.3, help=score)
     add('--top', type=int, default=5, help='classes told of an image (5)')
     add('--threads', type=int, default=0, help='default: one for each core')
+    runtime = 'onnx: ONNX Runtime (default); openvino, in float32 or bfloat16'
+    add('--runtime', choices=RUNTIMES, default='onnx', help=runtime)
     add('--font', type=Path, help='font file for the names of the classes')
     args = parser.parse_args()
     if args.top < 1 or args.threads < 0:

@@ -23,8 +23,9 @@ def parse_args() -> argparse.Namespace:
     add(
         'weights',
         type=Path,
-        help='.pdparams file of PaddleDetection, or an ONNX file (.onnx) of '
-        'a whole PicoDet that it exported',
+        help='.pdparams file of PaddleDetection; or, of a whole PicoDet that '
+        'it exported, an ONNX file (.onnx) or the .pdiparams file of an '
+        'inference model, with its .json beside it',
     )
     add('--config', required=True, help='config of the same model')
     add('--out', required=True, type=Path, help='checkpoint to write')
@@ -39,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         metavar='DIR',
         help='folder of images, of which 50 are used to undo the folding of '
-        'batch norms in an ONNX file; needed to train the weights further',
+        'batch norms in an exported file; needed to train the weights further',
     )
     keys = 'list every key of the file, not only those that are left'
     add('--keys', action='store_true', help=keys)
@@ -79,10 +80,10 @@ def class_names(cfg: 'Config', num_classes: int) -> dict:
     }
 
 
-def from_onnx(
+def from_exported(
     args: argparse.Namespace, cfg: 'Config', model: 'nn.Module'
 ) -> tuple[dict, list, str]:
-    """Convert an ONNX file, see ``convert_onnx``."""
+    """Convert an exported model, see ``convert_onnx``."""
     from anchorformer_mm.conversion.anchors import find_images, image_batches
     from anchorformer_mm.conversion.picodet_onnx import convert_onnx
 
@@ -111,18 +112,20 @@ def from_onnx(
 def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
     args = parse_args()
+    if args.weights.suffix in ('.json', '.pdmodel'):
+        args.weights = args.weights.with_suffix('.pdiparams')
+    is_exported = args.weights.suffix in ('.onnx', '.pdiparams')
     if not args.weights.is_file():
         raise UsageError(f'file not found: {args.weights}')
     if args.out.is_dir():
         raise UsageError(f'--out is a folder: {args.out}')
-    is_onnx = args.weights.suffix == '.onnx'
-    if is_onnx and args.backbone_only:
+    if is_exported and args.backbone_only:
         raise UsageError(
-            '--backbone-only is for .pdparams files; of an ONNX file init_cfg '
-            "takes the backbone alone by prefix='backbone.'"
+            '--backbone-only is for .pdparams files; of an exported model '
+            "init_cfg takes the backbone alone by prefix='backbone.'"
         )
-    if args.images and not is_onnx:
-        raise UsageError('--images is for ONNX files (.onnx) only')
+    if args.images and not is_exported:
+        raise UsageError('--images is for .onnx and .pdiparams files only')
     if args.out.exists() and not args.overwrite:
         raise UsageError(f'{args.out} is there; --overwrite replaces it')
     # Import what was just checked.
@@ -135,9 +138,9 @@ def main() -> None:
 
     cfg = read_config(args.config, args.cfg_options)
     origin = {}
-    if is_onnx:
+    if is_exported:
         model = build_model(cfg)
-        state, keys, origin['batch_norms'] = from_onnx(args, cfg, model)
+        state, keys, origin['batch_norms'] = from_exported(args, cfg, model)
     else:
         arrays = paddle.read_paddle(args.weights)
         model = build_model(cfg, backbone_only=args.backbone_only)

@@ -41,16 +41,19 @@ from torch import Tensor, nn
 
 from anchorformer_mm.models.argument_checks import (
     check_above_zero,
+    check_one_of,
     check_positive,
     check_rates,
     named_or_dict,
     one_for_each,
 )
 from anchorformer_mm.models.layers.anchor_attention import (
+    LOGITS,
     anchor_aggregate,
     anchor_weights,
     fold_keys,
     gathered_values,
+    standardized,
 )
 from anchorformer_mm.registry import MODELS
 
@@ -79,7 +82,13 @@ class AnchorLeViT(BaseModule):
         num_anchors: Anchors m of every attention, or of those of each stage.
         share_anchors: One set of anchors for all heads of an attention, as in
             the authors' release of AnchorFormer, or one for each head.
-        anchor_std: Standard deviation of the anchors at initialisation.
+        anchor_std: Standard deviation of the anchors at initialisation, and
+            of the logits, as a norm makes the keys.
+        logits: ``'dot'`` or ``'standardized'`` products of keys and anchors,
+            see :class:`.BaseAnchorAttention`; position biases come after.
+        logit_scale: What the learned factor of the latter starts from.
+        tied: Whether the same anchors gather from the tokens and are read
+            out. If not, the first half of ``anchors`` gathers.
         drop_path_rate: Probability to skip a residual branch for an image.
         act_cfg: Activation of attention and MLP.
         out_indices: Stage or stages to return; negative from the last. Those
@@ -104,7 +113,10 @@ class AnchorLeViT(BaseModule):
         mlp_ratio: int = 2,
         num_anchors: int | Sequence[int] = 30,
         share_anchors: bool = True,
-        anchor_std: float = 0.02,
+        anchor_std: float = 1.0,
+        logits: str = 'dot',
+        logit_scale: float = 1.0,
+        tied: bool = True,
         drop_path_rate: float = 0.0,
         act_cfg: dict | None = None,
         out_indices: int | Sequence[int] = -1,
@@ -120,7 +132,8 @@ class AnchorLeViT(BaseModule):
                 f'got {patch_size!r}'
             )
         check_positive(attn_ratio=attn_ratio, mlp_ratio=mlp_ratio)
-        check_above_zero(anchor_std=anchor_std)
+        check_above_zero(anchor_std=anchor_std, logit_scale=logit_scale)
+        check_one_of(LOGITS, logits=logits)
         check_rates(drop_path_rate=drop_path_rate)
         img_size = one_for_each('img_size', img_size, 2)
         num_anchors = one_for_each('num_anchors', num_anchors, num_stages)
@@ -148,6 +161,8 @@ class AnchorLeViT(BaseModule):
                 num_anchors=num_anchors[i],
                 share_anchors=share_anchors,
                 anchor_std=anchor_std,
+                logit_scale=logit_scale if logits == 'standardized' else None,
+                tied=tied,
                 act_cfg=act_cfg,
             )
             residual = partial(Residual, drop_path_rate=drop_path_rate)
@@ -257,6 +272,8 @@ class MapAnchorAttention(MapAnchors):
         key_dims: Channels d of a key and of an anchor.
         map_size: Height and width of the position tables.
         stride: Rows and columns from one reading token to the next.
+        logit_scale: First value of the factor of standardized logits, one
+            for each head; ``None`` is ``'dot'``.
         act_cfg: Activation before the output projection.
 
     Shape:
@@ -277,6 +294,8 @@ class MapAnchorAttention(MapAnchors):
         share_anchors: bool,
         anchor_std: float,
         act_cfg: dict,
+        logit_scale: float | None = None,
+        tied: bool = True,
         stride: int = 1,
     ) -> None:
         super().__init__()
@@ -285,12 +304,19 @@ class MapAnchorAttention(MapAnchors):
         self.scale = key_dims**-0.5
         self.stride = stride
         self.kv = LinearBatchNorm(in_dims, num_heads * sum(self.split))
+        self.tied = tied
+        self.logit_scale = None
+        if logit_scale is not None:
+            self.logit_scale = nn.Parameter(
+                torch.full((num_heads, 1, 1), float(logit_scale))
+            )
         sets = 1 if share_anchors else num_heads
-        self.anchors = nn.Parameter(torch.empty(sets, num_anchors, key_dims))
+        rows = num_anchors if tied else 2 * num_anchors
+        self.anchors = nn.Parameter(torch.empty(sets, rows, key_dims))
         bound = 2 * anchor_std
         nn.init.trunc_normal_(self.anchors, std=anchor_std, a=-bound, b=bound)
         self.attention_biases_h, self.attention_biases_w = (
-            nn.Parameter(torch.zeros(num_heads, num_anchors, length))
+            nn.Parameter(torch.zeros(num_heads, rows, length))
             for length in map_size
         )
         self.proj = nn.Sequential(
@@ -308,7 +334,7 @@ class MapAnchorAttention(MapAnchors):
         tokens = torch.arange(height * width, device=x.device)
         tokens = tokens.view(height, width)[:: self.stride, :: self.stride]
         index = tokens.flatten() if self.stride > 1 else None
-        out = anchor_aggregate(logits, v, read_index=index)
+        out = anchor_aggregate(logits, v, tied=self.tied, read_index=index)
         out = self.proj(out.transpose(1, 2).flatten(2))
         return out.reshape(batch, *tokens.shape, out.shape[-1])
 
@@ -324,8 +350,9 @@ class MapAnchorAttention(MapAnchors):
         k = self.kv(x.flatten(1, 2)).unflatten(2, (self.num_heads, -1))
         k = k.transpose(1, 2)[..., : self.split[0]]
         logits = self.logits_of(k, height, width)
-        weights = anchor_weights(logits.transpose(-2, -1))
-        return logits, *(w.transpose(-2, -1) for w in weights)
+        read, gather = anchor_weights(logits.transpose(-2, -1), tied=self.tied)
+        logits = logits[..., -read.shape[-2] :]
+        return logits, read.transpose(-2, -1), gather.transpose(-2, -1)
 
     @torch.no_grad()
     def fuse(self) -> 'FusedMapAnchorAttention':
@@ -340,12 +367,16 @@ class MapAnchorAttention(MapAnchors):
             tables=(self.attention_biases_h, self.attention_biases_w),
             proj=parts['proj'],
             stride=self.stride,
+            logit_scale=self.logit_scale,
+            tied=self.tied,
         )
 
     def logits_of(self, k: Tensor, height: int, width: int) -> Tensor:
         """Biased similarities (B, h, n, m) of keys (B, h, n, d) of a map."""
-        logits = k @ (self.anchors * self.scale).transpose(-2, -1)
-        return logits + self.position_bias(height, width)
+        logits = (self.anchors * self.scale) @ k.transpose(-2, -1)
+        if self.logit_scale is not None:
+            logits = standardized(logits, self.logit_scale)
+        return logits.transpose(-2, -1) + self.position_bias(height, width)
 
 
 class FusedMapAnchorAttention(MapAnchors):
@@ -367,9 +398,13 @@ class FusedMapAnchorAttention(MapAnchors):
         tables: tuple[Tensor, Tensor],
         proj: nn.Module,
         stride: int,
+        logit_scale: Tensor | None = None,
+        tied: bool = True,
     ) -> None:
         super().__init__()
-        self.num_anchors, key_dims = anchors.shape[1:]
+        rows, key_dims = anchors.shape[1:]
+        self.tied = tied
+        self.num_anchors = rows if tied else rows // 2
         # Kept as numbers: shapes are none in a trace.
         self.in_dims = kv.in_features
         self.value_dims = kv.out_features // num_heads - key_dims
@@ -384,7 +419,9 @@ class FusedMapAnchorAttention(MapAnchors):
         logit, logit_bias = fold_keys(
             anchors.unsqueeze(0), key, key_bias.flatten()
         )
-        folds = folding_keys_pays(self.in_dims, key_dims, self.num_anchors)
+        if logit_scale is not None:  # takes off what is alike for all tokens
+            logit_bias = torch.zeros_like(logit_bias)
+        folds = folding_keys_pays(self.in_dims, key_dims, rows)
         for name, weight in (
             ('logit_weight', logit[0] if folds else None),
             ('key_weight', None if folds else key),
@@ -393,6 +430,7 @@ class FusedMapAnchorAttention(MapAnchors):
             ('value_bias', value_bias.flatten()),
             ('attention_biases_h', tables[0] + logit_bias.view(*heads, 1)),
             ('attention_biases_w', tables[1]),
+            ('logit_scale', logit_scale),
         ):
             if weight is not None:
                 weight = nn.Parameter(weight.detach().clone())
@@ -405,7 +443,7 @@ class FusedMapAnchorAttention(MapAnchors):
         batch, height, width, _ = x.shape
         x = x.flatten(1, 2)
         logits = self.logits_of(x, height, width).transpose(-2, -1)
-        read, gather = anchor_weights(logits)
+        read, gather = anchor_weights(logits, tied=self.tied)
         gather = gather.to(x.dtype)
         n, m = height * width, self.num_anchors
         weight, bias = self.value_weight, self.value_bias
@@ -431,6 +469,8 @@ class FusedMapAnchorAttention(MapAnchors):
         logits = logits.unflatten(1, (self.num_heads, -1))
         if not folds:
             logits = self.anchors @ logits
+        if self.logit_scale is not None:
+            logits = standardized(logits, self.logit_scale)
         return logits.transpose(-2, -1) + self.position_bias(height, width)
 
 

@@ -167,17 +167,6 @@ def test_a_checkpoint_gives_the_same_maps(name, tmp_path):
 
 
 @every_backbone
-def test_gradients_reach_every_parameter(name):
-    net = build(name).train()
-    names = [n for n, _ in net.named_parameters()]
-    # 128 px: batch statistics of a single pixel have no variance.
-    for key, grad in zip(
-        names, gradients(net, torch.rand(4, 3, 128, 96)), strict=True
-    ):
-        assert grad is not None and grad.isfinite().all(), key
-
-
-@every_backbone
 def test_initial_weights_leave_the_scale_of_the_image(name):
     net = build(name).train()
     net.init_weights()
@@ -211,30 +200,6 @@ def test_norm_eval_fixes_all_statistics(name):
     before = {n: b.clone() for n, b in net.named_buffers()}
     net(torch.rand(2, 3, 64, 64))
     assert all(torch.equal(b, before[n]) for n, b in net.named_buffers())
-
-
-@pytest.mark.parametrize('name', FREEZING)
-def test_recomputed_blocks_give_the_same_gradients(name):
-    plain = build(name).train()
-    saving = build(name, with_cp=True).train()
-    saving.load_state_dict(plain.state_dict())
-    x = torch.rand(2, 3, 64, 96)
-    torch.testing.assert_close(
-        gradients(saving, x), gradients(plain, x), rtol=1e-4, atol=1e-6
-    )
-
-
-@every_backbone
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_is_close_to_float32(name, dtype):
-    net = trained(name)
-    x = torch.rand(2, 3, 96, 64)
-    expected = net(x)
-    with torch.autocast('cpu', dtype):
-        outs = net(x)
-    for out, reference in zip(outs, expected, strict=True):
-        error = (out.float() - reference).norm() / reference.norm()
-        assert error < 16 * torch.finfo(dtype).eps
 
 
 @every_backbone
@@ -291,6 +256,7 @@ BAD = dict(
         ('img_size', 0), ('img_size', (64, 64, 3)), ('patch_size', 8),
         ('num_anchors', 0), ('num_anchors', (3, 4)), ('anchor_std', 0),
         ('attn_ratio', 0.5), ('mlp_ratio', 0),
+        ('logits', 'cosine'), ('logit_scale', 0),
     ],
     ClusTR=[
         *FROZEN, *LEVELS, *RATES,

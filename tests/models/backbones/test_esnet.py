@@ -12,14 +12,7 @@ from anchorformer_mm.models.backbones.esnet import (
 )
 from anchorformer_mm.models.layers import QueryAnchorAttention
 
-SIZES = {'0.75x': 603_659, '1.0x': 1_338_026, '1.25x': 2_077_041}
 NORM_ACT = (dict(type='BN'), dict(type='HSwish'))
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize(('arch', 'parameters'), SIZES.items())
-def test_parameters_are_the_published_ones(arch, parameters):
-    assert sum(p.numel() for p in ESNet(arch).parameters()) == parameters
 
 
 def conv(x, module, **kwargs):
@@ -94,24 +87,6 @@ def test_only_the_last_stage_differs_from_esnet(arch):
         }
 
     assert shapes(AnchorESNet(arch)) == shapes(ESNet(arch))
-
-
-@pytest.mark.parametrize(
-    ('arch', 'width', 'heads'),
-    [('0.75x', 384, 6), ('1.0x', 512, 8), ('1.25x', 640, 10)],
-)
-def test_last_stage_has_two_blocks_of_64_channel_heads(arch, width, heads):
-    stage = AnchorESNet(arch).stages[2][1]
-    assert len(stage.blocks) == 2
-    for block in stage.blocks:
-        assert block.attn.embed_dims == width
-        assert block.attn.num_heads == heads
-        assert block.ffn.feedforward_channels == 2 * width
-    # Two blocks, position convolution, final norm; nothing else.
-    attention = 3 * width**2 + width + 30 * 64
-    ffn = 4 * width**2 + 3 * width
-    expected = 2 * (attention + ffn + 4 * width) + 10 * width + 2 * width
-    assert sum(p.numel() for p in stage.parameters()) == expected
 
 
 def test_stage_sees_position_through_its_convolution():

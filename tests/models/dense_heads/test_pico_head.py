@@ -10,33 +10,11 @@ from mmengine.logging import MessageHub
 
 from anchorformer_mm.models.dense_heads import (
     ActivatedVarifocalLoss,
-    PicoHead,
     PicoHeadV2,
 )
 from anchorformer_mm.models.dense_heads.pico_head import joint_score
 
 both_versions = pytest.mark.parametrize('version', ['v1', 'v2'])
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize(
-    ('head_class', 'channels', 'stacked_convs', 'parameters'),
-    [
-        (PicoHead, 96, 2, 139_456),
-        (PicoHead, 128, 4, 379_328),
-        (PicoHead, 160, 4, 555_968),
-        (PicoHeadV2, 96, 2, 223_956),
-        (PicoHeadV2, 128, 4, 524_756),
-        (PicoHeadV2, 160, 4, 778_708),
-    ],
-)
-def test_parameters_are_the_published_ones(
-    head_class, channels, stacked_convs, parameters
-):
-    head = head_class(
-        80, channels, feat_channels=channels, stacked_convs=stacked_convs
-    )
-    assert sum(p.numel() for p in head.parameters()) == parameters
 
 
 def hswish(x):
@@ -64,16 +42,6 @@ def test_the_head_follows_its_description(tiny_head, features):
         torch.testing.assert_close(
             cls_scores[i], (p + 1e-9).sqrt(), check_dtype=False
         )
-
-
-@pytest.mark.parametrize('use_depthwise', [True, False])
-@both_versions
-def test_forward_shapes(version, use_depthwise, tiny_head, features):
-    sizes = ((12, 20), (6, 10), (3, 5), (2, 3))
-    head = tiny_head(version, reg_max=4, use_depthwise=use_depthwise)
-    cls_scores, bbox_preds = head(features(sizes))
-    assert [x.shape for x in cls_scores] == [(2, 3, *s) for s in sizes]
-    assert [x.shape for x in bbox_preds] == [(2, 20, *s) for s in sizes]
 
 
 @pytest.mark.parametrize('use_depthwise', [True, False])
@@ -110,20 +78,6 @@ def test_initial_weights_of_v2(tiny_head):
         assert 0.95 * bound < weight.abs().max() <= bound
     tower = head.towers[0][0].pointwise_conv.conv.weight
     assert tower.std().item() == pytest.approx(0.01, rel=0.1)
-
-
-@both_versions
-def test_pretrained_weights_are_kept(version, tiny_head, tmp_path):
-    source = tiny_head(version)
-    for p in source.parameters():
-        torch.nn.init.normal_(p)
-    torch.save(source.state_dict(), tmp_path / 'head.pth')
-    checkpoint = str(tmp_path / 'head.pth')
-    head = tiny_head(
-        version, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
-    )
-    for name, value in source.state_dict().items():
-        assert torch.equal(head.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -196,8 +150,10 @@ def test_prediction_of_a_batch_with_nms_and_clipping(tiny_head):
         (0, 0, 2, 3, 1, 2.0, (2, 2, 2, 2)),
         (0, 0, 2, 4, 1, 1.0, (2, 2, 1, 2)),
         (0, 0, 2, 4, 2, 0.0, (2, 2, 1, 2)),
-        # image 1: reaches beyond every border; and one below the threshold
+        # image 1: reaches beyond every border; one that overlaps with it by
+        # 0.18, and by 1 as both are clipped; and one below the threshold
         (1, 1, 1, 1, 0, 3.0, (7, 7, 7, 7)),
+        (1, 1, 1, 2, 0, 2.0, (3, 3, 3, 3)),
         (1, 0, 0, 0, 0, -3.7, (0, 0, 1, 1)),
     ]
     for image, level, i, j, label, logit, distances in objects:
@@ -300,17 +256,3 @@ def test_saturated_probabilities_have_finite_gradients():
     assert pred.grad.isfinite().all()
     assert loss[0] == loss[5] == 0
     assert (loss[[1, 2, 3, 4]] > 10).all()
-
-
-def test_weights_and_reductions():
-    logits, target = random_pair()
-    pred, weight = logits.sigmoid(), torch.rand(20, 5)
-    each = ActivatedVarifocalLoss(reduction='none')(pred, target, weight)
-    mean = ActivatedVarifocalLoss()
-    torch.testing.assert_close(mean(pred, target, weight), each.mean())
-    torch.testing.assert_close(
-        mean(pred, target, weight, avg_factor=4.0), each.sum() / 4
-    )
-    torch.testing.assert_close(
-        mean(pred, target, weight, reduction_override='sum'), each.sum()
-    )

@@ -267,6 +267,20 @@ def test_weights_that_sum_to_less_than_one_do_not_divide(
     assert values(losses) == pytest.approx(expected, rel=2e-5)
 
 
+def test_positives_of_score_zero_do_not_divide(tiny_head, gts):
+    """All boxes are points; the original's v2 divides by zero."""
+    MessageHub.get_instance('training').update_info('epoch', 0)
+    outputs = random_outputs(len(gts), 'v2')
+    for x in outputs[1]:
+        x.data.zero_()[:, ::8] = 1000  # the first of 8 bins: no distance
+    head = tiny_head('v2', strides=STRIDES)
+    losses = head.loss_by_feat(*outputs, gts, [{}] * len(gts))
+    assert losses['loss_bbox'] == losses['loss_dfl'] == 0
+    assert losses['loss_cls'] < 1e4  # over next to nothing it is 1e10
+    sum(losses.values()).backward()
+    assert all(x.grad.isfinite().all() for maps in outputs for x in maps)
+
+
 @every_case
 def test_only_empty_images(case, losses_of, instances):
     losses, outputs = losses_of(case, [instances()] * 2)
