@@ -75,12 +75,13 @@ HEAD = ('mmdet', f'{SCOPE}.models.dense_heads.pico_head')
 ASSIGNERS = ('mmdet', f'{SCOPE}.models.task_modules.pico_assigners')
 DISTILLATION = ('mmpretrain', f'{SCOPE}.models.distillation')
 TRANSFORMS_FILE = ('mmdet', f'{SCOPE}.datasets.transforms')
+TRANSFER = f'{SCOPE}.models.attention_transfer'
 SCHEDULE = f'{SCOPE}.engine.picodet_schedule'
 
 MODELS = PluginRegistry(
     'model',
     parent=MMENGINE_MODELS,
-    locations=[f'{SCOPE}.models', SCHEDULE],
+    locations=[f'{SCOPE}.models', TRANSFER, SCHEDULE],
     optional=dict(
         PicoHead=HEAD,
         PicoHeadV2=HEAD,

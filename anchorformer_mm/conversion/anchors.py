@@ -77,7 +77,7 @@ def collect_queries(
     tokens_per_image: int,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Queries of some tokens of each image, in every layer.
+    """Queries and keys of some tokens of each image, in every layer.
 
     Args:
         model: With vanilla attention, in evaluation mode.
@@ -87,8 +87,8 @@ def collect_queries(
         seed: Of this choice.
 
     Returns:
-        list[Tensor]: One for each layer, shape (h, N, d), where N is the
-        number of tokens taken of all images.
+        list[Tensor]: One for each layer, shape (2, h, N, d), queries before
+        keys, where N is the number of tokens taken of all images.
     """
     generator = torch.Generator().manual_seed(seed)
     heads, dims = model.layers[0].attn.num_heads, model.embed_dims
@@ -114,13 +114,15 @@ def collect_queries(
             chosen = order.argsort(dim=1)[:, :tokens_per_image, None]
             for queries, qkv in zip(collected, outputs, strict=True):
                 # Queries come first, then keys and values.
-                q = qkv[..., :dims].gather(1, chosen.expand(-1, -1, dims))
-                queries.append(q.flatten(0, 1))
+                index = chosen.expand(-1, -1, 2 * dims)
+                queries.append(qkv[..., : 2 * dims].gather(1, index))
     finally:
         for hook in hooks:
             hook.remove()
     return [
-        torch.cat(queries).unflatten(1, (heads, -1)).transpose(0, 1)
+        torch.cat([t.flatten(0, 1) for t in queries])
+        .unflatten(1, (2, heads, -1))
+        .permute(1, 2, 0, 3)
         for queries in collected
     ]
 
@@ -152,8 +154,35 @@ def cluster_queries(queries: Tensor, num_anchors: int, seed: int) -> Tensor:
     return torch.stack(centroids)
 
 
+def reading_anchors(
+    centroids: Tensor, queries: Tensor, keys: Tensor
+) -> Tensor:
+    r"""Anchors that a token finds by its key as it would by its query.
+
+    Tokens of softmax attention are told apart by their queries, and those of
+    anchor attention by their keys alone. With the linear map R of keys to
+    queries that fits best, :math:`q \approx R k` but for their means, a
+    centred centroid c is read by :math:`q \cdot c \approx k \cdot R^\top c`.
+
+    Args:
+        centroids: Of queries, shape (h, m, d).
+        queries: Shape (h, N, d).
+        keys: Of the same tokens, shape (h, N, d).
+
+    Returns:
+        Tensor: Shape (h, m, d), of the norm of ``centroids``: for standardized
+        logits it is free.
+    """
+    q, k, c = (t - t.mean(1, keepdim=True) for t in (queries, keys, centroids))
+    # Keys may lie in fewer dimensions: a driver for such on every device.
+    fit = torch.linalg.pinv(k.double()) @ q.double()  # k fit = q
+    anchors = (c.double() @ fit.mT).to(centroids)
+    norms = [t.norm(dim=(1, 2), keepdim=True) for t in (centroids, anchors)]
+    return anchors * (norms[0] / norms[1].clamp(min=1e-12))
+
+
 def share_anchors(
-    centroids: Tensor, key_weight: Tensor
+    centroids: Tensor, key_weight: Tensor, *, centre: bool = True
 ) -> tuple[Tensor, Tensor, float]:
     r"""Replace the anchors of each head by common ones.
 
@@ -179,6 +208,8 @@ def share_anchors(
     Args:
         centroids: Anchors of each head, shape (h, m, d).
         key_weight: Key projection of each head, shape (h, d, D).
+        centre: Whether they are centred; not where tokens are gathered by
+            them alone, which is a softmax over tokens.
 
     Returns:
         tuple: In fp64, the anchors U, shape (m, d), and the bases M, shape
@@ -188,7 +219,8 @@ def share_anchors(
     heads, m, d = centroids.shape
     key_weight = key_weight.double()
     centred = centroids.double()
-    centred = centred - centred.mean(dim=1, keepdim=True)
+    if centre:
+        centred = centred - centred.mean(dim=1, keepdim=True)
     stack = centred.transpose(0, 1).reshape(m, heads * d)
     p, sigma, qt = torch.linalg.svd(stack, full_matrices=False)
     # Singular values of rounding are no directions.

@@ -47,6 +47,11 @@ _HEAD_FROM_TIMM = {
     r'^(head|head_dist)\.(weight|bias)$': r'layers.\1.\2',
     r'^pre_logits\.fc\.': 'layers.pre_logits.',
 }
+# LayerScale, and the layer before it.
+_LAYER_SCALE = {
+    r'(?<=\d\.)(ls1\.gamma|attn\.gamma1\.weight)$': 'attn.proj.',
+    r'(?<=\d\.)(ls2\.gamma|ffn\.gamma2\.weight)$': 'ffn.layers.1.',
+}
 _KINDS = {
     r'^patch_embed\.': 'patch embedding',
     r'(^|\.)ln[12]\.': 'norms',
@@ -99,12 +104,14 @@ class ViTWeights:
         other: What belongs to neither, e.g. a neck.
         grid: Height and width of the map of position embeddings, if the
             checkpoint tells.
+        num_heads: Heads of its layers, if the checkpoint tells.
     """
 
     backbone: Mapping[str, Tensor]
     head: Mapping[str, Tensor]
     other: Mapping[str, Tensor]
     grid: Sequence[int] | None = None
+    num_heads: int | None = None
 
     @property
     def attn_cfg(self) -> dict[str, bool]:
@@ -129,9 +136,11 @@ def vit_weights(checkpoint: Mapping) -> ViTWeights:
             themselves. The names may be mmpretrain's or timm's, with the
             prefix ``backbone.`` or without.
 
+    Factors of LayerScale are multiplied into the layers before them.
+
     Raises:
         UsageError: There is no plain ViT in it: something is missing, of
-            another shape, or has no place in an AnchorFormer.
+            another shape, not finite, or has no place in an AnchorFormer.
     """
     tensors = tensors_of(checkpoint)
     metadata = tensors._metadata
@@ -140,10 +149,37 @@ def vit_weights(checkpoint: Mapping) -> ViTWeights:
     for name, value in tensors.items():
         part, name = place(name, prefixed)
         parts[part][name] = value
+    bad = [n for n, v in tensors.items() if not v.isfinite().all()]
+    if bad:
+        raise UsageError(
+            f'the checkpoint has weights not finite: {listing(bad, 3)}'
+        )
+    _fold_layer_scale(parts['backbone'])
     own = metadata.get('backbone' if prefixed else '', {})
-    weights = ViTWeights(**parts, grid=own.get('grid'))
+    # mmengine keeps the text of the config beside the weights.
+    meta = checkpoint.get('meta')
+    text = str(meta.get('cfg')) if isinstance(meta, Mapping) else ''
+    heads = set(re.findall(r'\bnum_heads=(\d+)', text))
+    weights = ViTWeights(
+        **parts,
+        grid=own.get('grid'),
+        num_heads=int(heads.pop()) if len(heads) == 1 else None,
+    )
     _require_plain_vit(weights, list(tensors or checkpoint))
     return weights
+
+
+def _fold_layer_scale(weights: dict[str, Tensor]) -> None:
+    for name in list(weights):
+        for pattern, target in _LAYER_SCALE.items():
+            layer = re.sub(pattern, target, name)
+            if layer == name or f'{layer}weight' not in weights:
+                continue
+            factors = weights.pop(name)
+            weights[f'{layer}weight'] = (
+                factors[:, None] * weights[f'{layer}weight']
+            )
+            weights[f'{layer}bias'] = factors * weights[f'{layer}bias']
 
 
 def tensors_of(checkpoint: Mapping) -> OrderedDict[str, Tensor]:
@@ -172,6 +208,9 @@ def place(name: str, prefixed: bool = False) -> tuple[str, str]:
             return 'head', re.sub(pattern, replacement, name)
     if part == 'head':
         return 'head', rest
+    if rest == 'mask_token' or name == 'mask_token':
+        # Of the pretraining of DINOv2 and its like.
+        return 'other', name
     name = name.removeprefix('backbone.')
     for pattern, replacement in _FROM_TIMM.items():
         name = re.sub(pattern, replacement, name)
@@ -290,6 +329,7 @@ def warm_start(
     backbone: AnchorFormer,
     head: nn.Module | None = None,
     centroids: Sequence[Tensor] | None = None,
+    rest: Mapping[str, Tensor] | None = None,
 ) -> tuple[OrderedDict[str, Tensor], Inventory]:
     """Load the weights of a ViT into an AnchorFormer, as far as they fit.
 
@@ -300,8 +340,12 @@ def warm_start(
             the source has no weights for.
         head: A classification head. It is loaded in place if the source has
             all of its weights in its shapes, or not at all.
-        centroids: For each layer the anchors of each head, shape (h, m, d).
-            Without them learned anchors stay those of ``backbone``.
+        centroids: For each layer the anchors of each head, as of
+            :func:`convert_attention`. Without them learned anchors stay those
+            of ``backbone``.
+        rest: Weights of the whole model, of which those that are neither of
+            the backbone nor of the head, e.g. of a segmentor's neck, are
+            carried where name and shape agree.
 
     Returns:
         tuple: The state dict, which shares memory with ``backbone`` and
@@ -314,6 +358,9 @@ def warm_start(
     """
     ours = backbone.state_dict()
     sizes = sizes_of(source.backbone), sizes_of(ours)
+    if source.num_heads is not None:
+        sizes[0]['num_heads'] = source.num_heads
+        sizes[1]['num_heads'] = backbone.layers[0].attn.num_heads
     differ = [name for name in sizes[0] if sizes[0][name] != sizes[1][name]]
     if differ:
         theirs, wanted = (
@@ -366,7 +413,11 @@ def warm_start(
     loaded = backbone.state_dict(prefix='backbone.')
     if load_head(head, source.head, inventory):
         head.state_dict(destination=loaded, prefix='head.')
-    inventory.add('dropped', 'other weights', *source.other.values())
+    for name, value in source.other.items():
+        fits = name in (rest or {}) and rest[name].shape == value.shape
+        if fits:
+            loaded[name] = value
+        inventory.add('carried' if fits else 'dropped', 'other weights', value)
     return loaded, inventory
 
 
@@ -454,7 +505,8 @@ def convert_attention(
             (D,) and, if there are such, ``qkv.bias`` (3 D,) and ``dwc_v``.
         inventory: Takes the record.
         centroids: Anchors for each head, shape (h, m, d), where the layer
-            learns its anchors. Without them it keeps its own.
+            learns its anchors; of one that is not tied (h, 2 m, d), those for
+            gathering first. Without them it keeps its own.
 
     Returns:
         tuple: Weights by the layer's own names, and the relative residual of
@@ -503,18 +555,19 @@ def convert_attention(
         add('dropped', 'query projections', w_q, b_q, note=note)
     add('carried', 'key and value projections', w_k, w_v)
     if isinstance(attn, AnchorAttention) and centroids is not None:
-        state['anchors'] = centroids
         if attn.share_anchors:
             by_head = w_k.unflatten(0, (len(centroids), -1))
-            anchors, bases, residual = share_anchors(centroids, by_head)
-            state['anchors'] = anchors[None]
+            anchors, bases, residual = share_anchors(
+                centroids, by_head, centre=attn.tied
+            )
+            centroids = anchors[None]
             w_k = (bases @ by_head).flatten(0, 1)
             if b_k is not None:
-                b_k = b_k.unflatten(0, (len(centroids), -1, 1))
+                b_k = b_k.unflatten(0, (len(bases), -1, 1))
                 b_k = (bases @ b_k).flatten()
-        if not attn.tied:
-            state['gather_anchors'] = state['anchors']
-        add('made', 'anchors', state['anchors'])
+        names = ('anchors',) if attn.tied else ('gather_anchors', 'anchors')
+        state |= zip(names, centroids.chunk(len(names), 1), strict=True)
+        add('made', 'anchors', centroids)
     state['kv.weight'] = torch.cat((w_k, w_v))
     add('carried', 'output projections', *projection)
     if b_v is None or attn.kv.bias is not None:

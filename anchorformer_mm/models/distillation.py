@@ -22,6 +22,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from anchorformer_mm.models.argument_checks import check_fractions
+from anchorformer_mm.models.attention_transfer import FrozenTeacher
 from anchorformer_mm.registry import MODELS
 from anchorformer_mm.utils.checkpoint import weights_only
 
@@ -198,7 +199,7 @@ class DistilledLeViTClsHead(HardDistillation, LeViTClsHead):
 
 
 @MODELS.register_module()
-class DistilledImageClassifier(ImageClassifier):
+class DistilledImageClassifier(FrozenTeacher, ImageClassifier):
     """mmpretrain's ``ImageClassifier`` with hard-label distillation.
 
     A trained classifier, the teacher, sees the same augmented and mixed batch
@@ -249,8 +250,6 @@ class DistilledImageClassifier(ImageClassifier):
                 'head must be anchorformer_mm.DistilledDeiTClsHead or another '
                 f'that learns from a teacher, got {type(self.head).__name__}'
             )
-        # A list hides it from nn.Module, which would make it a part.
-        self.teacher = []
         self.teacher_config = None
         if teacher_config is None:
             return
@@ -289,38 +288,35 @@ class DistilledImageClassifier(ImageClassifier):
         Raises:
             ValueError: As :meth:`loss`.
         """
-        if not self.teacher:
-            config = self.teacher_config
-            if config is None:
-                raise ValueError(
-                    'teacher_config=None builds a model that only predicts; '
-                    'training needs the config of a teacher'
-                )
-            teacher = self._build_of_teacher(config.model)
-            settings = dict(map_location='cpu', strict=True, logger='current')
-            try:
-                with weights_only():
-                    load_checkpoint(teacher, config.load_from, **settings)
-            except (OSError, RuntimeError, UnpicklingError) as error:
-                raise ValueError(
-                    f'teacher_ckpt={config.load_from!r} cannot be loaded into '
-                    f'the teacher that teacher_config describes: {error}'
-                ) from error
-            self.teacher.append(teacher.eval().requires_grad_(False))
-        teacher = self.teacher[0].to(inputs)
+        teacher = self.frozen_teacher(inputs)
         # Not the raw output, which has a form of its own in some heads.
         samples = teacher.predict(self.renormalise(inputs))
         return torch.stack([sample.pred_score for sample in samples])
+
+    def load_teacher(self) -> nn.Module:
+        config = self.teacher_config
+        if config is None:
+            raise ValueError(
+                'teacher_config=None builds a model that only predicts; '
+                'training needs the config of a teacher'
+            )
+        teacher = self._build_of_teacher(config.model)
+        settings = dict(map_location='cpu', strict=True, logger='current')
+        try:
+            with weights_only():
+                load_checkpoint(teacher, config.load_from, **settings)
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            raise ValueError(
+                f'teacher_ckpt={config.load_from!r} cannot be loaded into '
+                f'the teacher that teacher_config describes: {error}'
+            ) from error
+        return teacher
 
     def _build_of_teacher(self, config: dict) -> nn.Module:
         scope = self.teacher_config.default_scope
         with DefaultScope.overwrite_default_scope(scope):
             # The builder changes the dict that it is given.
             return MMPRETRAIN_MODELS.build(deepcopy(config))
-
-    def __getstate__(self) -> dict:
-        """Leave the teacher out of copies and pickles; they load their own."""
-        return {**self.__dict__, 'teacher': []}
 
 
 class _Renormalise(nn.Module):

@@ -132,7 +132,7 @@ def _reason(error: Exception) -> str:
 
 
 def require_pretrained_weights(cfg: Mapping) -> None:
-    """Check the files of ``init_cfg=dict(type='Pretrained', ...)``.
+    """Check the files of teachers, ``init_cfg=dict(type='Pretrained', ...)``.
 
     mmengine looks for them only after it has built everything else.
 
@@ -145,6 +145,11 @@ def require_pretrained_weights(cfg: Mapping) -> None:
             are not looked up.
     """
     for name, path in config_leaves(cfg.get('model') or {}, 'model'):
+        if name == 'model.teacher_ckpt' and path:
+            try:
+                require_checkpoint(path)
+            except UsageError as error:
+                raise UsageError(f'the teacher, {name}: {error}') from None
         if not name.endswith('init_cfg.checkpoint') or not path:
             continue
         if '://' not in str(path) and not Path(path).is_file():

@@ -13,6 +13,7 @@ from anchorformer_mm.conversion.anchors import (
     collect_queries,
     find_images,
     image_batches,
+    reading_anchors,
     share_anchors,
 )
 from anchorformer_mm.models import AnchorFormer
@@ -34,15 +35,16 @@ def vit():
 # Queries.
 
 
-def queries_by_hand(model, images):
-    """Queries of all tokens, layer by layer, (h, B n, d)."""
+def both_by_hand(model, images):
+    """Queries and keys of all tokens, layer by layer, (2, h, B n, d)."""
     x, hw = model.patch_embed(images)
     x = torch.cat((model.cls_token.expand(len(x), -1, -1), x), dim=1)
     x = x + model.pos_embed
     found = []
     for layer in model.layers:
-        q = layer.attn.qkv(layer.ln1(x))[..., :D]
-        found.append(q.reshape(-1, HEADS, D // HEADS).transpose(0, 1))
+        both = layer.attn.qkv(layer.ln1(x))[..., : 2 * D]
+        both = both.reshape(-1, 2, HEADS, D // HEADS)
+        found.append(both.permute(1, 2, 0, 3))
         x = layer(x, hw)
     return found
 
@@ -57,10 +59,12 @@ def test_queries_are_those_of_all_layers():
     model = vit()
     images = torch.randn(5, 3, 64, 64)
     found = collect_queries(model, images.split(2), tokens_per_image=999)
-    for q, wanted in zip(found, queries_by_hand(model, images), strict=True):
-        assert q.shape == (HEADS, 5 * 17, D // HEADS)
-        for i in range(HEADS):
-            torch.testing.assert_close(rows(q[i]), rows(wanted[i]))
+    for ours, wanted in zip(found, both_by_hand(model, images), strict=True):
+        assert ours.shape == (2, HEADS, 5 * 17, D // HEADS)
+        for of_head, other in zip(
+            ours.flatten(0, 1), wanted.flatten(0, 1), strict=True
+        ):
+            torch.testing.assert_close(rows(of_head), rows(other))
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -68,16 +72,16 @@ def test_queries_are_those_of_all_layers():
 def test_queries_of_some_tokens_are_of_the_same_in_all_layers():
     model = vit()
     images = torch.randn(3, 3, 64, 64)
-    every = queries_by_hand(model, images)
+    every = both_by_hand(model, images)
     some = collect_queries(model, [images], tokens_per_image=4, seed=1)
     # The class token's query in the first layer is that of all images, so
     # that only the last layer tells which were chosen.
-    chosen = torch.cdist(some[1][0], every[1][0]).argmin(dim=1)
+    chosen = torch.cdist(some[1][0, 0], every[1][0, 0]).argmin(dim=1)
     assert len(chosen.unique()) == 12
     # Four tokens of each image, in the order of the images.
     assert torch.equal(chosen // 17, torch.arange(3).repeat_interleave(4))
     for q, wanted in zip(some, every, strict=True):
-        torch.testing.assert_close(q, wanted[:, chosen])
+        torch.testing.assert_close(q, wanted[:, :, chosen])
     again = collect_queries(model, [images], tokens_per_image=4, seed=1)
     other = collect_queries(model, [images], tokens_per_image=4, seed=2)
     assert torch.equal(again[1], some[1])
@@ -256,3 +260,18 @@ def test_equal_anchors_stay_equal():
     anchors, _, residual = share_anchors(torch.ones(2, 5, 4), case(2, 5, 4)[1])
     assert residual == 0
     assert torch.equal(anchors, torch.zeros(5, 4).double())
+
+
+def test_anchors_are_read_by_keys_as_by_queries():
+    """Exactly but for means and norm, where keys tell the queries."""
+    anchors, _, keys = case(h=2, m=5, d=4)
+    queries = keys @ case(h=2, m=4, d=4, seed=1)[0] + 3
+    found = reading_anchors(anchors, queries, keys)
+    torch.testing.assert_close(
+        found.norm(dim=(1, 2)), anchors.norm(dim=(1, 2))
+    )
+    q, k, c = (t - t.mean(1, keepdim=True) for t in (queries, keys, anchors))
+    ours, theirs = k @ found.mT, q @ c.mT
+    ratio = (ours / theirs).mean((1, 2), keepdim=True)
+    assert (ratio > 0).all()
+    torch.testing.assert_close(ours, ratio * theirs)

@@ -235,6 +235,59 @@ def test_vanilla_attention_is_the_source_itself(distilled, out_type):
     assert {row['action'] for row in inventory.rows()} == {'carried'}
 
 
+@pytest.mark.parametrize('timm', [False, True])
+def test_layer_scale_goes_into_the_layers_before_it(timm):
+    source = vit(layer_cfgs=dict(layer_scale_init_value=0.5))
+    state = source.state_dict(prefix='backbone.')
+    if timm:
+        names = (
+            ('attn.gamma1.weight', 'ls1.gamma'),
+            (
+                'ffn.gamma2.weight',
+                'ls2.gamma',
+            ),
+        )
+        for old, new in names:
+            state = {n.replace(old, new): v for n, v in state.items()}
+    state['backbone.mask_token'] = torch.zeros(1, 1, D)
+    model = target(**VANILLA)
+    warm_start(vit_weights(dict(state_dict=state)), model)
+    same(source, model)
+
+
+def test_separate_anchors_gather_and_are_read():
+    """The first half of the centroids gathers, the second is read."""
+    source, anchors = vit(), centroids(m=6)
+    attn_cfg = dict(tied=False, logits='standardized')
+    each, common = (
+        target(num_anchors=3, attn_cfg=attn_cfg | dict(share_anchors=share))
+        for share in (False, True)
+    )
+    for model in (each, common):
+        start(source, model.double(), centroids=anchors)
+    same(each, common, 1e-9)
+    attn = each.layers[1].attn
+    torch.testing.assert_close(
+        torch.cat((attn.gather_anchors, attn.anchors), 1), anchors[1]
+    )
+
+
+def test_the_rest_of_a_model_is_carried_where_it_fits():
+    source = vit_weights(
+        vit().state_dict(prefix='backbone.')
+        | {'neck.a': torch.ones(2), 'neck.b': torch.ones(3)}
+    )
+    rest = {'neck.a': torch.zeros(2), 'neck.b': torch.zeros(4)}
+    state, inventory = warm_start(source, target(), rest=rest)
+    assert torch.equal(state['neck.a'], torch.ones(2))
+    assert 'neck.b' not in state
+    rows = [r for r in inventory.rows() if r['kind'] == 'other weights']
+    assert [(r['action'], r['parameters']) for r in rows] == [
+        ('carried', 2),
+        ('dropped', 3),
+    ]
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize('qkv_bias', [False, True])
 @pytest.mark.parametrize('m', [1, 5, 16, 17])

@@ -87,6 +87,7 @@ def make_centroids(
     backbone: 'AnchorFormer',
 ) -> list['Tensor']:
     """Anchors of each layer and head, from images run through the source."""
+    import torch
     from mmengine.utils import track_iter_progress
 
     from anchorformer_mm.conversion import anchors, vit
@@ -103,12 +104,16 @@ def make_centroids(
     per_image = max(1, MAX_QUERIES // len(paths))
     batches = track_iter_progress((images, len(paths)))
     queries = anchors.collect_queries(model, batches, per_image, args.seed)
-    print(f'\nclustering {queries[0].shape[1]} queries a head')
+    print(f'\nclustering {queries[0].shape[2]} queries a head')
     layers = list(zip(backbone.layers, queries, strict=True))
-    return [
-        anchors.cluster_queries(q, layer.attn.num_anchors, args.seed)
-        for layer, q in track_iter_progress(layers)
-    ]
+    centroids = []
+    for layer, (q, k) in track_iter_progress(layers):
+        made = anchors.cluster_queries(q, layer.attn.num_anchors, args.seed)
+        if not layer.attn.tied:
+            reading = anchors.reading_anchors(made, q, k)
+            made = torch.cat((made, reading), dim=1)
+        centroids.append(made)
+    return centroids
 
 
 def main() -> None:
@@ -118,7 +123,7 @@ def main() -> None:
     # Import what was just checked.
     import torch
 
-    from anchorformer_mm.apis import read_config
+    from anchorformer_mm.apis import build_model, read_config
     from anchorformer_mm.conversion import vit
     from anchorformer_mm.models.layers import AnchorAttention
     from anchorformer_mm.utils.files import replacing
@@ -134,7 +139,11 @@ def main() -> None:
     centroids = None
     if isinstance(attn, AnchorAttention) and args.anchors == 'kmeans':
         centroids = make_centroids(args, cfg, source, backbone)
-    state, inventory = vit.warm_start(source, backbone, head, centroids)
+    rest = None
+    if source.other:
+        with torch.device('meta'):
+            rest = build_model(cfg).state_dict()
+    state, inventory = vit.warm_start(source, backbone, head, centroids, rest)
     print(inventory)
     meta = dict(
         warm_start=dict(
