@@ -2,7 +2,7 @@
 
 The teacher is `semfpn_anchorformer_t_vanilla_digits.py`; its neck and head
 come with what `deit_to_anchorformer.py` makes of it: docs/transfer.md. Tied
-anchors cannot follow softmax attention.
+anchors did not follow softmax attention.
 """
 
 _base_ = './semfpn_anchorformer_t_digits.py'

@@ -6,6 +6,7 @@ attention of language models is replaced by a linear one (`LoLCATs, arXiv
 2410.10254 <https://arxiv.org/abs/2410.10254>`_).
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -40,9 +41,9 @@ class FrozenTeacher:
         # A list hides it from nn.Module, which would make it a part.
         self.teacher = []
 
+    @abstractmethod
     def load_teacher(self) -> nn.Module:
         """Build the teacher, with its weights."""
-        raise NotImplementedError
 
     def frozen_teacher(self, like: Tensor) -> nn.Module:
         """The teacher in evaluation mode, of a tensor's type and device."""
