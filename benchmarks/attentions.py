@@ -1,0 +1,849 @@
+"""Compare attentions: cost over the number of tokens, accuracy on digits.
+
+cost: time, memory, parameters and operations of layers and whole backbones,
+with random weights on random inputs. Kinds take turns, so that a disturbance
+of the machine meets all alike.
+
+accuracy: small models on the digits, trained by tools/train.py, first with
+the same settings to choose from, on a fifth of the training images that are
+held out, then with seeds. What is in the results is not run again, and several
+processes may share a work folder. table: what it has found so far.
+"""
+
+import argparse
+import fcntl
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import mean, median, stdev
+from tempfile import TemporaryDirectory
+from textwrap import fill
+from time import perf_counter, sleep
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from common import (
+    ROOT,
+    Pass,
+    a_count,
+    a_device,
+    a_file,
+    argument_parser,
+    machine_line,
+    on_cpu,
+    peak_memory,
+    progress,
+)
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from anchorformer_mm.analysis.complexity import count_complexity
+from anchorformer_mm.analysis.pictures import read_run
+from anchorformer_mm.apis import build_model, read_config
+from anchorformer_mm.deployment.export import OPSET
+from anchorformer_mm.deployment.networks import SizesFollowed, make_traceable
+from anchorformer_mm.models.backbones.anchorformer import AnchorFormer
+from anchorformer_mm.models.backbones.clustr import ClusTR
+from anchorformer_mm.models.fusing import fuse
+from anchorformer_mm.models.layers import ClusterAttention, build_attention
+from anchorformer_mm.utils.errors import UsageError, run_command_line
+from anchorformer_mm.utils.files import replacing
+from anchorformer_mm.utils.text import markdown_table
+
+# Kinds by name: `attention` and `attn_cfg` of an AnchorFormer.
+UNTIED = dict(tied=False, logits='standardized', logit_scale=2.0)
+ATTENTIONS = {
+    'anchor': ('learned', dict(anchor_std=3.0)),
+    'untied': ('learned', dict(UNTIED, anchor_std=1.0)),
+    **{name: (name, {}) for name in ('query', 'vanilla', 'agent', 'linear')},
+    **{name: (name, {}) for name in ('focused', 'castling', 'paca', 'pool')},
+}
+# Those whose values have no map for `dwc_v` to convolve.
+WITHOUT_MAP = ('paca', 'pool')
+# Of these the cost alone is another: the paper's order, and ClusTR's clusters.
+KINDS = dict(ATTENTIONS, paper=('learned', dict(order='paper')), cluster=None)
+# Config of a task, its figure, and the unit of that in percent.
+TASKS = {
+    'classes': ('anchorformer_t_digits', 'accuracy/top1', 1),
+    'maps': ('semfpn_anchorformer_t_digits', 'mIoU', 1),
+    'boxes': ('picodet_anchorformer_t_digits', 'coco/bbox_mAP', 100),
+}
+RESULTS = 'results.jsonl'
+PARTS = ('layer', 'backbone')
+DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
+PATCH = 16
+# Exponents are fitted from here on: with few tokens the fixed costs count.
+FIT_FROM = 1024
+# Seconds. A first pass sets things up: a shorter one does not count.
+LONG = 2.0
+# Colours that also those tell apart who see no red or no green.
+COLOURS = ('#0072b2', '#56b4e9', '#d55e00', '#009e73', '#cc79a7', '#666666')
+MARKERS = 'os^Dv<>phX*P'
+CONVENTION = """\
+Time is the median of {runs} passes that the kinds take in turn, one image at
+a time; memory is the peak of a pass beyond weights and inputs. The exponents
+are least squares of the logarithms over n >= {fit_from:,}. A layer gets n
+tokens of {embed_dims} channels: heads {num_heads}, anchors {num_anchors}. A
+backbone gets the image whose patches of 16 px are n tokens: AnchorFormer with
+12 such layers, or ClusTR S, which starts at 16 n tokens. Vanilla attention is
+torch's fused one; ONNX Runtime has anchors folded. MACs are those of the
+cheaper order. Left out (-) is what the sizes before let expect to take
+more than {max_seconds:g} s or {max_gib:g} GiB a pass."""
+
+
+@dataclass
+class Cell:
+    """Figures of one kind of attention on so many tokens.
+
+    Attributes:
+        macs: Multiply-accumulates of a forward pass.
+        memory: Peak of a pass beyond weights and inputs, bytes.
+        seconds: Time of each pass.
+        reason: Why it was left out, if it was.
+    """
+
+    part: str
+    kind: str
+    tokens: int
+    runtime: str = 'eager'
+    params: int | None = None
+    macs: int | None = None
+    memory: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    reason: str | None = None
+
+    @property
+    def row(self) -> str:
+        return self.kind + (', ONNX' if self.runtime == 'onnx' else '')
+
+    @property
+    def label(self) -> str:
+        return f'{self.part}, {self.row}, {self.tokens:,} tokens'
+
+    def figure(self, title: str) -> float | None:
+        """One of ``QUANTITIES``; None where it was not measured."""
+        name, unit = QUANTITIES[title]
+        value = getattr(self, name)
+        if name == 'seconds':
+            value = median(value) if value else None
+        return None if value is None else value / unit
+
+
+# Their attributes and units. The first two are drawn.
+QUANTITIES = {
+    'time (ms)': ('seconds', 1e-3),
+    'memory (MiB)': ('memory', 2**20),
+    'MACs (G)': ('macs', 1e9),
+    'parameters (M)': ('params', 1e6),
+}
+
+
+def append_line(path: Path, record: Mapping) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a') as file:
+        file.write(json.dumps(record) + '\n')
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Read the records of a file that may not be there yet.
+
+    Raises:
+        UsageError: It is no file of JSON lines.
+    """
+    try:
+        text = path.read_text() if path.exists() else ''
+        return [dict(json.loads(line)) for line in text.splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f'{path} has no records: {error}') from error
+
+
+# Cost
+
+
+class OnMap(nn.Module):
+    """A layer on a map of tokens (1, n, D), or of an image's pixels."""
+
+    def __init__(self, layer: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.layer, self.grid = layer, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            # Operations are counted on images.
+            tokens = x[:, :1].flatten(2).transpose(1, 2)
+            x = tokens.expand(-1, -1, self.layer.embed_dims)
+        return self.layer(x, self.grid)
+
+
+def make_network(
+    args: argparse.Namespace, cell: Cell
+) -> tuple[nn.Module, tuple[int, int]]:
+    """Make what a cell measures, and its map: the squarest of n tokens."""
+    height = math.isqrt(cell.tokens)
+    while cell.tokens % height:
+        height -= 1
+    grid = height, cell.tokens // height
+    sizes = args.embed_dims, args.num_heads
+    if cell.kind == 'cluster':
+        if cell.part == 'backbone':
+            return ClusTR('small'), grid
+        return OnMap(ClusterAttention(*sizes), grid), grid
+    attention, attn_cfg = KINDS[cell.kind]
+    if cell.part == 'layer':
+        layer = build_attention(
+            attention, *sizes, args.num_anchors, **attn_cfg
+        )
+        return OnMap(layer, grid), grid
+    model = AnchorFormer(
+        # That of S, but for its width.
+        dict(
+            embed_dims=args.embed_dims,
+            num_layers=12,
+            num_heads=args.num_heads,
+            feedforward_channels=4 * args.embed_dims,
+        ),
+        img_size=[PATCH * side for side in grid],
+        patch_size=PATCH,
+        attention=attention,
+        num_anchors=args.num_anchors,
+        attn_cfg=attn_cfg,
+        # Patches are then all tokens there are.
+        with_cls_token=False,
+        out_type='featmap',
+    )
+    return model, grid
+
+
+def start(args: argparse.Namespace, cell: Cell, arena: bool = True) -> Pass:
+    """Make a pass of a cell ready; it leaves nothing behind.
+
+    A layer gets tokens (1, n, D), a backbone an image. The arena of ONNX
+    Runtime keeps memory that was taken.
+    """
+    torch.manual_seed(0)
+    network, grid = make_network(args, cell)
+    if cell.part == 'layer':
+        inputs = torch.randn(1, cell.tokens, args.embed_dims)
+    else:
+        inputs = torch.randn(1, 3, *(PATCH * side for side in grid))
+    network.eval()
+    if cell.runtime == 'onnx':
+        return _start_onnx(network, inputs, args.threads, arena)
+    target = dict(device=args.device, dtype=getattr(torch, args.dtype))
+    network.to(**target)
+    # What is before a layer wants its gradient; images need none.
+    inputs = inputs.to(**target).requires_grad_(
+        args.backward and cell.part == 'layer'
+    )
+
+    def run() -> None:
+        with torch.set_grad_enabled(args.backward):
+            outputs = network(inputs)
+        if args.backward:
+            # Gradient of half the sum of the squares.
+            if isinstance(outputs, Tensor):
+                outputs = (outputs,)
+            torch.autograd.backward(outputs, [o.detach() for o in outputs])
+            network.zero_grad(set_to_none=True)
+            inputs.grad = None
+        if inputs.is_cuda:
+            torch.cuda.synchronize(inputs.device)
+
+    return run
+
+
+def _start_onnx(
+    network: nn.Module, inputs: Tensor, threads: int, arena: bool
+) -> Pass:
+    import onnxruntime
+
+    network = fuse(network)
+    make_traceable(network, dynamic=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = arena
+    # Its threads would go on after a pass, and disturb that of another.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
+    with (
+        TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        SizesFollowed(fixed=True),
+    ):
+        # On sizes that are fixed in the trace.
+        warnings.simplefilter('ignore')
+        path = f'{folder}/network.onnx'
+        torch.onnx.export(
+            network, (inputs,), path, opset_version=OPSET, dynamo=False
+        )
+        session = onnxruntime.InferenceSession(
+            path, options, ['CPUExecutionProvider']
+        )
+    feed = {session.get_inputs()[0].name: inputs.numpy()}
+    return partial(session.run, None, feed)
+
+
+def refusal(
+    before: Sequence[Cell], tokens: int, max_seconds: float, max_gib: float
+) -> str | None:
+    """Why a cell of so many tokens is left out; None if it is not.
+
+    Judged by the cells of the same part and row with fewer tokens: it goes on
+    as from the last size but one to the last, linearly at least and
+    quadratically at most, quadratically where there is one size.
+    """
+    if not before:
+        return None
+    last = before[-1]
+    if last.reason is not None:
+        return f'{last.tokens:,} tokens were left out'
+    for title, unit, limit, name in (
+        ('time (ms)', 1e3, max_seconds, 's'),
+        ('memory (MiB)', 2**10, max_gib, 'GiB'),
+    ):
+        values = [cell.figure(title) / unit for cell in before[-2:]]
+        exponent = 2.0
+        if len(values) > 1 and min(values) > 0:
+            steps = math.log(last.tokens / before[-2].tokens)
+            growth = math.log(values[1] / values[0]) / steps
+            exponent = min(max(growth, 1.0), 2.0)
+        value = values[-1] * (tokens / last.tokens) ** exponent
+        if value > limit:
+            return f'expected to take {value:.1f} {name}, more than {limit:g}'
+    return None
+
+
+def measure_cost(
+    args: argparse.Namespace,
+    done: Mapping[str, Cell],
+    save: Callable[[Cell], None],
+) -> list[Cell]:
+    """Measure kinds of attention over numbers of tokens.
+
+    Args:
+        args: Command line.
+        done: Cells of an earlier run by label, which are taken as they are.
+        save: Is given each new cell.
+    """
+    cells: list[Cell] = []
+    torch.set_num_threads(args.threads)
+    parts = PARTS if args.part == 'both' else (args.part,)
+    for part, tokens in product(parts, sorted(set(args.tokens))):
+        new = []
+        for kind, runtime in product(args.kinds, args.runtimes):
+            cell = Cell(part, kind, tokens, runtime)
+            before = [c for c in cells if (c.part, c.row) == (part, cell.row)]
+            if cell.label in done:
+                cell = done[cell.label]
+            else:
+                new.append(cell)
+                _count(args, cell)
+                limits = args.max_seconds, args.max_gib
+                cell.reason = refusal(before, tokens, *limits)
+                _take_memory(args, cell)
+            cells.append(cell)
+        _take_times(args, [cell for cell in new if cell.reason is None])
+        for cell in new:
+            save(cell)
+    return cells
+
+
+def _count(args: argparse.Namespace, cell: Cell) -> None:
+    network, grid = make_network(args, cell)
+    scale = 1 if cell.part == 'layer' else PATCH
+    found = count_complexity(network, [scale * side for side in grid])
+    cell.params, cell.macs = found.params, found.macs
+    if cell.kind != 'paper' and found.folded is not None:
+        cell.macs = min(found.macs, found.folded)
+
+
+def _take_memory(args: argparse.Namespace, cell: Cell) -> None:
+    if cell.reason is None:
+        begin = partial(start, args, cell, arena=False)
+        try:
+            cell.memory = peak_memory(begin, args.device, args.threads)
+        except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+            cell.reason = f'memory ran out ({type(error).__name__})'
+    what = f'left out, {cell.reason}' if cell.reason else 'memory is taken'
+    progress(f'{cell.label}: {what}')
+
+
+def _take_times(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
+    """Pass by pass, the cells in turn; after too long a pass there is none."""
+    passes = [(cell, start(args, cell)) for cell in cells]
+    first = True
+    while passes:
+        for cell, run in passes:
+            begin = perf_counter()
+            run()
+            seconds = perf_counter() - begin
+            if not first or seconds >= LONG:
+                cell.seconds.append(seconds)
+                progress(f'{cell.label}: {1e3 * seconds:.1f} ms')
+        first = False
+        passes = [
+            (cell, run)
+            for cell, run in passes
+            if len(cell.seconds) < args.runs
+            and max(cell.seconds, default=0) <= args.max_seconds
+        ]
+
+
+# The report of the cost
+
+
+def fit_exponent(cells: Sequence[Cell], title: str) -> float | None:
+    """Exponent of the tokens: a line through the logarithms.
+
+    Cells, of one part and row, count from ``FIT_FROM`` tokens on.
+    """
+    points = [
+        (cell.tokens, cell.figure(title))
+        for cell in cells
+        if cell.tokens >= FIT_FROM and cell.figure(title)
+    ]
+    if len(points) < 2:
+        return None
+    x, y = np.log(np.array(points, dtype=float)).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def _groups(
+    cells: Sequence[Cell], titles: Sequence[str]
+) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
+    """Each part and quantity, with the cells of the part by their rows."""
+    for part in dict.fromkeys(cell.part for cell in cells):
+        lines: dict[str, list[Cell]] = {}
+        for cell in cells:
+            if cell.part == part:
+                lines.setdefault(cell.row, []).append(cell)
+        for title in titles:
+            yield part, title, lines
+
+
+def cost_tables(cells: Sequence[Cell]) -> str:
+    """Write cells as tables of Markdown: a part and a quantity each."""
+    tokens = sorted({cell.tokens for cell in cells})
+    tables = []
+    for part, title, lines in _groups(cells, [*QUANTITIES]):
+        rows = []
+        for row, line in lines.items():
+            found = {c.tokens: c.figure(title) for c in line}
+            figures = [
+                '-'
+                if v is None
+                else f'{v:,.{0 if v >= 1e3 else 1 + (v < 9)}f}'
+                for v in map(found.get, tokens)
+            ]
+            exponent = fit_exponent(line, title)
+            end = '-' if exponent is None else f'{exponent:.2f}'
+            rows.append([row, *figures, end])
+        header = [f'{part}, {title}', *(f'{n:,}' for n in tokens)]
+        tables.append(markdown_table([*header, 'exponent'], rows))
+    return '\n\n'.join(tables)
+
+
+def draw_cost(cells: Sequence[Cell], path: Path) -> None:
+    """Draw time (left) and memory (right), both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    groups = list(_groups(cells, [*QUANTITIES][:2]))
+    rows = len(groups) // 2
+    figure = Figure(figsize=(10, 4.2 * rows), layout='constrained')
+    panels = figure.subplots(rows, 2, squeeze=False)
+    ticks = sorted({cell.tokens for cell in cells})
+    for axes, (part, title, lines) in zip(panels.flat, groups, strict=True):
+        axes.set(xlabel='tokens n', ylabel=f'{title} of the {part}')
+        axes.set_xscale('log', base=2)
+        axes.set_yscale('log')
+        for i, (row, line) in enumerate(lines.items()):
+            kind = [*KINDS].index(line[0].kind)
+            exponent = fit_exponent(line, title)
+            end = '' if exponent is None else f': $n^{{{exponent:.2f}}}$'
+            axes.plot(
+                [c.tokens for c in line],
+                # What was left out is not drawn.
+                [c.figure(title) or np.nan for c in line],
+                label=row + end,
+                color=COLOURS[kind % len(COLOURS)],
+                marker=MARKERS[kind],
+                ls='--' if line[0].runtime == 'onnx' else '-',
+                # What is drawn later is thinner, so that equal lines show.
+                lw=1 + 4 * (1 - i / len(lines)),
+            )
+        axes.set_xticks(ticks, [f'{n:,}' for n in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def report_cost(args: argparse.Namespace) -> None:
+    """Measure the cost, print its tables and draw its picture."""
+    if args.resume and args.json is None:
+        raise UsageError('--resume needs --json, the file to go on from')
+    plain = args.dtype == 'float32' and on_cpu(args.device)
+    if 'onnx' in args.runtimes and (args.backward or not plain):
+        raise UsageError(
+            '--runtimes onnx is for forward passes in float32 on a CPU'
+        )
+    names = 'embed_dims num_heads num_anchors backward threads device dtype'
+    conditions = {name: getattr(args, name) for name in names.split()}
+    conditions |= dict(runs=args.runs, hardware=machine_line(args.device))
+    done = {}
+    if args.json and not args.resume:
+        args.json.unlink(missing_ok=True)
+    for record in read_lines(args.json) if args.resume else ():
+        cell = record.pop('cell', None)
+        if cell is None or record != conditions:
+            raise UsageError(
+                f'{args.json} was measured with {record}, not {conditions}'
+            )
+        cell = Cell(**cell)
+        if cell.reason is None:
+            done[cell.label] = cell
+
+    def save(cell: Cell) -> None:
+        if args.json is not None:
+            append_line(args.json, dict(conditions, cell=asdict(cell)))
+
+    cells = measure_cost(args, done, save)
+    hardware = f'{conditions["hardware"]}; {args.dtype}'
+    if args.device == 'cpu':
+        hardware += f', threads: {args.threads}'
+    hardware += ', forward and backward' if args.backward else ', forward'
+    convention = CONVENTION.format(fit_from=FIT_FROM, **vars(args))
+    print('\n\n'.join([cost_tables(cells), hardware, fill(convention, 79)]))
+    left_out = [f'- {c.label}: {c.reason}.' for c in cells if c.reason]
+    if left_out:
+        print('\nLeft out:\n\n' + '\n'.join(left_out))
+    if args.out_picture is not None:
+        draw_cost(cells, args.out_picture)
+
+
+# Accuracy
+
+
+class Job(NamedTuple):
+    """A training.
+
+    Attributes:
+        rate: Factor of the config's learning rate.
+        std: Standard deviation of a classifier's linear layers at the start.
+            A segmentor starts from a classifier, a detector as it does.
+        seed: None: one to choose rate and deviation by, on held-out images.
+    """
+
+    task: str
+    kind: str
+    steps: int
+    rate: float
+    std: float
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        last = 'tuning' if self.seed is None else f'seed{self.seed}'
+        return '_'.join([*map(str, self[:-1]), last])
+
+
+class Study:
+    """The trainings of a command line, as far as the results allow."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        # Percent.
+        self.scores: dict[Job, float] = {
+            Job(*map(record.get, Job._fields)): record['score']
+            for record in read_lines(args.work_dir / RESULTS)
+        }
+
+    def tuning(self, task: str, kind: str) -> list[Job]:
+        task = task if task in self.args.tune else self.args.tune[0]
+        # At least one of warming up, and one more.
+        steps = max(round(self.args.tune_share * self.args.steps[task]), 2)
+        grid = product(self.args.rates, self.args.stds)
+        return [Job(task, kind, steps, *setting, None) for setting in grid]
+
+    def setting(self, task: str, kind: str) -> tuple[float, float] | None:
+        """The best rate and deviation; None while it is not known."""
+        jobs = self.tuning(task, kind)
+        if any(job not in self.scores for job in jobs):
+            return None
+        best = max(jobs, key=self.scores.__getitem__)
+        return best.rate, best.std
+
+    def reported(self, task: str, kind: str) -> list[Job]:
+        """A training for each seed; none while the setting is not known."""
+        if (setting := self.setting(task, kind)) is None:
+            return []
+        steps, seeds = self.args.steps[task], self.args.seeds
+        return [Job(task, kind, steps, *setting, seed) for seed in seeds]
+
+    def start(self, job: Job) -> Job | None:
+        """The classifier that a segmentor starts from, if it is trained."""
+        seed = self.args.seeds[0] if job.seed is None else job.seed
+        jobs = self.reported('classes', job.kind)
+        return next(
+            (j for j in jobs if j[-1] == seed and j in self.scores), None
+        )
+
+    def to_do(self) -> list[Job]:
+        """What can be trained now and is not, the first first."""
+        jobs: list[Job] = []
+        for task, kinds in product(self.args.tasks, [self.args.kinds]):
+            for kind in kinds if task in self.args.tune else ():
+                jobs += self.tuning(task, kind)
+            seeds = [self.reported(task, kind) for kind in kinds]
+            jobs += sorted(sum(seeds, []), key=lambda job: job.seed)
+        return [
+            job
+            for job in jobs
+            if job not in self.scores
+            and (job.task != 'maps' or self.start(job))
+        ]
+
+
+def config_of(job: Job, weights: Path | None = None) -> Config:
+    """Make the config of a training."""
+    cfg = read_config(ROOT / f'configs/{TASKS[job.task][0]}.py')
+    attention, attn_cfg = ATTENTIONS[job.kind]
+    backbone = cfg.model.backbone
+    if job.task == 'boxes':
+        backbone.stage_cfg = dict(attn_cfg, attention=attention)
+    else:
+        backbone.attention, backbone.attn_cfg = attention, dict(attn_cfg)
+        if job.kind not in WITHOUT_MAP:
+            backbone.attn_cfg.dwc_v = True
+    if job.task == 'classes':
+        backbone.init_cfg.std = job.std
+    if weights is not None:
+        backbone.init_cfg.checkpoint = str(weights)
+    cfg.optim_wrapper.optimizer.lr *= job.rate
+    cfg.randomness = dict(seed=job.seed or 0)
+    steps, warm_up = job.steps, max(job.steps // 10, 1)
+    cfg.train_cfg = dict(
+        type='IterBasedTrainLoop', max_iters=steps, val_interval=steps
+    )
+    cosine = dict(begin=warm_up, end=steps, T_max=steps - warm_up)
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up),
+        dict(type='CosineAnnealingLR', by_epoch=False, eta_min=1e-5, **cosine),
+    ]
+    cfg.log_processor = dict(by_epoch=False)
+    # For the segmentors alone.
+    kept = job.task == 'classes' and job.seed is not None
+    cfg.default_hooks.checkpoint = dict(
+        type='CheckpointHook',
+        by_epoch=False,
+        interval=steps if kept else -1,
+        save_last=kept,
+        save_optimizer=False,
+    )
+    if job.seed is None:
+        _hold_out(cfg)
+    return cfg
+
+
+def _hold_out(cfg: Config) -> None:
+    """Evaluate on every fifth training image, and train on the others."""
+    data, pipeline = cfg.train_dataloader.dataset, cfg.test_pipeline
+    files = Path(data.data_root, 'train').rglob('*.*')
+    every = range(sum(file.is_file() for file in files))
+    held = dict(pipeline=pipeline, indices=[*every[::5]])
+    cfg.val_dataloader.dataset = dict(data, **held)
+    data.indices = [i for i in every if i % 5]
+    if cfg.val_evaluator.type == 'CocoMetric':
+        # Boxes then come with the images: the file has those of all.
+        cfg.val_evaluator.ann_file = None
+        keys = 'img_id img_path ori_shape img_shape scale_factor instances'
+        pipeline[-1].meta_keys = keys.split()
+
+
+def train(args: argparse.Namespace, job: Job, weights: Path | None) -> float:
+    """Run a training in a process of its own; give its figure in percent.
+
+    Raises:
+        UsageError: It has failed.
+    """
+    folder = args.work_dir / job.name
+    folder.mkdir(exist_ok=True)
+    config, log = folder / 'config.py', folder / 'log.txt'
+    config_of(job, weights).dump(config)
+    command = [sys.executable, ROOT / 'tools/train.py', config]
+    command += ['--work-dir', folder, '--skip-data-check']
+    env = dict(os.environ, OMP_NUM_THREADS=str(args.threads))
+    with log.open('w') as out:
+        done = subprocess.run(command, stdout=out, stderr=out, env=env)
+    if done.returncode:
+        raise UsageError(f'a training has failed, see {log}')
+    _, metric, unit = TASKS[job.task]
+    found = [r[metric] for r in read_run(folder).val.values() if metric in r]
+    # A detector that finds no box has no figure.
+    return unit * found[-1] if found and math.isfinite(found[-1]) else 0.0
+
+
+def measure_accuracy(args: argparse.Namespace) -> None:
+    """Train what is not done and no other process does.
+
+    Raises:
+        UsageError: Trainings have failed; the others were run.
+    """
+    # The training ends with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    failed: dict[Job, str] = {}
+    while jobs := [job for job in Study(args).to_do() if job not in failed]:
+        for job in jobs:
+            with (args.work_dir / f'{job.name}.lock').open('w') as lock:
+                try:
+                    # Open as long as this process lives.
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                study, begin = Study(args), perf_counter()
+                if job in study.scores:
+                    break
+                weights = None
+                if job.task == 'maps':
+                    start = study.start(job)
+                    weights = args.work_dir / start.name
+                    weights /= f'iter_{start.steps}.pth'
+                try:
+                    score = train(args, job, weights)
+                except UsageError as error:
+                    failed[job] = str(error)
+                    progress(f'{job.name}: {error}')
+                    break
+                seconds = perf_counter() - begin
+                record = dict(job._asdict(), score=score, seconds=seconds)
+                append_line(args.work_dir / RESULTS, record)
+                progress(
+                    f'{job.name}: {score:.2f} % in {seconds:.0f} s; '
+                    f'{len(study.scores) + 1} are done'
+                )
+                break
+        else:
+            # Others train what is left.
+            sleep(1)
+    if failed:
+        raise UsageError('\n'.join(failed.values()))
+
+
+def accuracy_table(args: argparse.Namespace) -> str:
+    """Write what is done as a table of Markdown."""
+    study = Study(args)
+    rows = []
+    for kind in args.kinds:
+        row = [kind]
+        for task in args.tasks:
+            setting = study.setting(task, kind)
+            jobs = study.reported(task, kind)
+            found = [study.scores[j] for j in jobs if j in study.scores]
+            spread = f' ± {stdev(found):.1f}' if len(found) > 1 else ''
+            row.append('{:g}, {:g}'.format(*setting) if setting else '-')
+            row.append(f'{mean(found):.1f}{spread}' if found else '-')
+        cfg = config_of(Job('classes', kind, 10, 1, 1, 0))
+        counted = count_complexity(build_model(cfg), (48, 48))
+        macs = min(counted.macs, counted.folded or counted.macs)
+        rows.append([*row, f'{counted.params / 1e3:.0f}', f'{macs / 1e6:.1f}'])
+    columns = [x for task in args.tasks for x in ('rate, std', f'{task} (%)')]
+    header = ['attention', *columns, 'parameters (k)', 'MACs (M)']
+    return markdown_table(header, rows)
+
+
+# The command line
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argument_parser(__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, add_arguments, text in (
+        ('cost', _add_cost, 'time, memory, counts'),
+        ('accuracy', _add_accuracy, 'train on the digits'),
+        ('table', _add_accuracy, 'what accuracy has found so far'),
+    ):
+        style = parser.formatter_class
+        command = commands.add_parser(name, help=text, formatter_class=style)
+        add_arguments(command.add_argument)
+    return parser.parse_args(argv)
+
+
+def _add_cost(add: Callable) -> None:
+    sizes = [196, 1024, 4096, 16384, 65536]
+    several = dict(nargs='+')
+    add('--tokens', **several, type=a_count, default=sizes, help='numbers')
+    add('--embed-dims', type=a_count, default=384, help='channels')
+    add('--num-heads', type=a_count, default=6, help='heads')
+    add('--num-anchors', type=a_count, default=30, help='anchors')
+    several['default'] = [*ATTENTIONS]
+    text = "of attention; paper: learned anchors in the paper's order"
+    add('--kinds', **several, choices=KINDS, help=text)
+    several |= dict(choices=('eager', 'onnx'), default=['eager'])
+    add('--runtimes', **several, help='what runs them')
+    add('--part', choices=[*PARTS, 'both'], default='both', help='what runs')
+    add('--backward', action='store_true', help='forward and backward')
+    add('--threads', type=a_count, default=1, help='threads on a CPU')
+    add('--device', type=a_device, default='cpu', help='cpu or one of CUDA')
+    add('--dtype', choices=DTYPES, default=DTYPES[0], help='of all numbers')
+    add('--runs', type=a_count, default=3, help='timed passes of each')
+    budget = 'a pass that is expected to take more is left out'
+    add('--max-seconds', type=float, default=60.0, help=budget)
+    add('--max-gib', type=float, default=16.0, help=budget)
+    add('--json', type=a_file, help='file for all figures, as it goes')
+    add('--resume', action='store_true', help='go on from the file of --json')
+    add('--out-picture', type=a_file, help='file for a picture')
+
+
+def _add_accuracy(add: Callable) -> None:
+    several = dict(nargs='+', choices=ATTENTIONS, default=[*ATTENTIONS])
+    add('--kinds', **several, help='of attention')
+    several = dict(nargs='+', choices=TASKS)
+    add('--tasks', **several, default=[*TASKS], help='the first first')
+    text = 'tasks that choose a setting; the others take that of the first'
+    add('--tune', **several, default=['classes'], help=text)
+    for task, steps in (('class', 1000), ('map', 400), ('box', 250)):
+        add(f'--{task}-steps', type=a_count, default=steps, help='a training')
+    text = 'share of the steps that a training to choose by has'
+    add('--tune-share', type=float, default=0.5, help=text)
+    several = dict(nargs='+', type=float)
+    text = 'to choose from: factors of the rate'
+    add('--rates', **several, default=[0.33, 1.0, 3.0], help=text)
+    text = 'to choose from: standard deviations at the start'
+    add('--stds', **several, default=[0.05, 0.15], help=text)
+    add('--seeds', nargs='+', type=int, default=[0, 1, 2], help='reported')
+    add('--threads', type=a_count, default=1, help='of a training')
+    folder = Path('work_dirs/attentions')
+    add('--work-dir', type=Path, default=folder, help='for all that is made')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.command == 'cost':
+        report_cost(args)
+        return
+    args.steps = dict(
+        classes=args.class_steps, maps=args.map_steps, boxes=args.box_steps
+    )
+    if 'classes' not in args.tasks and 'maps' in args.tasks:
+        raise UsageError('--tasks maps needs classes: where maps start from')
+    if not {*args.tune} <= {*args.tasks}:
+        raise UsageError(f'--tune {args.tune} is not among --tasks')
+    if args.command == 'accuracy':
+        measure_accuracy(args)
+    print(accuracy_table(args))
+
+
+if __name__ == '__main__':
+    run_command_line(main)
