@@ -1,18 +1,21 @@
 """Attention of linear cost by others, each against its paper's equations."""
 
 import math
+import warnings
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from anchorformer_mm.analysis.complexity import count_complexity
+from anchorformer_mm.deployment.networks import SizesFollowed, make_traceable
 from anchorformer_mm.models.layers import build_attention
 
 D, HEADS, M = 12, 3, 6
 # Agents of M = 6 lie on a grid of 2 x 3.
 GRID = (2, 3)
 NAMES = ['agent', 'linear', 'focused', 'castling', 'paca', 'pool']
-WITH_VALUES = NAMES[:4]
 NEED_A_MAP = ['agent', 'pool']
 LAYERS = [
     *((name, dict()) for name in NAMES),
@@ -44,16 +47,12 @@ def tokens(extra, height, width, batch=2, dims=D):
 
 def cells(q, extra, height, width):
     """Means of the map (rows of q) over the cells of the grid."""
-    rows, columns = GRID
     means = []
-    for r in range(rows):
-        for c in range(columns):
-            inside = [
-                q[extra + y * width + x]
-                for y in range(r * height // rows, -(-(r + 1) * height // rows))
-                for x in range(c * width // columns,
-                               -(-(c + 1) * width // columns))
-            ]  # fmt: skip
+    for r in range(GRID[0]):
+        for c in range(GRID[1]):
+            ys = range(r * height // GRID[0], -(-(r + 1) * height // GRID[0]))
+            xs = range(c * width // GRID[1], -(-(c + 1) * width // GRID[1]))
+            inside = [q[extra + y * width + x] for y in ys for x in xs]
             means.append(torch.stack(inside).mean(0))
     return torch.stack(means)
 
@@ -62,42 +61,37 @@ def softmax(logits, dim=-1):
     return logits.exp() / logits.exp().sum(dim, keepdim=True)
 
 
-def focus(x, p):
+def features(name, layer, x):
+    """The feature map of queries or keys (n, d)."""
+    if name == 'linear' and layer.feature_map == 'elu':
+        return torch.where(x > 0, x + 1, x.exp())
     x = x.clamp(min=0)
-    norm, norm_p = x.square().sum().sqrt(), (x**p).square().sum().sqrt()
-    return x if norm == 0 else norm / norm_p * x**p
+    if name == 'linear':
+        return x
+    powers = x**layer.power
+    norm, norm_p = (t.square().sum(1, True).sqrt() for t in (x, powers))
+    return torch.where(norm > 0, norm / norm_p * powers, 0)
 
 
 def head(name, layer, q, k, v, shape):
-    """One head of one image, in (n, d)."""
-    n, d = q.shape
+    """One head of one image, in (n, d), with matrices of n x n."""
+    d = q.shape[1]
+    weights = softmax(q @ k.T / math.sqrt(d))
+    if name == 'paca':
+        return weights @ v
     if name == 'agent':
         a = cells(q, *shape)
         return softmax(q @ a.T / math.sqrt(d)) @ (
             softmax(a @ k.T / math.sqrt(d)) @ v
         )
-    rows = []
     if name == 'castling':
-        m = softmax(q @ k.T / math.sqrt(d))
-        for i in range(n):
-            u = v[i] / 2
-            for j in range(n):
-                cos = q[i] @ k[j] / q[i].norm() / k[j].norm()
-                u = u + cos * v[j] / math.pi
-                if layer.training and m[i, j] > layer.threshold / n:
-                    u = u + m[i, j] * v[j]
-            rows.append(u / u.norm())
-        return torch.stack(rows)
-    if name == 'focused':
-        phi = lambda x: focus(x, layer.power)  # noqa: E731
-    elif layer.feature_map == 'elu':
-        phi = lambda x: torch.where(x > 0, x + 1, x.exp())  # noqa: E731
-    else:
-        phi = lambda x: x.clamp(min=0)  # noqa: E731
-    for i in range(n):
-        weights = torch.stack([phi(q[i]) @ phi(k[j]) for j in range(n)])
-        rows.append(weights @ v / weights.sum().clamp(min=1e-6))
-    return torch.stack(rows)
+        norms = torch.outer(*(t.square().sum(1).sqrt() for t in (q, k)))
+        u = v / 2 + (q @ k.T / norms / math.pi) @ v
+        if layer.training:
+            u = u + (weights * (weights > layer.threshold / len(q))) @ v
+        return u / u.square().sum(1, keepdim=True).sqrt()
+    weights = features(name, layer, q) @ features(name, layer, k).T
+    return weights @ v / weights.sum(1, keepdim=True).clamp(min=1e-6)
 
 
 def reference(name, layer, x, shape):
@@ -126,11 +120,7 @@ def reference(name, layer, x, shape):
     d, out = D // HEADS, []
     for i in range(HEADS):
         qkv = [t[:, i * d : (i + 1) * d] for t in (q, k, v)]
-        if name == 'paca':
-            q_i, k_i, v_i = qkv
-            out.append(softmax(q_i @ k_i.T / math.sqrt(d)) @ v_i)
-        else:
-            out.append(head(name, layer, *qkv, shape))
+        out.append(head(name, layer, *qkv, shape))
     return layer.proj(torch.cat(out, dim=-1))
 
 
@@ -162,3 +152,93 @@ def test_values_and_gradients_are_finite_in_half_precision(name, dtype, shape):
     plain = layer.eval().to(dtype)(x.detach().to(dtype), shape[1:])
     assert plain.dtype == dtype
     assert plain.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', NAMES)
+def test_images_of_a_batch_do_not_meet_and_there_may_be_none(name):
+    layer = build(name)
+    x = tokens(1, 4, 5, batch=3)
+    out = layer(x, (4, 5))
+    alone = torch.cat([layer(image[None], (4, 5)) for image in x])
+    torch.testing.assert_close(out, alone, rtol=1e-5, atol=1e-4)
+    assert layer(x[:0], (4, 5)).shape == (0, 21, D)
+
+
+@pytest.mark.parametrize('hw_shape', [None, (4, 6)])
+@pytest.mark.parametrize('name', NEED_A_MAP)
+def test_a_map_that_is_missing_is_told(name, hw_shape):
+    with pytest.raises(ValueError, match=r'needs the \(height, width\).*20'):
+        build(name)(tokens(0, 4, 5), hw_shape)
+
+
+def test_the_softmax_branch_of_castling_is_for_training_alone():
+    layer, x = build('castling', threshold=1.0), tokens(0, 4, 5)
+    bare = build('castling', threshold=None)
+    assert layer(x).equal(bare(x))
+    assert not layer.train()(x).equal(bare.train()(x))
+    assert bare(x).equal(bare.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ('m', 'grid'),
+    [(1, (1, 1)), (2, (1, 2)), (10, (3, 3)), (30, (5, 6)), (49, (7, 7))],
+)
+def test_agents_lie_on_the_nearest_grid(m, grid):
+    layer = build_attention('agent', D, HEADS, m)
+    assert tuple(layer.pool.output_size) == grid
+
+
+class OfMap(nn.Module):
+    """A layer on the pixels of a map, behind a class token."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat((tokens[:, :1], tokens), dim=1)
+        return self.layer(tokens.repeat(1, 1, D // 3), x.shape[2:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('dynamic', [False, True])
+@pytest.mark.parametrize('name', NAMES)
+def test_onnx_computes_the_same(name, dynamic, tmp_path):
+    layer, path = OfMap(build(name, std=0.5)), tmp_path / 'layer.onnx'
+    x = torch.randn(2, 3, 5, 7)
+    traced = OfMap(build(name, std=0.5))
+    make_traceable(traced, dynamic=dynamic)
+    with warnings.catch_warnings(), SizesFollowed(not dynamic):
+        warnings.simplefilter('ignore')
+        torch.onnx.export(
+            traced, (x,), path, opset_version=17, dynamo=False,
+            input_names=['x'],
+            dynamic_axes={'x': {0: 'b', 2: 'h', 3: 'w'}} if dynamic else None,
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(path)
+    others = [torch.randn(1, 3, 9, 4), torch.randn(3, 3, 1, 2)]
+    for images in (x, *others) if dynamic else (x,):
+        (found,) = session.run(None, {'x': images.numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(found), layer(images), rtol=1e-4, atol=1e-4
+        )
+
+
+N = 1 + 5 * 7  # tokens of the image below
+PROJECTIONS = 4 * N * D**2
+MACS = dict(
+    agent=PROJECTIONS + 4 * N * M * D,
+    linear=PROJECTIONS + 2 * N * (D // HEADS) * D,
+    focused=PROJECTIONS + 2 * N * (D // HEADS) * D,
+    castling=PROJECTIONS + 2 * N * (D // HEADS) * D,
+    paca=2 * N * D**2 + 2 * M * D**2 + 4 * N * M * D,
+    pool=0,
+)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_products_are_those_of_the_closed_form(name):
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), OfMap(build(name)))
+    assert count_complexity(net, (5, 7)).macs == 9 * 35 + MACS[name]
