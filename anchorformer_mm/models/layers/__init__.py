@@ -11,6 +11,7 @@ from anchorformer_mm.models.layers.anchor_attention import (
     anchor_aggregate,
 )
 from anchorformer_mm.models.layers.attention import (
+    ATTENTIONS,
     BaseAttention,
     SelfAttention,
     build_attention,
@@ -21,6 +22,14 @@ from anchorformer_mm.models.layers.cluster_attention import (
     dpc_knn,
     merge_tokens,
 )
+from anchorformer_mm.models.layers.efficient_attentions import (
+    AgentAttention,
+    CastlingAttention,
+    FocusedAttention,
+    LinearAttention,
+    PaCaAttention,
+    PoolAttention,
+)
 from anchorformer_mm.models.layers.transformer_block import (
     ConvFFN,
     SqueezeExcite,
@@ -30,6 +39,13 @@ from anchorformer_mm.models.layers.transformer_block import (
 )
 
 __all__ = [
+    'ATTENTIONS',
+    'AgentAttention',
+    'CastlingAttention',
+    'FocusedAttention',
+    'LinearAttention',
+    'PaCaAttention',
+    'PoolAttention',
     'AnchorAttention',
     'BaseAnchorAttention',
     'BaseAttention',

@@ -30,7 +30,7 @@ from anchorformer_mm.models.argument_checks import (
     check_one_of,
     check_positive,
 )
-from anchorformer_mm.models.layers.attention import BaseAttention
+from anchorformer_mm.models.layers.attention import ATTENTIONS, BaseAttention
 
 ORDERS = ('auto', 'paper', 'folded')
 LOGITS = ('dot', 'standardized')
@@ -66,6 +66,7 @@ class BaseAnchorAttention(BaseAttention):
     """
 
     input_projection = ('kv', 2)
+    has_anchors = True
     tied = True
 
     def __init__(
@@ -376,6 +377,9 @@ class QueryAnchorAttention(BaseAnchorAttention):
         index = index.sort(dim=1).values.unsqueeze(-1)
         q = q.gather(1, index.expand(-1, -1, self.embed_dims))
         return self.split_heads(q)
+
+
+ATTENTIONS.update(learned=AnchorAttention, query=QueryAnchorAttention)
 
 
 def anchor_aggregate(

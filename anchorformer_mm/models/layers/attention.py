@@ -12,8 +12,6 @@ from anchorformer_mm.models.argument_checks import (
     check_rates,
 )
 
-ATTENTIONS = ('learned', 'query', 'vanilla')
-
 
 class BaseAttention(nn.Module, ABC):
     """Multi-head token mixer with one input and one output projection.
@@ -33,8 +31,11 @@ class BaseAttention(nn.Module, ABC):
         - Input: (B, n, D), n >= 1; output: (B, n, D).
     """
 
-    # Name of the input projection, and its output channels over D.
-    input_projection: ClassVar[tuple[str, int]]
+    # Name of the input projection, and its output channels over D; None: the
+    # layer has no projections.
+    input_projection: ClassVar[tuple[str, int] | None]
+    # Whether the third argument is ``num_anchors``.
+    has_anchors: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -58,12 +59,14 @@ class BaseAttention(nn.Module, ABC):
         self.num_heads = num_heads
         self.scale = (embed_dims // num_heads) ** -0.5
 
-        name, multiple = self.input_projection
-        self.add_module(
-            name, nn.Linear(embed_dims, multiple * embed_dims, bias=qkv_bias)
-        )
+        if self.input_projection is not None:
+            name, multiple = self.input_projection
+            project = nn.Linear(
+                embed_dims, multiple * embed_dims, bias=qkv_bias
+            )
+            self.add_module(name, project)
+            self.proj = nn.Linear(embed_dims, embed_dims)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
         self.dwc_v = (
             nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
@@ -80,7 +83,8 @@ class BaseAttention(nn.Module, ABC):
         Args:
             x: Tokens, shape (B, n, D).
             hw_shape: Height and width of the map whose tokens, row by row,
-                are the last of ``x``; only ``dwc_v`` needs it.
+                are the last of ``x``; what needs it says so where it is
+                missing.
 
         Returns:
             Tensor: Shape (B, n, D).
@@ -92,6 +96,12 @@ class BaseAttention(nn.Module, ABC):
         # No -1: a batch may be empty.
         channels = self.embed_dims // self.num_heads
         return x.reshape(b, n, self.num_heads, channels).transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention of heads (B, h, n, d), (B, h, m, d) twice."""
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0
+        )
 
     def project(
         self, out: Tensor, v: Tensor, hw_shape: tuple[int, int] | None
@@ -110,16 +120,33 @@ class BaseAttention(nn.Module, ABC):
 
     def _convolve(self, v: Tensor, hw_shape: tuple[int, int] | None) -> Tensor:
         """Convolve the map in ``v`` by depth; zero for class tokens."""
-        b, n, c = v.shape
-        if hw_shape is None or hw_shape[0] * hw_shape[1] > n:
-            raise ValueError(
-                f'dwc_v needs the (height, width) of a map of at most {n} '
-                f'tokens, got hw_shape={hw_shape}'
-            )
-        extra = n - hw_shape[0] * hw_shape[1]
-        feature = v[:, extra:].transpose(1, 2).reshape(b, c, *hw_shape)
+        extra, feature = split_map(v, hw_shape, 'dwc_v')
         feature = self.dwc_v(feature).flatten(2).transpose(1, 2)
-        return nn.functional.pad(feature, (0, 0, extra, 0))
+        return F.pad(feature, (0, 0, extra.shape[1], 0))
+
+
+def split_map(
+    x: Tensor, hw_shape: tuple[int, int] | None, user: str
+) -> tuple[Tensor, Tensor]:
+    """Split tokens (B, n, D) into class tokens and a map.
+
+    Returns:
+        tuple[Tensor, Tensor]: The first tokens (B, n - H W, D), and the last
+        as a map (B, D, H, W).
+
+    Raises:
+        ValueError: ``hw_shape`` is None or has more than n tokens; ``user``
+            tells what it is for.
+    """
+    b, n, c = x.shape
+    if hw_shape is None or hw_shape[0] * hw_shape[1] > n:
+        raise ValueError(
+            f'{user} needs the (height, width) of a map of at most {n} '
+            f'tokens, got hw_shape={hw_shape}'
+        )
+    extra = n - hw_shape[0] * hw_shape[1]
+    feature = x[:, extra:].transpose(1, 2).reshape(b, c, *hw_shape)
+    return x[:, :extra], feature
 
 
 class SelfAttention(BaseAttention):
@@ -136,11 +163,12 @@ class SelfAttention(BaseAttention):
         self, x: Tensor, hw_shape: tuple[int, int] | None = None
     ) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        out = F.scaled_dot_product_attention(
-            *(self.split_heads(t) for t in (q, k, v)),
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-        )
+        out = self.attend(*map(self.split_heads, (q, k, v)))
         return self.project(out, v, hw_shape)
+
+
+# By their names in configs. The files of the other layers add theirs.
+ATTENTIONS: dict[str, type[BaseAttention]] = dict(vanilla=SelfAttention)
 
 
 def build_attention(
@@ -153,21 +181,13 @@ def build_attention(
     """Build the attention layer of a block.
 
     Args:
-        attention: ``'learned'`` anchors (figure 3b), ``'query'`` anchors
-            (figure 3a), or ``'vanilla'``, which makes no use of anchors.
+        attention: One of the names in ``ATTENTIONS``.
         embed_dims: Channels D of the tokens.
         num_heads: Heads h.
-        num_anchors: Anchors m.
+        num_anchors: Anchors m, agents or clusters, of layers that have them.
         **attn_cfg: Further arguments of the layer.
     """
-    # That file builds upon this one.
-    from anchorformer_mm.models.layers.anchor_attention import (
-        AnchorAttention,
-        QueryAnchorAttention,
-    )
-
     check_one_of(ATTENTIONS, attention=attention)
-    if attention == 'vanilla':
-        return SelfAttention(embed_dims, num_heads, **attn_cfg)
-    layers = dict(learned=AnchorAttention, query=QueryAnchorAttention)
-    return layers[attention](embed_dims, num_heads, num_anchors, **attn_cfg)
+    layer = ATTENTIONS[attention]
+    anchors = (num_anchors,) if layer.has_anchors else ()
+    return layer(embed_dims, num_heads, *anchors, **attn_cfg)

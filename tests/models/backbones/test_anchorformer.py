@@ -7,7 +7,7 @@ from mmengine.runner.checkpoint import (
 )
 
 from anchorformer_mm.models import AnchorFormer
-from anchorformer_mm.models.layers import resize_position_embedding
+from anchorformer_mm.models.layers import ATTENTIONS, resize_position_embedding
 from anchorformer_mm.utils.checkpoint import admit_mmengine_checkpoints
 
 SMALL = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=60)
@@ -25,7 +25,7 @@ def resized(model, target):
     return torch.cat((embedding[:, :1], patches), dim=1)
 
 
-@pytest.mark.parametrize('attention', ['learned', 'query', 'vanilla'])
+@pytest.mark.parametrize('attention', ATTENTIONS)
 @pytest.mark.parametrize('batch', [1, 2])
 def test_output_types(attention, batch):
     images = torch.rand(batch, 3, 40, 33)

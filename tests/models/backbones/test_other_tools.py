@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorformer_mm.models.fusing import take_paper_order
-from anchorformer_mm.models.layers import AnchorAttention
+from anchorformer_mm.models.layers import ATTENTIONS, AnchorAttention
 
 WIDTHS = dict(widths=(16, 16, 32), ratios=((0.5,), (0.5,), (1, 0.5)))
 COLUMN = dict(
@@ -303,8 +303,7 @@ def test_a_batch_of_as_many_images_as_heads(batch, fused, dynamo, tmp_path):
 
 
 ANCHORS = [
-    dict(attention='query'),
-    dict(attention='vanilla'),
+    *(dict(attention=name) for name in ATTENTIONS if name != 'learned'),
     *(
         dict(attention='learned', **more, **cfg)
         for more in ({}, dict(share_anchors=False, qkv_bias=True))

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from anchorformer_mm.models.layers import (
+    ATTENTIONS,
+    AgentAttention,
     AnchorAttention,
+    CastlingAttention,
     ClusterAttention,
+    FocusedAttention,
+    LinearAttention,
+    PaCaAttention,
+    PoolAttention,
     QueryAnchorAttention,
     SelfAttention,
     TransformerBlock,
@@ -38,7 +45,9 @@ def test_forward_equals_the_equations(qkv_bias, n):
     )
 
 
-@pytest.mark.parametrize('attention', ['learned', 'query', 'vanilla'])
+@pytest.mark.parametrize(
+    'attention', sorted(ATTENTIONS.keys() - {'paca', 'pool'})
+)
 def test_convolution_of_the_values_is_added_before_the_projection(attention):
     local = build_attention(attention, 12, 3, 4, dwc_v=True).double()
     plain = build_attention(attention, 12, 3, 4).double()
@@ -48,7 +57,7 @@ def test_convolution_of_the_values_is_added_before_the_projection(attention):
     v = projection(x)[:, 1:, -12:].transpose(1, 2).reshape(2, 12, 2, 3)
     added = torch.zeros_like(x)
     added[:, 1:] = local.dwc_v(v).flatten(2).transpose(1, 2)
-    expected = plain(x) + added @ local.proj.weight.T
+    expected = plain(x, (2, 3)) + added @ local.proj.weight.T
     torch.testing.assert_close(local(x, (2, 3)), expected)
 
 
@@ -66,6 +75,12 @@ BAD = {
     | dict(
         anchor_std=(0, -1.0, NAN, '1'), logit_std=(0, -1.0, NAN, '1', None)
     ),
+    AgentAttention: COMMON | dict(num_anchors=COUNTS),
+    LinearAttention: COMMON | dict(feature_map=('softmax', None)),
+    FocusedAttention: COMMON | dict(power=COUNTS),
+    CastlingAttention: COMMON | dict(threshold=(0, -1.0, NAN, '1')),
+    PaCaAttention: COMMON | dict(num_anchors=COUNTS),
+    PoolAttention: dict(embed_dims=COUNTS, num_heads=COUNTS, proj_drop=RATES),
     QueryAnchorAttention: ANCHORS | dict(select=('kmeans', None)),
     ClusterAttention: COMMON
     | dict(
@@ -115,11 +130,15 @@ def test_bad_combinations_are_named():
         (AnchorAttention, dict(order='folded')),
         (QueryAnchorAttention, dict()),
         (ClusterAttention, dict(sr_ratio=2)),
+        (AgentAttention, dict()),
+        (LinearAttention, dict()),
+        (CastlingAttention, dict(threshold=0.1)),
+        (PaCaAttention, dict()),
     ],
 )
 def test_dropout_acts_in_training_only(layer, kwargs, drop):
     layer = layer(12, 3, **kwargs, **{drop: 0.5})
     x = torch.randn(1, 16, 12)
-    assert not torch.equal(layer(x), layer(x))
+    assert not torch.equal(layer(x, (4, 4)), layer(x, (4, 4)))
     layer.eval()
-    assert torch.equal(layer(x), layer(x))
+    assert torch.equal(layer(x, (4, 4)), layer(x, (4, 4)))
