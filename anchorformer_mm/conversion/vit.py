@@ -20,9 +20,9 @@ from anchorformer_mm.conversion.anchors import share_anchors
 from anchorformer_mm.models.backbones import AnchorFormer
 from anchorformer_mm.models.layers import (
     AnchorAttention,
+    BaseAnchorAttention,
     BaseAttention,
     QueryAnchorAttention,
-    SelfAttention,
 )
 from anchorformer_mm.utils import checkpoint
 from anchorformer_mm.utils.errors import UsageError
@@ -526,11 +526,16 @@ def convert_attention(
             state[f'{name}.bias'] = torch.zeros_like(ours)
             add('made', 'biases', ours, note='zero')
 
-    if isinstance(attn, SelfAttention):
+    if not isinstance(attn, BaseAnchorAttention):
+        if not hasattr(attn, 'qkv'):
+            raise UsageError(
+                f'{type(attn).__name__} has no place for the projections of '
+                "a ViT's attention"
+            )
         if bias is not None and attn.qkv.bias is None:
             raise UsageError(
-                'the checkpoint has query biases, without which vanilla '
-                'attention computes something else: set '
+                'the checkpoint has query biases, without which '
+                f'{type(attn).__name__} computes something else: set '
                 'attn_cfg=dict(qkv_bias=True) in the backbone'
             )
         state['qkv.weight'] = weight

@@ -28,6 +28,7 @@ from anchorformer_mm.datasets.digits import (
     SEGMENTATION_CLASSES,
     SEGMENTATION_PALETTE,
 )
+from anchorformer_mm.models.layers import ATTENTIONS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
@@ -174,6 +175,12 @@ SIZES = {
     'anchorformer_t_untied_in1k': (224, 5_314_252, 1.0422e9),
     'anchorformer_t_vanilla_in1k': (224, 5_717_416 - 12 * 3 * 192, 1.2537e9),
     'anchorformer_t_query_in1k': (224, 5_710_504, 1.0418e9),
+    'anchorformer_t_agent_in1k': (224, 5_710_504, 1.1293e9),
+    'anchorformer_t_linear_in1k': (224, 5_710_504, 1.1329e9),
+    'anchorformer_t_focused_in1k': (224, 5_710_504, 1.1329e9),
+    'anchorformer_t_castling_in1k': (224, 5_710_504, 1.1329e9),
+    'anchorformer_t_paca_in1k': (224, 5_784_232, 0.9816e9),
+    'anchorformer_t_pool_in1k': (224, 3_938_728, 0.7263e9),
     'anchorformer_t_m100_in1k': (224, 5_344_936, 1.1239e9),
     'semfpn_anchorformer_s_ade20k': ((512, 2048), 26_392_470, 189.4053e9),
     'upernet_anchorformer_s_ade20k': ((512, 2048), 50_334_380, 937.4944e9),
@@ -420,11 +427,13 @@ def test_only_attention_and_head_differ_from_levit(arch):
     assert ours.to_dict() == levit.to_dict()
 
 
-@pytest.mark.parametrize('name', ['vanilla', 'query', 'm10', 'm50', 'm100'])
+@pytest.mark.parametrize(
+    'name', [*sorted(ATTENTIONS.keys() - {'learned'}), 'm10', 'm50', 'm100']
+)
 def test_rows_of_the_ablations_differ_in_one_line(name):
     learned = load('anchorformer_t_in1k').to_dict()
     key, value = 'attention', name
-    if name.startswith('m'):
+    if name not in ATTENTIONS:
         key, value = 'num_anchors', int(name[1:])
     learned['model']['backbone'][key] = value
     assert load(f'anchorformer_t_{name}_in1k').to_dict() == learned

@@ -21,6 +21,7 @@ from anchorformer_mm.conversion.vit import (
     warm_start,
 )
 from anchorformer_mm.models import AnchorFormer
+from anchorformer_mm.models.layers import ATTENTIONS
 from anchorformer_mm.utils.errors import UsageError
 
 D, HEADS = 32, 2
@@ -390,7 +391,9 @@ def test_value_biases_below_a_convolution_need_biases():
     start(source, target(attn_cfg=cfg))
 
 
-@pytest.mark.parametrize('attention', ['learned', 'query', 'vanilla'])
+@pytest.mark.parametrize(
+    'attention', sorted(ATTENTIONS.keys() - {'paca', 'pool'})
+)
 @pytest.mark.parametrize('qkv_bias', [False, True])
 def test_every_parameter_of_the_source_is_listed_once(attention, qkv_bias):
     source = vit(distilled=True, out_type='avg_featmap', qkv_bias=qkv_bias)
@@ -418,6 +421,8 @@ def test_every_parameter_of_the_source_is_listed_once(attention, qkv_bias):
         (dict(patch_size=8), r'patch_size=\(16, 16\).*patch_size=\(8, 8\)'),
         (dict(in_channels=1), 'in_channels=3.*in_channels=1'),
         (dict(attention='vanilla'), 'qkv_bias=True'),
+        (dict(attention='paca', attn_cfg=None), 'PaCaAttention has no place'),
+        (dict(attention='pool', attn_cfg=None), 'PoolAttention has no place'),
     ],
 )
 def test_a_target_of_other_sizes_is_refused(kwargs, message):

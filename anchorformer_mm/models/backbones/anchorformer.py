@@ -57,7 +57,8 @@ class AnchorFormer(BaseModule):
             bottom to whole patches.
         in_channels: Channels of the images.
         attention: ``'learned'`` anchors (figure 3b), ``'query'``: anchors
-            picked among the queries (figure 3a), or ``'vanilla'`` attention.
+            picked among the queries (figure 3a), ``'vanilla'`` attention, or
+            another of :data:`anchorformer_mm.models.layers.ATTENTIONS`.
         num_anchors: Anchors m of every layer, or one number a layer.
         attn_cfg: Further arguments of the attention, such as
             ``logits``, ``tied``, ``share_anchors``, ``logit_std``, ``dwc_v``,

@@ -233,8 +233,9 @@ class AnchorStage(BaseModule):
         depth: Blocks.
         num_heads: Heads h; must divide C.
         num_anchors: Anchors m of each block.
-        attention: ``'learned'`` (figure 3b), ``'query'`` (figure 3a) or
-            ``'vanilla'``.
+        attention: ``'learned'`` (figure 3b), ``'query'`` (figure 3a),
+            ``'vanilla'``, or another of
+            :data:`anchorformer_mm.models.layers.ATTENTIONS`.
         mlp_ratio: Hidden channels of the feed-forward networks over C.
         drop_path_rate: Of the last block; rises linearly from the first.
         pos_embed: ``'conv'`` or ``'none'``.

@@ -1,7 +1,9 @@
 """Attention of linear cost by others, each against its paper's equations."""
 
 import math
+import re
 import warnings
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 
 from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.deployment.networks import SizesFollowed, make_traceable
-from anchorformer_mm.models.layers import build_attention
+from anchorformer_mm.models.layers import ATTENTIONS, build_attention
 
 D, HEADS, M = 12, 3, 6
 # Agents of M = 6 lie on a grid of 2 x 3.
@@ -242,3 +244,16 @@ MACS = dict(
 def test_products_are_those_of_the_closed_form(name):
     net = nn.Sequential(nn.Conv2d(3, 3, 1), OfMap(build(name)))
     assert count_complexity(net, (5, 7)).macs == 9 * 35 + MACS[name]
+
+
+def test_an_attention_is_one_class_and_one_name(monkeypatch):
+    """The example of docs/extending.md."""
+    page = (Path(__file__).parents[3] / 'docs/extending.md').read_text('utf-8')
+    (code,) = re.findall(r'```python\n([^`]*ATTENTIONS\[.*?)```', page, re.S)
+    # Undone after the test.
+    monkeypatch.setitem(ATTENTIONS, 'mean', None)
+    exec(code)
+    layer, x = build('mean'), tokens(1, 3, 4)
+    mean = layer.proj(layer.v(x).mean(1, keepdim=True)).expand_as(x)
+    torch.testing.assert_close(layer(x, (3, 4)), mean)
+    assert build('mean', dwc_v=True)(x, (3, 4)).isfinite().all()
