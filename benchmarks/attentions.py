@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
@@ -61,18 +61,16 @@ from anchorformer_mm.utils.files import replacing
 from anchorformer_mm.utils.text import markdown_table
 
 # Kinds by name: `attention` and `attn_cfg` of an AnchorFormer.
+PEERS = ('agent', 'linear', 'focused', 'castling', 'paca', 'pool')
 UNTIED = dict(tied=False, logits='standardized', logit_scale=2.0)
 ATTENTIONS = {
     'anchor': ('learned', dict(anchor_std=3.0)),
     'untied': ('learned', dict(UNTIED, anchor_std=1.0)),
-    **{name: (name, {}) for name in ('query', 'vanilla', 'agent', 'linear')},
-    **{name: (name, {}) for name in ('focused', 'castling', 'paca', 'pool')},
+    **{name: (name, {}) for name in ('query', 'vanilla', *PEERS)},
 }
-# Those whose values have no map for `dwc_v` to convolve.
-WITHOUT_MAP = ('paca', 'pool')
 # Of these the cost alone is another: the paper's order, and ClusTR's clusters.
 KINDS = dict(ATTENTIONS, paper=('learned', dict(order='paper')), cluster=None)
-# Config of a task, its figure, and the unit of that in percent.
+# A task's config, its figure, and the unit of that in percent.
 TASKS = {
     'classes': ('anchorformer_t_digits', 'accuracy/top1', 1),
     'maps': ('semfpn_anchorformer_t_digits', 'mIoU', 1),
@@ -343,15 +341,12 @@ def measure_cost(
         for kind, runtime in product(args.kinds, args.runtimes):
             cell = Cell(part, kind, tokens, runtime)
             before = [c for c in cells if (c.part, c.row) == (part, cell.row)]
-            if cell.label in done:
-                cell = done[cell.label]
-            else:
+            if cell.label not in done:
                 new.append(cell)
-                _count(args, cell)
                 limits = args.max_seconds, args.max_gib
                 cell.reason = refusal(before, tokens, *limits)
-                _take_memory(args, cell)
-            cells.append(cell)
+                _count(args, cell)
+            cells.append(done.get(cell.label, cell))
         _take_times(args, [cell for cell in new if cell.reason is None])
         for cell in new:
             save(cell)
@@ -359,15 +354,16 @@ def measure_cost(
 
 
 def _count(args: argparse.Namespace, cell: Cell) -> None:
+    """Find all but the time."""
     network, grid = make_network(args, cell)
     scale = 1 if cell.part == 'layer' else PATCH
-    found = count_complexity(network, [scale * side for side in grid])
-    cell.params, cell.macs = found.params, found.macs
-    if cell.kind != 'paper' and found.folded is not None:
-        cell.macs = min(found.macs, found.folded)
-
-
-def _take_memory(args: argparse.Namespace, cell: Cell) -> None:
+    cell.params, cell.macs = 0, 0
+    # Pooling has no products and no parameters.
+    if (cell.part, cell.kind) != ('layer', 'pool'):
+        found = count_complexity(network, [scale * side for side in grid])
+        cell.params, cell.macs = found.params, found.macs
+        if cell.kind != 'paper':
+            cell.macs = min(found.macs, found.folded or found.macs)
     if cell.reason is None:
         begin = partial(start, args, cell, arena=False)
         try:
@@ -381,16 +377,16 @@ def _take_memory(args: argparse.Namespace, cell: Cell) -> None:
 def _take_times(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
     """Pass by pass, the cells in turn; after too long a pass there is none."""
     passes = [(cell, start(args, cell)) for cell in cells]
-    first = True
+    least = LONG
     while passes:
         for cell, run in passes:
             begin = perf_counter()
             run()
             seconds = perf_counter() - begin
-            if not first or seconds >= LONG:
+            if seconds >= least:
                 cell.seconds.append(seconds)
                 progress(f'{cell.label}: {1e3 * seconds:.1f} ms')
-        first = False
+        least = 0.0
         passes = [
             (cell, run)
             for cell, run in passes
@@ -418,55 +414,49 @@ def fit_exponent(cells: Sequence[Cell], title: str) -> float | None:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def _groups(
-    cells: Sequence[Cell], titles: Sequence[str]
-) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
-    """Each part and quantity, with the cells of the part by their rows."""
-    for part in dict.fromkeys(cell.part for cell in cells):
-        lines: dict[str, list[Cell]] = {}
-        for cell in cells:
-            if cell.part == part:
-                lines.setdefault(cell.row, []).append(cell)
-        for title in titles:
-            yield part, title, lines
-
-
 def cost_tables(cells: Sequence[Cell]) -> str:
     """Write cells as tables of Markdown: a part and a quantity each."""
     tokens = sorted({cell.tokens for cell in cells})
     tables = []
-    for part, title, lines in _groups(cells, [*QUANTITIES]):
-        rows = []
-        for row, line in lines.items():
+    for part, title in product(_rows(cells), QUANTITIES):
+        lines = []
+        for row, line in _rows(cells)[part].items():
             found = {c.tokens: c.figure(title) for c in line}
             figures = [
-                '-'
-                if v is None
-                else f'{v:,.{0 if v >= 1e3 else 1 + (v < 9)}f}'
+                '-' if v is None else f'{v:,.{0 if v > 999 else 1 + (v < 9)}f}'
                 for v in map(found.get, tokens)
             ]
             exponent = fit_exponent(line, title)
             end = '-' if exponent is None else f'{exponent:.2f}'
-            rows.append([row, *figures, end])
+            lines.append([row, *figures, end])
         header = [f'{part}, {title}', *(f'{n:,}' for n in tokens)]
-        tables.append(markdown_table([*header, 'exponent'], rows))
+        tables.append(markdown_table([*header, 'exponent'], lines))
     return '\n\n'.join(tables)
+
+
+def _rows(cells: Sequence[Cell]) -> dict[str, dict[str, list[Cell]]]:
+    """Cells by part and row."""
+    rows: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        of_part = rows.setdefault(cell.part, {})
+        of_part.setdefault(cell.row, []).append(cell)
+    return rows
 
 
 def draw_cost(cells: Sequence[Cell], path: Path) -> None:
     """Draw time (left) and memory (right), both axes logarithmic."""
     from matplotlib.figure import Figure
 
-    groups = list(_groups(cells, [*QUANTITIES][:2]))
-    rows = len(groups) // 2
-    figure = Figure(figsize=(10, 4.2 * rows), layout='constrained')
-    panels = figure.subplots(rows, 2, squeeze=False)
+    groups = list(product(_rows(cells).items(), [*QUANTITIES][:2]))
+    size = 10, 2.1 * len(groups)
+    figure = Figure(figsize=size, layout='constrained')
+    panels = figure.subplots(len(groups) // 2, 2).flat
     ticks = sorted({cell.tokens for cell in cells})
-    for axes, (part, title, lines) in zip(panels.flat, groups, strict=True):
+    for axes, ((part, rows), title) in zip(panels, groups, strict=True):
         axes.set(xlabel='tokens n', ylabel=f'{title} of the {part}')
         axes.set_xscale('log', base=2)
         axes.set_yscale('log')
-        for i, (row, line) in enumerate(lines.items()):
+        for i, (row, line) in enumerate(rows.items()):
             kind = [*KINDS].index(line[0].kind)
             exponent = fit_exponent(line, title)
             end = '' if exponent is None else f': $n^{{{exponent:.2f}}}$'
@@ -479,7 +469,7 @@ def draw_cost(cells: Sequence[Cell], path: Path) -> None:
                 marker=MARKERS[kind],
                 ls='--' if line[0].runtime == 'onnx' else '-',
                 # What is drawn later is thinner, so that equal lines show.
-                lw=1 + 4 * (1 - i / len(lines)),
+                lw=1 + 4 * (1 - i / len(rows)),
             )
         axes.set_xticks(ticks, [f'{n:,}' for n in ticks])
         axes.minorticks_off()
@@ -505,18 +495,19 @@ def report_cost(args: argparse.Namespace) -> None:
     if args.json and not args.resume:
         args.json.unlink(missing_ok=True)
     for record in read_lines(args.json) if args.resume else ():
-        cell = record.pop('cell', None)
-        if cell is None or record != conditions:
+        if record['conditions'] != conditions:
             raise UsageError(
-                f'{args.json} was measured with {record}, not {conditions}'
+                f'{args.json} was measured with {record["conditions"]}, '
+                f'not {conditions}'
             )
-        cell = Cell(**cell)
+        cell = Cell(**record['cell'])
         if cell.reason is None:
             done[cell.label] = cell
 
     def save(cell: Cell) -> None:
         if args.json is not None:
-            append_line(args.json, dict(conditions, cell=asdict(cell)))
+            record = dict(conditions=conditions, cell=asdict(cell))
+            append_line(args.json, record)
 
     cells = measure_cost(args, done, save)
     hardware = f'{conditions["hardware"]}; {args.dtype}'
@@ -536,20 +527,20 @@ def report_cost(args: argparse.Namespace) -> None:
 
 
 class Job(NamedTuple):
-    """A training.
+    """A training, whose figure is one on held-out images or reported.
 
     Attributes:
         rate: Factor of the config's learning rate.
-        std: Standard deviation of a classifier's linear layers at the start.
-            A segmentor starts from a classifier, a detector as it does.
-        seed: None: one to choose rate and deviation by, on held-out images.
+        std: Standard deviation of a classifier's linear layers at the start;
+            None: that of the config.
+        seed: None: held-out images are to choose rate and deviation.
     """
 
     task: str
     kind: str
     steps: int
     rate: float
-    std: float
+    std: float | None
     seed: int | None
 
     @property
@@ -559,53 +550,50 @@ class Job(NamedTuple):
 
 
 class Study:
-    """The trainings of a command line, as far as the results allow."""
+    """The trainings of a command line, as far as its results allow."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         # Percent.
         self.scores: dict[Job, float] = {
-            Job(*map(record.get, Job._fields)): record['score']
+            Job(*(record[key] for key in Job._fields)): record['score']
             for record in read_lines(args.work_dir / RESULTS)
         }
 
     def tuning(self, task: str, kind: str) -> list[Job]:
-        task = task if task in self.args.tune else self.args.tune[0]
-        # At least one of warming up, and one more.
+        """The trainings that choose the setting; none if it is given."""
+        # One step to warm up at least, and another.
         steps = max(round(self.args.tune_share * self.args.steps[task]), 2)
-        grid = product(self.args.rates, self.args.stds)
-        return [Job(task, kind, steps, *setting, None) for setting in grid]
-
-    def setting(self, task: str, kind: str) -> tuple[float, float] | None:
-        """The best rate and deviation; None while it is not known."""
-        jobs = self.tuning(task, kind)
-        if any(job not in self.scores for job in jobs):
-            return None
-        best = max(jobs, key=self.scores.__getitem__)
-        return best.rate, best.std
+        stds = self.args.stds if task == 'classes' else [None]
+        settings = product(self.args.rates, stds)
+        jobs = [Job(task, kind, steps, *setting, None) for setting in settings]
+        return jobs if task in self.args.tune else []
 
     def reported(self, task: str, kind: str) -> list[Job]:
-        """A training for each seed; none while the setting is not known."""
-        if (setting := self.setting(task, kind)) is None:
+        """One for each seed; none while the best setting is not known."""
+        jobs = self.tuning(task, kind)
+        if any(job not in self.scores for job in jobs):
             return []
+        best = max(jobs, key=self.scores.get, default=None)
+        setting = (best.rate, best.std) if best else (1.0, None)
         steps, seeds = self.args.steps[task], self.args.seeds
         return [Job(task, kind, steps, *setting, seed) for seed in seeds]
 
     def start(self, job: Job) -> Job | None:
         """The classifier that a segmentor starts from, if it is trained."""
         seed = self.args.seeds[0] if job.seed is None else job.seed
-        jobs = self.reported('classes', job.kind)
-        return next(
-            (j for j in jobs if j[-1] == seed and j in self.scores), None
-        )
+        for start in self.reported('classes', job.kind):
+            if start.seed == seed and start in self.scores:
+                return start
+        return None
 
     def to_do(self) -> list[Job]:
         """What can be trained now and is not, the first first."""
         jobs: list[Job] = []
-        for task, kinds in product(self.args.tasks, [self.args.kinds]):
-            for kind in kinds if task in self.args.tune else ():
+        for task in self.args.tasks:
+            for kind in self.args.kinds:
                 jobs += self.tuning(task, kind)
-            seeds = [self.reported(task, kind) for kind in kinds]
+            seeds = [self.reported(task, kind) for kind in self.args.kinds]
             jobs += sorted(sum(seeds, []), key=lambda job: job.seed)
         return [
             job
@@ -624,9 +612,10 @@ def config_of(job: Job, weights: Path | None = None) -> Config:
         backbone.stage_cfg = dict(attn_cfg, attention=attention)
     else:
         backbone.attention, backbone.attn_cfg = attention, dict(attn_cfg)
-        if job.kind not in WITHOUT_MAP:
+        # The values of these have no map.
+        if job.kind not in ('paca', 'pool'):
             backbone.attn_cfg.dwc_v = True
-    if job.task == 'classes':
+    if job.std is not None:
         backbone.init_cfg.std = job.std
     if weights is not None:
         backbone.init_cfg.checkpoint = str(weights)
@@ -642,15 +631,11 @@ def config_of(job: Job, weights: Path | None = None) -> Config:
         dict(type='CosineAnnealingLR', by_epoch=False, eta_min=1e-5, **cosine),
     ]
     cfg.log_processor = dict(by_epoch=False)
-    # For the segmentors alone.
+    # Segmentors start from it.
     kept = job.task == 'classes' and job.seed is not None
-    cfg.default_hooks.checkpoint = dict(
-        type='CheckpointHook',
-        by_epoch=False,
-        interval=steps if kept else -1,
-        save_last=kept,
-        save_optimizer=False,
-    )
+    hook = dict(type='CheckpointHook', by_epoch=False, save_optimizer=False)
+    hook |= dict(interval=steps if kept else -1, save_last=kept)
+    cfg.default_hooks.checkpoint = hook
     if job.seed is None:
         _hold_out(cfg)
     return cfg
@@ -671,13 +656,13 @@ def _hold_out(cfg: Config) -> None:
         pipeline[-1].meta_keys = keys.split()
 
 
-def train(args: argparse.Namespace, job: Job, weights: Path | None) -> float:
-    """Run a training in a process of its own; give its figure in percent.
+def train(args: argparse.Namespace, job: Job, weights: Path | None) -> None:
+    """Run a training in a process of its own, and add its result.
 
     Raises:
         UsageError: It has failed.
     """
-    folder = args.work_dir / job.name
+    begin, folder = perf_counter(), args.work_dir / job.name
     folder.mkdir(exist_ok=True)
     config, log = folder / 'config.py', folder / 'log.txt'
     config_of(job, weights).dump(config)
@@ -691,7 +676,11 @@ def train(args: argparse.Namespace, job: Job, weights: Path | None) -> float:
     _, metric, unit = TASKS[job.task]
     found = [r[metric] for r in read_run(folder).val.values() if metric in r]
     # A detector that finds no box has no figure.
-    return unit * found[-1] if found and math.isfinite(found[-1]) else 0.0
+    score = unit * found[-1] if found and math.isfinite(found[-1]) else 0.0
+    seconds = perf_counter() - begin
+    record = dict(job._asdict(), score=score, seconds=seconds)
+    append_line(args.work_dir / RESULTS, record)
+    progress(f'{job.name}: {score:.2f} % in {seconds:.0f} s')
 
 
 def measure_accuracy(args: argparse.Namespace) -> None:
@@ -708,31 +697,22 @@ def measure_accuracy(args: argparse.Namespace) -> None:
         for job in jobs:
             with (args.work_dir / f'{job.name}.lock').open('w') as lock:
                 try:
-                    # Open as long as this process lives.
+                    # Held as long as the file is open.
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                study, begin = Study(args), perf_counter()
+                study, weights = Study(args), None
                 if job in study.scores:
                     break
-                weights = None
                 if job.task == 'maps':
                     start = study.start(job)
-                    weights = args.work_dir / start.name
-                    weights /= f'iter_{start.steps}.pth'
+                    file = f'{start.name}/iter_{start.steps}.pth'
+                    weights = args.work_dir / file
                 try:
-                    score = train(args, job, weights)
+                    train(args, job, weights)
                 except UsageError as error:
                     failed[job] = str(error)
                     progress(f'{job.name}: {error}')
-                    break
-                seconds = perf_counter() - begin
-                record = dict(job._asdict(), score=score, seconds=seconds)
-                append_line(args.work_dir / RESULTS, record)
-                progress(
-                    f'{job.name}: {score:.2f} % in {seconds:.0f} s; '
-                    f'{len(study.scores) + 1} are done'
-                )
                 break
         else:
             # Others train what is left.
@@ -748,13 +728,12 @@ def accuracy_table(args: argparse.Namespace) -> str:
     for kind in args.kinds:
         row = [kind]
         for task in args.tasks:
-            setting = study.setting(task, kind)
             jobs = study.reported(task, kind)
             found = [study.scores[j] for j in jobs if j in study.scores]
             spread = f' ± {stdev(found):.1f}' if len(found) > 1 else ''
-            row.append('{:g}, {:g}'.format(*setting) if setting else '-')
-            row.append(f'{mean(found):.1f}{spread}' if found else '-')
-        cfg = config_of(Job('classes', kind, 10, 1, 1, 0))
+            row += ['{:g}, {}'.format(*jobs[0][3:5]) if jobs else '-']
+            row += [f'{mean(found):.1f}{spread}' if found else '-']
+        cfg = config_of(Job('classes', kind, 10, 1, None, 0))
         counted = count_complexity(build_model(cfg), (48, 48))
         macs = min(counted.macs, counted.folded or counted.macs)
         rows.append([*row, f'{counted.params / 1e3:.0f}', f'{macs / 1e6:.1f}'])
@@ -811,7 +790,7 @@ def _add_accuracy(add: Callable) -> None:
     add('--kinds', **several, help='of attention')
     several = dict(nargs='+', choices=TASKS)
     add('--tasks', **several, default=[*TASKS], help='the first first')
-    text = 'tasks that choose a setting; the others take that of the first'
+    text = 'tasks that choose a setting; others take that of their config'
     add('--tune', **several, default=['classes'], help=text)
     for task, steps in (('class', 1000), ('map', 400), ('box', 250)):
         add(f'--{task}-steps', type=a_count, default=steps, help='a training')

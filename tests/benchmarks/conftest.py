@@ -37,5 +37,5 @@ def run_script(capfd, monkeypatch, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Memory without the processes, which take seconds to start."""
-    for name in ('latency', 'scaling'):
+    for name in ('latency', 'attentions'):
         monkeypatch.setattr(f'{name}.peak_memory', lambda *_: 2**20)
