@@ -44,7 +44,7 @@ def tokens(extra, height, width, batch=2, dims=D):
     return torch.randn(batch, extra + height * width, dims)
 
 
-# ------------------------------------------------- the equations, by loops
+# ------------------------------------- the equations, for one image
 
 
 def cells(q, extra, height, width):
