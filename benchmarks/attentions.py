@@ -22,10 +22,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from statistics import mean, median, stdev
-from tempfile import TemporaryDirectory
 from textwrap import fill
 from time import perf_counter, sleep
 from typing import NamedTuple
@@ -61,12 +61,12 @@ from anchorformer_mm.utils.files import replacing
 from anchorformer_mm.utils.text import markdown_table
 
 # Kinds by name: `attention` and `attn_cfg` of an AnchorFormer.
-PEERS = ('agent', 'linear', 'focused', 'castling', 'paca', 'pool')
 UNTIED = dict(tied=False, logits='standardized', logit_scale=2.0)
+PEERS = 'query vanilla agent linear focused castling paca pool'
 ATTENTIONS = {
     'anchor': ('learned', dict(anchor_std=3.0)),
     'untied': ('learned', dict(UNTIED, anchor_std=1.0)),
-    **{name: (name, {}) for name in ('query', 'vanilla', *PEERS)},
+    **{name: (name, {}) for name in PEERS.split()},
 }
 # Of these the cost alone is another: the paper's order, and ClusTR's clusters.
 KINDS = dict(ATTENTIONS, paper=('learned', dict(order='paper')), cluster=None)
@@ -132,7 +132,7 @@ class Cell:
         """One of ``QUANTITIES``; None where it was not measured."""
         name, unit = QUANTITIES[title]
         value = getattr(self, name)
-        if name == 'seconds':
+        if isinstance(value, list):
             value = median(value) if value else None
         return None if value is None else value / unit
 
@@ -272,21 +272,14 @@ def _start_onnx(
     options.enable_cpu_mem_arena = arena
     # Its threads would go on after a pass, and disturb that of another.
     options.add_session_config_entry('session.force_spinning_stop', '1')
-    with (
-        TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
-        torch.no_grad(),
-        SizesFollowed(fixed=True),
-    ):
+    file = BytesIO()
+    with warnings.catch_warnings(), torch.no_grad(), SizesFollowed(fixed=True):
         # On sizes that are fixed in the trace.
         warnings.simplefilter('ignore')
-        path = f'{folder}/network.onnx'
         torch.onnx.export(
-            network, (inputs,), path, opset_version=OPSET, dynamo=False
+            network, (inputs,), file, opset_version=OPSET, dynamo=False
         )
-        session = onnxruntime.InferenceSession(
-            path, options, ['CPUExecutionProvider']
-        )
+    session = onnxruntime.InferenceSession(file.getvalue(), options)
     feed = {session.get_inputs()[0].name: inputs.numpy()}
     return partial(session.run, None, feed)
 
@@ -414,13 +407,21 @@ def fit_exponent(cells: Sequence[Cell], title: str) -> float | None:
     return float(np.polyfit(x, y, 1)[0])
 
 
+def by_row(cells: Sequence[Cell]) -> dict[str, dict[str, list[Cell]]]:
+    """Cells of each part, of each of its rows."""
+    found: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        found.setdefault(cell.part, {}).setdefault(cell.row, []).append(cell)
+    return found
+
+
 def cost_tables(cells: Sequence[Cell]) -> str:
     """Write cells as tables of Markdown: a part and a quantity each."""
     tokens = sorted({cell.tokens for cell in cells})
     tables = []
-    for part, title in product(_rows(cells), QUANTITIES):
+    for (part, rows), title in product(by_row(cells).items(), QUANTITIES):
         lines = []
-        for row, line in _rows(cells)[part].items():
+        for row, line in rows.items():
             found = {c.tokens: c.figure(title) for c in line}
             figures = [
                 '-' if v is None else f'{v:,.{0 if v > 999 else 1 + (v < 9)}f}'
@@ -434,22 +435,12 @@ def cost_tables(cells: Sequence[Cell]) -> str:
     return '\n\n'.join(tables)
 
 
-def _rows(cells: Sequence[Cell]) -> dict[str, dict[str, list[Cell]]]:
-    """Cells by part and row."""
-    rows: dict[str, dict[str, list[Cell]]] = {}
-    for cell in cells:
-        of_part = rows.setdefault(cell.part, {})
-        of_part.setdefault(cell.row, []).append(cell)
-    return rows
-
-
 def draw_cost(cells: Sequence[Cell], path: Path) -> None:
     """Draw time (left) and memory (right), both axes logarithmic."""
     from matplotlib.figure import Figure
 
-    groups = list(product(_rows(cells).items(), [*QUANTITIES][:2]))
-    size = 10, 2.1 * len(groups)
-    figure = Figure(figsize=size, layout='constrained')
+    groups = list(product(by_row(cells).items(), [*QUANTITIES][:2]))
+    figure = Figure((10, 2.1 * len(groups)), layout='constrained')
     panels = figure.subplots(len(groups) // 2, 2).flat
     ticks = sorted({cell.tokens for cell in cells})
     for axes, ((part, rows), title) in zip(panels, groups, strict=True):
@@ -474,7 +465,7 @@ def draw_cost(cells: Sequence[Cell], path: Path) -> None:
         axes.set_xticks(ticks, [f'{n:,}' for n in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize=9 if len(rows) < 9 else 7)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -562,12 +553,13 @@ class Study:
 
     def tuning(self, task: str, kind: str) -> list[Job]:
         """The trainings that choose the setting; none if it is given."""
+        if task not in self.args.tune:
+            return []
         # One step to warm up at least, and another.
         steps = max(round(self.args.tune_share * self.args.steps[task]), 2)
         stds = self.args.stds if task == 'classes' else [None]
-        settings = product(self.args.rates, stds)
-        jobs = [Job(task, kind, steps, *setting, None) for setting in settings]
-        return jobs if task in self.args.tune else []
+        grid = product(self.args.rates, stds)
+        return [Job(task, kind, steps, rate, std, None) for rate, std in grid]
 
     def reported(self, task: str, kind: str) -> list[Job]:
         """One for each seed; none while the best setting is not known."""
@@ -579,12 +571,13 @@ class Study:
         steps, seeds = self.args.steps[task], self.args.seeds
         return [Job(task, kind, steps, *setting, seed) for seed in seeds]
 
-    def start(self, job: Job) -> Job | None:
-        """The classifier that a segmentor starts from, if it is trained."""
+    def start(self, job: Job) -> Path | None:
+        """Where a segmentor starts from: its classifier, if trained."""
         seed = self.args.seeds[0] if job.seed is None else job.seed
         for start in self.reported('classes', job.kind):
             if start.seed == seed and start in self.scores:
-                return start
+                folder = self.args.work_dir / start.name
+                return folder / f'iter_{start.steps}.pth'
         return None
 
     def to_do(self) -> list[Job]:
@@ -630,6 +623,8 @@ def config_of(job: Job, weights: Path | None = None) -> Config:
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up),
         dict(type='CosineAnnealingLR', by_epoch=False, eta_min=1e-5, **cosine),
     ]
+    # Others pause at the end of an epoch.
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
     cfg.log_processor = dict(by_epoch=False)
     # Segmentors start from it.
     kept = job.task == 'classes' and job.seed is not None
@@ -690,7 +685,7 @@ def measure_accuracy(args: argparse.Namespace) -> None:
         UsageError: Trainings have failed; the others were run.
     """
     # The training ends with this process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     failed: dict[Job, str] = {}
     while jobs := [job for job in Study(args).to_do() if job not in failed]:
@@ -701,15 +696,12 @@ def measure_accuracy(args: argparse.Namespace) -> None:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                study, weights = Study(args), None
+                study = Study(args)
                 if job in study.scores:
                     break
-                if job.task == 'maps':
-                    start = study.start(job)
-                    file = f'{start.name}/iter_{start.steps}.pth'
-                    weights = args.work_dir / file
                 try:
-                    train(args, job, weights)
+                    is_map = job.task == 'maps'
+                    train(args, job, study.start(job) if is_map else None)
                 except UsageError as error:
                     failed[job] = str(error)
                     progress(f'{job.name}: {error}')
@@ -760,23 +752,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _add_cost(add: Callable) -> None:
-    sizes = [196, 1024, 4096, 16384, 65536]
-    several = dict(nargs='+')
-    add('--tokens', **several, type=a_count, default=sizes, help='numbers')
-    add('--embed-dims', type=a_count, default=384, help='channels')
-    add('--num-heads', type=a_count, default=6, help='heads')
-    add('--num-anchors', type=a_count, default=30, help='anchors')
-    several['default'] = [*ATTENTIONS]
-    text = "of attention; paper: learned anchors in the paper's order"
-    add('--kinds', **several, choices=KINDS, help=text)
-    several |= dict(choices=('eager', 'onnx'), default=['eager'])
-    add('--runtimes', **several, help='what runs them')
+    sizes, kinds = [196, 1024, 4096, 16384, 65536], [*ATTENTIONS]
+    add('--tokens', nargs='+', type=a_count, default=sizes, help='numbers')
+    for name, value, text in (
+        ('embed-dims', 384, 'channels'),
+        ('num-heads', 6, 'heads'),
+        ('num-anchors', 30, 'anchors'),
+        ('threads', 1, 'threads on a CPU'),
+        ('runs', 3, 'timed passes of each'),
+    ):
+        add(f'--{name}', type=a_count, default=value, help=text)
+    several = dict(nargs='+', help="paper: anchors in the paper's order")
+    add('--kinds', choices=KINDS, default=kinds, **several)
+    several['help'] = 'what runs them; onnx: ONNX Runtime'
+    runtimes = ('eager', 'onnx')
+    add('--runtimes', choices=runtimes, default=['eager'], **several)
     add('--part', choices=[*PARTS, 'both'], default='both', help='what runs')
     add('--backward', action='store_true', help='forward and backward')
-    add('--threads', type=a_count, default=1, help='threads on a CPU')
     add('--device', type=a_device, default='cpu', help='cpu or one of CUDA')
     add('--dtype', choices=DTYPES, default=DTYPES[0], help='of all numbers')
-    add('--runs', type=a_count, default=3, help='timed passes of each')
     budget = 'a pass that is expected to take more is left out'
     add('--max-seconds', type=float, default=60.0, help=budget)
     add('--max-gib', type=float, default=16.0, help=budget)
@@ -788,7 +782,7 @@ def _add_cost(add: Callable) -> None:
 def _add_accuracy(add: Callable) -> None:
     several = dict(nargs='+', choices=ATTENTIONS, default=[*ATTENTIONS])
     add('--kinds', **several, help='of attention')
-    several = dict(nargs='+', choices=TASKS)
+    several = dict(nargs='*', choices=TASKS)
     add('--tasks', **several, default=[*TASKS], help='the first first')
     text = 'tasks that choose a setting; others take that of their config'
     add('--tune', **several, default=['classes'], help=text)

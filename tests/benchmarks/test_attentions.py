@@ -3,9 +3,10 @@ import subprocess
 
 import attentions
 import pytest
-from attentions import Cell, Job, fit_exponent, refusal
+from attentions import Cell, fit_exponent, refusal
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.config import Config
 
 SMALL = ('--embed-dims', '16', '--num-heads', '2', '--num-anchors', '4')
 
@@ -92,72 +93,62 @@ ACCURACY += ('--class-steps', 40, '--map-steps', 20, '--tasks', 'classes')
 ACCURACY += ('maps', '--rates', 0.5, 2, '--stds', 0.1, '--work-dir', 'work')
 
 
-def test_trainings_go_on_where_they_stopped(run_script, tmp_path, monkeypatch):
+def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
     ran = []
 
     def train(args, job, weights):
-        if len(ran) == 5 and 'stop' not in ran:
-            ran.append('stop')
+        if len(ran) == 5:
+            ran.append(None)
             raise KeyboardInterrupt
         ran.append(job)
         score = 50 + 10 * job.rate * (job.kind == 'vanilla') + (job.seed or 0)
         record = dict(job._asdict(), score=score)
-        attentions.append_line(args.work_dir / 'results.jsonl', record)
+        attentions.append_line(args.work_dir / attentions.RESULTS, record)
         if job.task == 'maps':
-            start = f'classes_{job.kind}_40_{2.0 if "va" in job.kind else 0.5}'
-            name = f'{start}_0.1_seed{job.seed}/iter_40.pth'
-            assert weights == args.work_dir.__class__('work', name)
+            rate = 2.0 if job.kind == 'vanilla' else 0.5
+            name = f'classes_{job.kind}_40_{rate}_0.1_seed{job.seed}'
+            assert weights == args.work_dir / name / 'iter_40.pth'
 
     monkeypatch.setattr(attentions, 'train', train)
     with pytest.raises(KeyboardInterrupt):
         run_script('attentions', 'accuracy', *ACCURACY)
     status, out, _ = run_script('attentions', 'accuracy', *ACCURACY)
     assert status == 0
-    ran.remove('stop')
-    # Two settings of each kind, then two seeds for both tasks, none twice.
+    ran.remove(None)
+    # Two settings of each kind, then two seeds of both tasks, none twice.
     assert len(ran) == len(set(ran)) == 12
     assert [job.seed for job in ran] == [None] * 4 + [3, 3, 5, 5] * 2
-    assert {j.rate for j in ran if j.kind == 'vanilla' and j.seed} == {
-        2.0,
-        1.0,
-    }
-    untied, vanilla = out.splitlines()[-2:]
-    assert '2, 0.1 | 74.0 ± 1.4' in ' '.join(vanilla.split())
+    assert '2, 0.1 | 74.0 ± 1.4' in ' '.join(out.splitlines()[-1].split())
     assert run_script('attentions', 'table', *ACCURACY)[1] == out
 
 
-@pytest.mark.parametrize('task', attentions.TASKS)
-def test_half_trained_configs_hold_images_out(task, monkeypatch):
-
-    job = Job(
-        task, 'untied', 10, 2.0, 0.1 if task == 'classes' else None, None
-    )
-    monkeypatch.chdir(attentions.ROOT)
-    if not attentions.Path('data/digits').is_dir():
-        pytest.skip('needs the digits')
-    cfg = attentions.config_of(job)
-    train = cfg.train_dataloader.dataset
-    held = cfg.val_dataloader.dataset
-    assert len(held.indices) == -(-len(train.indices) // 4)
-    assert not {*train.indices} & {*held.indices}
-    assert held.pipeline == cfg.test_pipeline
-
-
 def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
-    def run(command, env, **_):
-        (run_dir := command[4] / '1/vis_data').mkdir(parents=True)
-        record = {'accuracy/top1': 81.5, 'step': 40}
-        (run_dir / 'scalars.json').write_text(json.dumps(record) + '\n')
-        return subprocess.CompletedProcess(command, 'vanilla' in str(command))
+    for name in ('0001.png', '0002.png'):
+        path = tmp_path / 'data/digits/classification/train' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def run(command, **_):
+        config = Config.fromfile(command[2])
+        found = [
+            config[f'{split}_dataloader'].dataset.get('indices')
+            for split in ('train', 'val')
+        ]
+        # Every fifth image is held out.
+        is_tuning = command[4].name.endswith('tuning')
+        assert found == ([[1], [0]] if is_tuning else [None, None])
+        folder = command[4] / '1/vis_data'
+        folder.mkdir(parents=True)
+        record = {'accuracy/top1': 81.5, 'step': 20}
+        (folder / 'scalars.json').write_text(json.dumps(record))
+        return subprocess.CompletedProcess(command, 'vanilla' in str(folder))
 
     monkeypatch.setattr(subprocess, 'run', run)
-    monkeypatch.setattr(attentions, '_hold_out', lambda cfg: None)
-    args = (*ACCURACY, '--tasks', 'classes', '--tune', 'classes')
-    status, _, err = run_script('attentions', 'accuracy', *args)
+    status, _, err = run_script('attentions', 'accuracy', *ACCURACY)
     assert status == 2
     assert 'a training has failed, see work/classes_vanilla_20' in err
-    scores = [r['score'] for r in read(tmp_path / 'work/results.jsonl')]
-    assert scores == [81.5] * 4
+    records = read(tmp_path / 'work' / attentions.RESULTS)
+    assert {(r['kind'], r['score']) for r in records} == {('untied', 81.5)}
 
 
 @pytest.mark.parametrize(
