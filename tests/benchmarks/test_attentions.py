@@ -139,7 +139,7 @@ def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
         assert found == ([[1], [0]] if is_tuning else [None, None])
         folder = command[4] / '1/vis_data'
         folder.mkdir(parents=True)
-        record = {'accuracy/top1': 81.5, 'step': 20}
+        record = {'accuracy/top1': 81.5, 'mIoU': 81.5, 'step': 20}
         (folder / 'scalars.json').write_text(json.dumps(record))
         return subprocess.CompletedProcess(command, 'vanilla' in str(folder))
 
