@@ -428,7 +428,8 @@ def cost_tables(cells: Sequence[Cell]) -> str:
                 for v in map(found.get, tokens)
             ]
             exponent = fit_exponent(line, title)
-            end = '-' if exponent is None else f'{exponent:.2f}'
+            # What does not grow has none.
+            end = f'{exponent:.2f}' if abs(exponent or 0) > 0.004 else '-'
             lines.append([row, *figures, end])
         header = [f'{part}, {title}', *(f'{n:,}' for n in tokens)]
         tables.append(markdown_table([*header, 'exponent'], lines))
@@ -440,7 +441,8 @@ def draw_cost(cells: Sequence[Cell], path: Path) -> None:
     from matplotlib.figure import Figure
 
     groups = list(product(by_row(cells).items(), [*QUANTITIES][:2]))
-    figure = Figure((10, 2.1 * len(groups)), layout='constrained')
+    size = 13, 2.3 * len(groups)
+    figure = Figure(size, layout='constrained')
     panels = figure.subplots(len(groups) // 2, 2).flat
     ticks = sorted({cell.tokens for cell in cells})
     for axes, ((part, rows), title) in zip(panels, groups, strict=True):
@@ -458,14 +460,15 @@ def draw_cost(cells: Sequence[Cell], path: Path) -> None:
                 label=row + end,
                 color=COLOURS[kind % len(COLOURS)],
                 marker=MARKERS[kind],
+                mfc=None if kind < len(COLOURS) else 'white',
                 ls='--' if line[0].runtime == 'onnx' else '-',
                 # What is drawn later is thinner, so that equal lines show.
-                lw=1 + 4 * (1 - i / len(rows)),
+                lw=4 - 3 * i / len(rows),
             )
         axes.set_xticks(ticks, [f'{n:,}' for n in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9 if len(rows) < 9 else 7)
+        axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -786,13 +789,13 @@ def _add_accuracy(add: Callable) -> None:
     add('--tasks', **several, default=[*TASKS], help='the first first')
     text = 'tasks that choose a setting; others take that of their config'
     add('--tune', **several, default=['classes'], help=text)
-    for task, steps in (('class', 1000), ('map', 400), ('box', 250)):
+    for task, steps in (('class', 1000), ('map', 300), ('box', 150)):
         add(f'--{task}-steps', type=a_count, default=steps, help='a training')
     text = 'share of the steps that a training to choose by has'
-    add('--tune-share', type=float, default=0.5, help=text)
+    add('--tune-share', type=float, default=0.4, help=text)
     several = dict(nargs='+', type=float)
     text = 'to choose from: factors of the rate'
-    add('--rates', **several, default=[0.33, 1.0, 3.0], help=text)
+    add('--rates', **several, default=[1.0, 3.0], help=text)
     text = 'to choose from: standard deviations at the start'
     add('--stds', **several, default=[0.05, 0.15], help=text)
     add('--seeds', nargs='+', type=int, default=[0, 1, 2], help='reported')

@@ -146,7 +146,7 @@ def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, 'run', run)
     status, _, err = run_script('attentions', 'accuracy', *ACCURACY)
     assert status == 2
-    assert 'a training has failed, see work/classes_vanilla_20' in err
+    assert 'a training has failed, see work/classes_vanilla_16' in err
     records = read(tmp_path / 'work' / attentions.RESULTS)
     assert {(r['kind'], r['score']) for r in records} == {('untied', 81.5)}
 
