@@ -152,16 +152,13 @@ def append_line(path: Path, record: Mapping) -> None:
         file.write(json.dumps(record) + '\n')
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Read the records of a file that may not be there yet.
-
-    Raises:
-        UsageError: It is no file of JSON lines.
-    """
+def read_lines(path: Path, names: Sequence[str]) -> list[list]:
+    """Read these of each record of a file that may not be there yet."""
     try:
         text = path.read_text() if path.exists() else ''
-        return [dict(json.loads(line)) for line in text.splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        records = [json.loads(line) for line in text.splitlines()]
+        return [[record[name] for name in names] for record in records]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UsageError(f'{path} has no records: {error}') from error
 
 
@@ -319,13 +316,7 @@ def measure_cost(
     done: Mapping[str, Cell],
     save: Callable[[Cell], None],
 ) -> list[Cell]:
-    """Measure kinds of attention over numbers of tokens.
-
-    Args:
-        args: Command line.
-        done: Cells of an earlier run by label, which are taken as they are.
-        save: Is given each new cell.
-    """
+    """Take the cells of a command line from those done, or measure them."""
     cells: list[Cell] = []
     torch.set_num_threads(args.threads)
     parts = PARTS if args.part == 'both' else (args.part,)
@@ -361,8 +352,8 @@ def _count(args: argparse.Namespace, cell: Cell) -> None:
         begin = partial(start, args, cell, arena=False)
         try:
             cell.memory = peak_memory(begin, args.device, args.threads)
-        except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-            cell.reason = f'memory ran out ({type(error).__name__})'
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            cell.reason = 'memory ran out'
     what = f'left out, {cell.reason}' if cell.reason else 'memory is taken'
     progress(f'{cell.label}: {what}')
 
@@ -479,22 +470,18 @@ def report_cost(args: argparse.Namespace) -> None:
         raise UsageError('--resume needs --json, the file to go on from')
     plain = args.dtype == 'float32' and on_cpu(args.device)
     if 'onnx' in args.runtimes and (args.backward or not plain):
-        raise UsageError(
-            '--runtimes onnx is for forward passes in float32 on a CPU'
-        )
+        raise UsageError('--runtimes onnx is for float32, forward, on a CPU')
     names = 'embed_dims num_heads num_anchors backward threads device dtype'
     conditions = {name: getattr(args, name) for name in names.split()}
     conditions |= dict(runs=args.runs, hardware=machine_line(args.device))
     done = {}
     if args.json and not args.resume:
         args.json.unlink(missing_ok=True)
-    for record in read_lines(args.json) if args.resume else ():
-        if record['conditions'] != conditions:
-            raise UsageError(
-                f'{args.json} was measured with {record["conditions"]}, '
-                f'not {conditions}'
-            )
-        cell = Cell(**record['cell'])
+    names = 'conditions', 'cell'
+    for others, figures in read_lines(args.json, names) if args.resume else ():
+        if others != conditions:
+            raise UsageError(f'{args.json} was measured with {others}')
+        cell = Cell(**figures)
         if cell.reason is None:
             done[cell.label] = cell
 
@@ -550,8 +537,10 @@ class Study:
         self.args = args
         # Percent.
         self.scores: dict[Job, float] = {
-            Job(*(record[key] for key in Job._fields)): record['score']
-            for record in read_lines(args.work_dir / RESULTS)
+            Job(*fields): score
+            for score, *fields in read_lines(
+                args.work_dir / RESULTS, ['score', *Job._fields]
+            )
         }
 
     def tuning(self, task: str, kind: str) -> list[Job]:
@@ -655,11 +644,7 @@ def _hold_out(cfg: Config) -> None:
 
 
 def train(args: argparse.Namespace, job: Job, weights: Path | None) -> None:
-    """Run a training in a process of its own, and add its result.
-
-    Raises:
-        UsageError: It has failed.
-    """
+    """Run a training in a process of its own, and add its result."""
     begin, folder = perf_counter(), args.work_dir / job.name
     folder.mkdir(exist_ok=True)
     config, log = folder / 'config.py', folder / 'log.txt'
@@ -684,8 +669,7 @@ def train(args: argparse.Namespace, job: Job, weights: Path | None) -> None:
 def measure_accuracy(args: argparse.Namespace) -> None:
     """Train what is not done and no other process does.
 
-    Raises:
-        UsageError: Trainings have failed; the others were run.
+    A training that fails lets the others run, and is an error at the end.
     """
     # The training ends with this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -164,7 +164,9 @@ def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_ends_in_one_message(run_script, tmp_path, args, message):
-    (tmp_path / 'other.json').write_text('{"conditions": {"runs": 7}}')
+    (tmp_path / 'other.json').write_text(
+        '{"conditions": {"runs": 7}, "cell": {}}'
+    )
     (tmp_path / 'junk.json').write_text('{')
     status, out, err = run_script('attentions', *args)
     assert (status, out) == (2, '')
