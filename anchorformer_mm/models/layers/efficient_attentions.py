@@ -346,7 +346,7 @@ class PoolAttention(BaseAttention):
         extra, feature = split_map(x, hw_shape, 'pooling')
         mean = F.avg_pool2d(feature, 3, 1, 1, count_include_pad=False)
         mean = mean.flatten(2).transpose(1, 2)
-        everything = x.mean(dim=1, keepdim=True).expand_as(extra)
+        everything = x.mean(dim=1, keepdim=True).repeat(1, extra.shape[1], 1)
         return self.proj_drop(torch.cat((everything, mean), dim=1) - x)
 
 
