@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 def parse_args() -> argparse.Namespace:
-    # Beside this file, and what was just checked.
-    import predict_onnx
+    # Imports what was just checked.
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -24,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     threads = 'of the runtime (default: one for each core)'
     add('--threads', type=int, default=0, help=threads)
     runtime = 'onnx: ONNX Runtime (default); openvino, in float32 or bfloat16'
-    choices = predict_onnx.RUNTIMES
+    choices = ('onnx', 'openvino', 'openvino-bf16')
     add('--runtime', choices=choices, default='onnx', help=runtime)
     options = 'overrides of the config, as key=value pairs'
     add('--cfg-options', nargs='+', action=DictAction, help=options)
