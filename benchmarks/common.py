@@ -32,7 +32,7 @@ _CLEAR = Path('/proc/self/clear_refs')
 _DISTRIBUTIONS = (
     'torch mmengine onedl-mmengine mmcv onedl-mmcv mmdet onedl-mmdetection '
     'mmsegmentation onedl-mmsegmentation mmpretrain onedl-mmpretrain onnx '
-    'onnxruntime openvino'
+    'onnxruntime openvino ncnn pnnx'
 )
 
 

@@ -1,13 +1,14 @@
 """Compare time and memory of models side by side, in one process.
 
 Models are configs of this project or of an OpenMMLab library, run by torch as
-they are, by torch.compile, ONNX Runtime or OpenVINO, or ONNX files. All rows
-of a size and a number of threads take turns, so that a disturbance of the
+they are, by torch.compile, ONNX Runtime, OpenVINO or ncnn, or ONNX files. All
+rows of a size and a number of threads take turns, so that a disturbance of the
 machine meets all alike. Weights are random where there are no checkpoints.
 """
 
 import argparse
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from textwrap import fill, shorten
 from time import perf_counter, sleep
@@ -63,8 +65,9 @@ RUNTIMES = {
     'onnx': 'ONNX Runtime',
     'openvino': 'OpenVINO',
     'openvino-bf16': 'OpenVINO in bfloat16',
+    'ncnn': 'ncnn, by way of pnnx',
 }
-OF_FILES = ('onnx', 'openvino', 'openvino-bf16')
+OF_FILES = ('onnx', 'openvino', 'openvino-bf16', 'ncnn')
 # Before each pass, seconds: threads that the last one left waiting for more
 # work fall asleep.
 REST = 0.005
@@ -72,11 +75,11 @@ CONVENTION = """\
 Time is that of {runs} passes which all rows of a size and number of threads
 take in turn, after {warm_up} that do not count, on {images}. Memory is the
 peak of a pass beyond weights and images, on a CPU in a process of its own
-(in ONNX Runtime without its arena, which keeps what it took; OpenVINO always
-keeps it, and has no figure). A model runs from pixels to boxes with scores of
-all priors, logits or probabilities; NMS, resizing of images and reading of
-files are left out{nms}. Ratios are to {peer}, the first row of the same size
-and threads: below 1 it needs less."""
+(in ONNX Runtime without its arena, which keeps what it took; OpenVINO and ncnn
+have no figure). A model runs from pixels to boxes with scores of all priors,
+logits or probabilities; NMS, resizing of images and reading of files are left
+out{nms}. Ratios are to {peer}, the first row of the same size and threads:
+below 1 it needs less."""
 
 
 @dataclass(frozen=True)
@@ -361,6 +364,46 @@ def start_openvino(path: Path, conditions: Conditions, precision: str) -> Pass:
     return run
 
 
+def start_ncnn(path: Path, conditions: Conditions) -> Pass:
+    """Make an ONNX file with one input, images, ready in ncnn, in float32.
+
+    A file for images of another shape, or that pnnx or ncnn does not take, is
+    a UsageError.
+    """
+    import ncnn
+    import pnnx
+
+    from anchorformer_mm.deployment.onnx_model import read_onnx
+
+    images = conditions.images().numpy()
+    (port,) = read_onnx(path).graph.input
+    shape = [d.dim_value or '?' for d in port.type.tensor_type.shape.dim]
+    require_shape(path, shape, images)
+    net = ncnn.Net()
+    net.opt.num_threads = conditions.threads
+    net.opt.use_fp16_storage = net.opt.use_bf16_storage = False
+    net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
+    with TemporaryDirectory() as folder:
+        # pnnx leaves files beside the one that it reads.
+        file = copyfile(path, f'{folder}/x.onnx')
+        size = f'inputshape=[{",".join(map(str, images.shape))}]f32'
+        command = [pnnx.EXEC_PATH, file, size, 'fp16=0']
+        subprocess.run(command, cwd=folder, capture_output=True)
+        parts = f'{folder}/x.ncnn.param', f'{folder}/x.ncnn.bin'
+        if net.load_param(parts[0]) or net.load_model(parts[1]):
+            raise UsageError(f'pnnx and ncnn do not take {path}')
+    # In the memory of the array an operator in place would crash.
+    image = ncnn.Mat(images[0]).clone()
+
+    def run() -> None:
+        extractor = net.create_extractor()
+        extractor.input('in0', image)
+        if any(extractor.extract(n)[0] for n in net.output_names()):
+            raise RuntimeError('ncnn lacks an output')
+
+    return run
+
+
 # Measuring
 
 
@@ -414,7 +457,9 @@ def _first_pass(
             start = partial(start_onnx, path, conditions)
             # Memory that is kept for the next pass is not in use.
             frugal = partial(start, arena=False)
-            if runtime != 'onnx':
+            if runtime == 'ncnn':
+                start, frugal = partial(start_ncnn, path, conditions), None
+            elif runtime != 'onnx':
                 precision = 'f32' if runtime == 'openvino' else 'bf16'
                 start = partial(start_openvino, path, conditions, precision)
                 # It keeps what it takes for a pass.
@@ -571,9 +616,14 @@ def check_args(args: argparse.Namespace) -> None:
     if files and args.part == 'backbone':
         raise UsageError(f'--runtimes {min(files)} needs --part model')
     if files - {'onnx'} and not on_cpu(args.device):
-        raise UsageError('--runtimes openvino needs --device cpu')
-    if files - {'onnx'} and find_spec('openvino') is None:
-        raise UsageError('openvino is not installed: pip install openvino')
+        raise UsageError(f'--runtimes {max(files)} needs --device cpu')
+    if 'ncnn' in files and args.batch_size > 1:
+        raise UsageError('--runtimes ncnn needs --batch-size 1')
+    packages = ['ncnn', 'pnnx'] if 'ncnn' in files else []
+    packages += ['openvino'] if files - {'onnx', 'ncnn'} else []
+    for name in packages:
+        if find_spec(name) is None:
+            raise UsageError(f'{name} is not installed: pip install {name}')
     if args.checkpoints and len(args.checkpoints) != len(args.configs):
         raise UsageError('--checkpoints must be one file for each config')
     names = [Path(config).stem for config in args.configs]

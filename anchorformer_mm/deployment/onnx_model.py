@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -79,9 +81,36 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     return onnx.load_model_from_string(Path(path).read_bytes())
 
 
+def _open_runtime(
+    runtime: str,
+    session: onnxruntime.InferenceSession,
+    path: str,
+    threads: int,
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Give what computes the outputs of a file that a session has opened."""
+    if runtime == 'onnx':
+        (port,) = session.get_inputs()
+        return lambda batch: session.run(None, {port.name: batch})
+    precisions = {'openvino': 'f32', 'openvino-bf16': 'bf16'}
+    if runtime not in precisions:
+        allowed = ', '.join(['onnx', *precisions])
+        raise UsageError(f'runtime must be one of {allowed}, got {runtime!r}')
+    import openvino
+
+    options = dict(
+        INFERENCE_PRECISION_HINT=precisions[runtime],
+        INFERENCE_NUM_THREADS=threads,
+    )
+    core = openvino.Core()
+    network = core.read_model(Path(path).read_bytes())
+    compiled = core.compile_model(network, 'CPU', options)
+    names = [port.name for port in session.get_outputs()]
+    return lambda batch: [*map(compiled(batch).__getitem__, names)]
+
+
 @MODELS.register_module()
 class OnnxModel(BaseModel):
-    """Predict with ONNX Runtime, in the test loop of mmengine.
+    """Predict with ONNX Runtime or OpenVINO, in the test loop of mmengine.
 
     The file takes pixels, and most normalise them. Here they come from the
     data preprocessor of the model that it was made of, whose normalisation is
@@ -93,11 +122,13 @@ class OnnxModel(BaseModel):
         model: Config of the model that it was made of. Of this, weights are
             not needed.
         data_preprocessor: Where the config of the model has none.
-        threads: Of ONNX Runtime; 0 means one for each core.
+        threads: Of the runtime; 0 means one for each core.
+        runtime: ``'onnx'``, ``'openvino'`` (float32) or ``'openvino-bf16'``.
 
     Raises:
         UsageError: The file is not there, not of ``export_model``, or lacks
-            an output; or the model predicts in a way of its own.
+            an output; or the model predicts in a way of its own; or there is
+            no such runtime.
     """
 
     def __init__(
@@ -106,6 +137,7 @@ class OnnxModel(BaseModel):
         model: dict,
         data_preprocessor: dict | None = None,
         threads: int = 0,
+        runtime: str = 'onnx',
     ) -> None:
         model = deepcopy(model)
         if data_preprocessor is not None:
@@ -115,6 +147,7 @@ class OnnxModel(BaseModel):
         self.path = path
         self.session = open_session(path, threads)
         self.task, steps = _check_ports(path, self.session)
+        self.compute = _open_runtime(runtime, self.session, path, threads)
         pads = [step['value'] for step in steps if step['op'] == 'pad']
         self.normalisation = nn.Identity()
         if any(step['op'] == 'normalise' for step in steps):
@@ -170,7 +203,7 @@ class OnnxModel(BaseModel):
             # The last batch of a file of fixed batches is filled with copies.
             lacking = batch_size - len(batch)
             full = torch.cat([batch, batch[-1:].repeat(lacking, 1, 1, 1)])
-            outputs = self.session.run(None, {port.name: full.numpy()})
+            outputs = self.compute(full.numpy())
             tensors = {
                 port.name: torch.from_numpy(output)
                 for port, output in zip(

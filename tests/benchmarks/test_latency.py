@@ -71,10 +71,14 @@ def test_models_run_in_every_runtime(run, quick, tmp_path):
     assert 'onnxruntime' in figures['versions']
 
 
-@pytest.mark.parametrize('runtime', ['onnx', 'openvino', 'openvino-bf16'])
+@pytest.mark.parametrize(
+    'runtime', ['onnx', 'openvino', 'openvino-bf16', 'ncnn']
+)
 def test_onnx_files_are_compared_as_they_are(runtime, run, quick):
     pytest.importorskip('onnxruntime')
     pytest.importorskip(runtime.split('-')[0])
+    if runtime == 'ncnn':
+        pytest.importorskip('pnnx')
     for name, network in (('a', nn.ReLU()), ('b', nn.Conv2d(3, 2, 3))):
         images = torch.rand(1, 3, 16, 24)
         torch.onnx.export(network, (images,), f'{name}.onnx', dynamo=False)
@@ -100,7 +104,11 @@ def test_onnx_files_are_compared_as_they_are(runtime, run, quick):
         ('vanilla.py --shapes 8x8 --checkpoints a b', '--checkpoints'),
         ('no.onnx --shapes 8x8', '--runtimes onnx'),
         ('no.onnx --shapes 8x8 --runtimes onnx', 'no.onnx'),
-        ('vanilla.py --shapes 8x8 --runtimes ncnn', "'ncnn'"),
+        ('vanilla.py --shapes 8x8 --runtimes tflite', "'tflite'"),
+        (
+            'vanilla.py --shapes 8x8 --runtimes ncnn --batch-size 2',
+            '--batch-size 1',
+        ),
     ],
 )
 def test_bad_input_ends_in_one_message(run, args, message):

@@ -86,13 +86,19 @@ def run(monkeypatch, folder, name, *args):
     arguments = [name, 'config.py', *args, '--work-dir', str(work_dir)]
     monkeypatch.setattr(sys, 'argv', arguments)
     runpy.run_path(str(TOOLS / name), run_name='__main__')
-    (log,) = work_dir.glob('*/*.json')
+    *_, log = sorted(work_dir.glob('*/*.json'))
     return json.loads(log.read_text())
 
 
-@pytest.mark.smoke
-def test_metrics_equal_those_of_the_checkpoint(folder, monkeypatch):
-    ours = run(monkeypatch, folder, 'deployment/test_onnx.py', 'model.onnx')
+@pytest.mark.parametrize(
+    'runtime', [pytest.param('onnx', marks=pytest.mark.smoke), 'openvino']
+)
+def test_metrics_equal_those_of_the_checkpoint(folder, monkeypatch, runtime):
+    if runtime != 'onnx':
+        pytest.importorskip(runtime)
+    options = () if runtime == 'onnx' else ('--runtime', runtime)
+    tool = 'deployment/test_onnx.py'
+    ours = run(monkeypatch, folder, tool, 'model.onnx', *options)
     theirs = run(monkeypatch, folder, 'test.py', 'weights.pth')
     names = {name for name in theirs if name.startswith('accuracy/')}
     assert len(names) == 3
@@ -116,6 +122,7 @@ def test_metrics_equal_those_of_the_checkpoint(folder, monkeypatch):
             'config.py has 2',
         ),
         (('model.onnx', '--threads', '-1'), '--threads must be 0 or more'),
+        (('model.onnx', '--runtime', 'ncnn'), 'argument --runtime: invalid'),
     ],
 )
 def test_bad_command_lines_end_in_one_message(

@@ -20,8 +20,11 @@ def parse_args() -> argparse.Namespace:
     add('config', help='config file')
     add('model', help='ONNX file; of a detector, with NMS inside')
     add('--work-dir', help='folder for logs')
-    threads = 'of ONNX Runtime (default: one for each core)'
+    threads = 'of the runtime (default: one for each core)'
     add('--threads', type=int, default=0, help=threads)
+    runtime = 'onnx: ONNX Runtime (default); openvino, in float32 or bfloat16'
+    choices = ('onnx', 'openvino', 'openvino-bf16')
+    add('--runtime', choices=choices, default='onnx', help=runtime)
     options = 'overrides of the config, as key=value pairs'
     add('--cfg-options', nargs='+', action=DictAction, help=options)
     check = 'do not check the data before it starts'
@@ -33,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def check_classes(cfg: 'Config', path: str) -> None:
+def check_classes(cfg: 'Config', path: str, runtime: str) -> None:
     """Refuse a file that was trained for other classes than the data has.
 
     Raises:
@@ -48,7 +51,7 @@ def check_classes(cfg: 'Config', path: str) -> None:
     )
 
     try:
-        have = predict_onnx.load_model(Path(path)).classes
+        have = predict_onnx.load_model(Path(path), runtime=runtime).classes
     except predict_onnx.InputError as error:
         raise UsageError(str(error)) from None
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -68,12 +71,13 @@ def main() -> None:
     from anchorformer_mm.engine import launch
 
     cfg = launch.load_config(args, splits=('test',))
-    check_classes(cfg, args.model)
+    check_classes(cfg, args.model, args.runtime)
     cfg.model = dict(
         type='anchorformer_mm.OnnxModel',
         path=args.model,
         model=cfg.model,
         threads=args.threads,
+        runtime=args.runtime,
     )
     # The file has its weights, and nothing that training hooks could watch.
     cfg.load_from, cfg.resume, cfg.custom_hooks = None, False, []
