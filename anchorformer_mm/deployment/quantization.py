@@ -1,20 +1,22 @@
 """ONNX files in eight bits."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
-    QuantFormat,
+    QDQQuantizer,
     QuantType,
-    quantize_static,
+    create_calibrator,
+    quant_pre_process,
 )
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from anchorformer_mm.deployment.onnx_model import read_onnx
 from anchorformer_mm.utils.errors import UsageError
@@ -25,105 +27,216 @@ METHODS = dict(
     percentile=CalibrationMethod.Percentile,
     entropy=CalibrationMethod.Entropy,
 )
-# HardSigmoid and Mul, as parts of hard swish and of gates: in float they would
-# cost more time between two convolutions than INT8 saves in these.
-OP_TYPES = ('Conv', 'Gemm', 'HardSigmoid', 'MatMul', 'Mul')
+# Operators with weights, the layers; each is in INT8 or in float.
+LAYERS = ('Conv', 'Gemm', 'MatMul')
+# OpenVINO computes activations within the layer before them. ONNX Runtime
+# would go back to float for them, and for what only moves values: that costs
+# more time between two layers than INT8 saves in these.
+FOLLOWERS = dict(
+    onnx=('Concat', 'HardSigmoid', 'MaxPool', 'Mul', 'Resize', 'Split'),
+    openvino=(),
+)
 
 
-def quantize(
-    source: str | Path,
-    target: str | Path,
-    batches: Sequence[Callable[[], np.ndarray]],
-    *,
-    method: str = 'minmax',
-    exclude: Sequence[str] = (),
-    float_first: float = 0.0,
-    per_channel: bool = True,
-) -> list[str]:
-    """Quantise weights and activations to INT8, with a static calibration.
+class Quantizer:
+    """An ONNX file, calibrated, to be written with some layers in INT8.
 
-    The file holds pairs of QuantizeLinear and DequantizeLinear (QDQ), around
-    the nodes of :func:`quantizable_nodes`.
+    The files that it writes hold pairs of QuantizeLinear and DequantizeLinear
+    (QDQ). Attention's products of two activations or with weights by heads,
+    norms and softmax stay in float; so does, in a detector, what follows the
+    last convolutions of the head: the decoding of boxes and NMS.
 
     Args:
         source: ONNX file in float, with the metadata of
             :func:`export_model`.
-        target: File to make or replace; it has the same metadata.
         batches: For each calibration image, what gives the input of the
             network for it: (1, 3, H, W).
+        runtime: ``'onnx'`` or ``'openvino'``, in which the file shall be
+            fast: both read either, but they join other operators.
         method: How the range of an activation follows from the images: one of
             :data:`METHODS`.
-        exclude: Names of nodes that stay in float; ``*`` stands for
+        exclude: Names of layers that stay in float; ``*`` stands for
             anything.
-        float_first: Share of the nodes, of those that come first in the
-            network, that stays in float. The first layers of a small network
-            can have outputs in the hundreds, of which 256 steps leave nothing
-            where a hard swish bends, from -3 to 3.
         per_channel: A scale for each output channel of the weights, instead
             of one for all.
 
-    Returns:
-        list[str]: Names of the nodes that were quantised.
+    Attributes:
+        layers: Names of the nodes that can be in INT8, in the order of
+            computation.
 
     Raises:
-        UsageError: There is no image, the method is unknown, a name fits no
-            node that could be quantised, or the file is not one or has data
-            in others.
+        UsageError: There is no image, the method or the runtime is unknown,
+            or the file is not one, has data in others or no such layer.
     """
-    if method not in METHODS:
-        raise UsageError(
-            f'method must be one of {sorted(METHODS)}, got {method!r}'
-        )
-    if not batches:
-        raise UsageError('there is no image to calibrate with')
-    model = read_onnx(source)
-    properties = {p.key: p.value for p in model.metadata_props}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        replacing(target) as temporary,
-    ):
-        original = Path(folder) / 'original.onnx'
-        prepared = Path(folder) / 'prepared.onnx'
-        onnx.save(model, original)
-        quant_pre_process(original, prepared, skip_symbolic_shape=True)
-        ready = onnx.load(prepared)
-        graph = ready.graph
-        _name_nodes(graph)
-        onnx.save(ready, prepared)
-        names = quantizable_nodes(graph, properties.get('task'))
-        for pattern in exclude:
-            if not any(fnmatchcase(name, pattern) for name in names):
+
+    def __init__(
+        self,
+        source: str | Path,
+        batches: Sequence[Callable[[], np.ndarray]],
+        *,
+        runtime: str = 'onnx',
+        method: str = 'minmax',
+        exclude: Sequence[str] = (),
+        per_channel: bool = True,
+    ) -> None:
+        for name, value, allowed in (
+            ('method', method, METHODS),
+            ('runtime', runtime, FOLLOWERS),
+        ):
+            if value not in allowed:
                 raise UsageError(
-                    f'exclude: {pattern!r} fits no node that would be '
-                    f'quantised; these are {", ".join(names)}'
+                    f'{name} must be one of {sorted(allowed)}, got {value!r}'
                 )
-        chosen = [
-            name
-            for name in names[int(float_first * len(names)) :]
-            if not any(fnmatchcase(name, pattern) for pattern in exclude)
-        ]
-        if not chosen:
-            raise UsageError(f'{source} has no node left to quantise')
-        quantize_static(
-            prepared,
-            temporary,
-            _Calibration(graph.input[0].name, batches),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=chosen,
-            op_types_to_quantize=list(OP_TYPES),
-            per_channel=per_channel,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=METHODS[method],
+        if not batches:
+            raise UsageError('there is no image to calibrate with')
+        model = read_onnx(source)
+        self.properties = {p.key: p.value for p in model.metadata_props}
+        self.per_channel = per_channel
+        self.types = [*LAYERS, *FOLLOWERS[runtime]]
+        self.options = {}
+        if runtime == 'openvino':
+            self.options['OpTypesToExcludeOutputQuantization'] = [*LAYERS]
+        with tempfile.TemporaryDirectory() as folder:
+            original = Path(folder) / 'original.onnx'
+            prepared = Path(folder) / 'prepared.onnx'
+            onnx.save(model, original)
+            # It would take a hard swish apart, which OpenVINO knows whole.
+            quant_pre_process(
+                original,
+                prepared,
+                skip_symbolic_shape=True,
+                skip_optimization=runtime == 'openvino',
+            )
+            self.model = onnx.load(prepared)
+            _name_nodes(self.model.graph)
+            self.origins = _origins(
+                self.model.graph,
+                self.types,
+                self.properties.get('task') == 'detection',
+            )
+            layers = [n for n, o in self.origins.items() if o == {n}]
+            for pattern in exclude:
+                left = [n for n in layers if not fnmatchcase(n, pattern)]
+                if left == layers:
+                    raise UsageError(
+                        f'exclude: {pattern!r} fits no layer that would be '
+                        f'quantised; these are {", ".join(layers)}'
+                    )
+                layers = left
+            if not layers:
+                raise UsageError(f'{source} has no layer to quantise')
+            self.layers = layers
+            onnx.save(self.model, prepared)
+            calibrator = create_calibrator(
+                prepared,
+                self.types,
+                str(Path(folder) / 'augmented.onnx'),
+                calibrate_method=METHODS[method],
+            )
             # One image after another: the activations of all would not fit
             # into the memory, and may differ in size.
-            extra_options=dict(CalibStridedMinMax=1),
+            self.input = self.model.graph.input[0].name
+            for make in batches:
+                calibrator.collect_data(_Calibration({self.input: make()}))
+            self.ranges = calibrator.compute_data()
+        # Hard swish is 0 below -3. The first layers of a small network can
+        # have outputs in the hundreds, of which 256 steps leave little.
+        for name in _hard_swishes(self.model.graph):
+            if name in self.ranges:
+                lowest = self.ranges[name].lowest
+                self.ranges[name].lowest = np.maximum(lowest, -3, dtype='f4')
+
+    def quantized(self, layers: Collection[str]) -> onnx.ModelProto:
+        """Make the model with these layers in INT8, the others in float."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        layers = set(layers)
+        nodes = [name for name, o in self.origins.items() if o <= layers]
+        if not nodes:  # which would mean all
+            return model
+        quantizer = QDQQuantizer(
+            model,
+            self.per_channel,
+            False,  # all eight bits of the weights
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            self.ranges,
+            nodes,
+            [],
+            self.types,
+            self.options,
         )
-        quantised = onnx.load(temporary)
-        onnx.helper.set_model_props(quantised, properties)
-        onnx.checker.check_model(quantised)
-        onnx.save(quantised, temporary)
-    return chosen
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        model = quantizer.model.model
+        _add_in_place_of_hard_sigmoid(model.graph)
+        helper.set_model_props(model, self.properties)
+        return model
+
+    def write(self, target: str | Path, layers: Collection[str]) -> None:
+        """Make or replace a file with these layers in INT8.
+
+        Its inputs, outputs and metadata are those of the source.
+        """
+        model = self.quantized(layers)
+        onnx.checker.check_model(model)
+        with replacing(target) as temporary:
+            onnx.save(model, temporary)
+
+    def errors(
+        self, batches: Sequence[Callable[[], np.ndarray]]
+    ) -> Iterator[tuple[str, float]]:
+        """Tell how much each layer changes the outputs if it alone is INT8.
+
+        Yields:
+            A layer of :attr:`layers`, and the squared change of the last
+            layers' outputs by the square of these, mean of the images.
+        """
+        batches = [{self.input: make()} for make in batches]
+        before = self._last_outputs(self.model, batches)
+        for layer in self.layers:
+            after = self._last_outputs(self.quantized([layer]), batches)
+            yield (
+                layer,
+                float(
+                    np.mean(
+                        [
+                            np.square(a - b).sum() / np.square(b).sum()
+                            for a, b in zip(after, before, strict=True)
+                        ]
+                    )
+                ),
+            )
+
+    def _last_outputs(
+        self, model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]
+    ) -> list[np.ndarray]:
+        """Outputs of the layers that no other depends on, for each image."""
+        names = _outputs_of_last(self.model.graph, self.layers)
+        wanted = onnx.ModelProto()
+        wanted.CopyFrom(model)
+        del wanted.graph.output[:]
+        wanted.graph.output.extend(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            for name in names
+        )
+        session = onnxruntime.InferenceSession(
+            wanted.SerializeToString(), providers=['CPUExecutionProvider']
+        )
+        return [
+            np.concatenate([x.ravel() for x in session.run(names, feed)])
+            for feed in batches
+        ]
+
+
+class _Calibration(CalibrationDataReader):
+    """The inputs of one image."""
+
+    def __init__(self, feed: dict[str, np.ndarray]) -> None:
+        self.feeds = iter([feed])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.feeds, None)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
@@ -140,59 +253,33 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         places.update(dict.fromkeys(node.input, place))
 
 
-class _Calibration(CalibrationDataReader):
-    """Images for the calibration, prepared when they are asked for."""
+def _origins(
+    graph: onnx.GraphProto, types: Collection[str], detection: bool
+) -> dict[str, set[str]]:
+    """Map nodes that can be in INT8 to the layers that they follow.
 
-    def __init__(
-        self, name: str, batches: Sequence[Callable[[], np.ndarray]]
-    ) -> None:
-        self.name, self.batches = name, batches
-        self.set_range(0, len(batches))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self.queue = iter(self.batches[start_index:end_index])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        make = next(self.queue, None)
-        return None if make is None else {self.name: make()}
-
-
-def quantizable_nodes(graph: onnx.GraphProto, task: str | None) -> list[str]:
-    """Name the nodes that are quantised, unless they are excluded.
-
-    These are convolutions, products with weights, and hard swish and gates of
-    a hard sigmoid. Other activations, norms, and in an attention the products
-    of two activations or with weights by heads stay in float. So does, in a
-    detector, what follows the last convolutions of the head: the decoding of
-    boxes and NMS.
-
-    Args:
-        graph: Its nodes are in the order of computation.
-        task: Of the network.
+    Such a node is in INT8 if all of these are. A layer follows itself alone.
     """
     # ONNX Runtime has scales for channels of plain matrices on the right only.
-    weights = {t.name for t in graph.initializer if len(t.dims) == 2}
-    gates: set[str] = set()
-    nodes = []
+    matrices = {t.name for t in graph.initializer if len(t.dims) == 2}
+    gates = {n.output[0] for n in graph.node if n.op_type == 'HardSigmoid'}
+    before = _leading_to_convolutions(graph)
+    result = {}
+    of: dict[str, set[str]] = {}  # by tensor
     for node in graph.node:
-        takes = {
-            'Conv': True,
-            'Gemm': True,
-            'HardSigmoid': True,
-            'MatMul': node.input[1:2] and node.input[1] in weights,
-            'Mul': bool(gates & set(node.input)),
-        }
-        if node.op_type == 'HardSigmoid':
-            gates.update(node.output)
-        if takes.get(node.op_type):
-            nodes.append(node)
-    if task == 'detection':
-        before = _leading_to_convolutions(graph)
-        nodes = [node for node in nodes if node.name in before]
-    return [node.name for node in nodes]
+        origins = set().union(*(of.get(name, ()) for name in node.input))
+        fits = node.op_type in types and (
+            dict(
+                MatMul=node.input[-1] in matrices,
+                Mul=bool(gates & set(node.input)),
+            ).get(node.op_type, True)
+        )
+        if fits and node.op_type in LAYERS:
+            origins = {node.name}
+        if fits and origins and (not detection or node.name in before):
+            result[node.name] = origins
+        of.update(dict.fromkeys(node.output, origins))
+    return result
 
 
 def _leading_to_convolutions(graph: onnx.GraphProto) -> set[str]:
@@ -204,6 +291,89 @@ def _leading_to_convolutions(graph: onnx.GraphProto) -> set[str]:
             names.add(node.name)
             wanted.update(node.input)
     return names
+
+
+def _outputs_of_last(
+    graph: onnx.GraphProto, layers: Collection[str]
+) -> list[str]:
+    """Name the outputs of the layers that no other layer depends on."""
+    wanted: set[str] = set()
+    names = []
+    for node in reversed(graph.node):
+        needed = bool(wanted & set(node.output))
+        if node.name in layers and not needed:
+            names += node.output
+        if node.name in layers or needed:
+            wanted.update(node.input)
+    return names
+
+
+def _hard_swishes(graph: onnx.GraphProto) -> list[str]:
+    """Name the tensors that only a hard swish takes."""
+    takers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            takers.setdefault(name, []).append(node)
+    return [
+        name
+        for name, nodes in takers.items()
+        if sorted(n.op_type for n in nodes) == ['HardSigmoid', 'Mul']
+        and all(
+            n.output[0] in m.input
+            for n in nodes
+            for m in nodes
+            if (n.op_type, m.op_type) == ('HardSigmoid', 'Mul')
+        )
+    ]
+
+
+def _add_in_place_of_hard_sigmoid(graph: onnx.GraphProto) -> None:
+    """Compute a hard sigmoid between INT8 tensors as a sum.
+
+    ONNX Runtime adds in INT8, but goes to float and back for a hard sigmoid,
+    max(0, min(1, a x + b)). INT8 from 0 to 1 limits the sum anyway; a is a
+    part of the scale of x.
+    """
+    makers = {name: n for n in graph.node for name in n.output}
+    limited = {n.input[0] for n in graph.node if n.op_type == 'QuantizeLinear'}
+    constants = {t.name: t for t in graph.initializer}
+
+    def constant(name: str, value: np.generic) -> str:
+        graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    nodes = []
+    for node in graph.node:
+        source = makers.get(node.input[0]) if node.input else None
+        if (
+            node.op_type != 'HardSigmoid'
+            or source is None
+            or source.op_type != 'DequantizeLinear'
+            or node.output[0] not in limited
+        ):
+            nodes.append(node)
+            continue
+        a, b = (
+            next((x.f for x in node.attribute if x.name == name), default)
+            for name, default in (('alpha', 0.2), ('beta', 0.5))
+        )
+        name = node.name
+        scale = numpy_helper.to_array(constants[source.input[1]])
+        x = constant(f'{name}/x_scale', np.float32(a) * scale)
+        one = [
+            constant(f'{name}/b', np.uint8(255)),
+            constant(f'{name}/b_scale', np.float32(b / 255)),
+            constant(f'{name}/b_zero', np.uint8(0)),
+        ]
+        terms = f'{name}/ax', f'{name}/b_float'
+        inputs = [source.input[0], x, source.input[2]]
+        nodes += [
+            helper.make_node('DequantizeLinear', i, [t], t)
+            for i, t in zip((inputs, one), terms, strict=True)
+        ]
+        nodes.append(helper.make_node('Add', terms, node.output, name))
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 # A detection that counts has at least this score, and is found again by one

@@ -13,7 +13,7 @@ from anchorformer_mm.deployment.onnx_model import (
     open_session,
     read_onnx,
 )
-from anchorformer_mm.deployment.quantization import quantize
+from anchorformer_mm.deployment.quantization import Quantizer
 from anchorformer_mm.utils.errors import UsageError
 
 NORMALISATION = dict(mean=[120.0, 110.0, 100.0], std=[50.0, 60.0, 70.0])
@@ -221,7 +221,7 @@ def test_sliding_windows_are_refused(tmp_path):
 READERS = dict(
     evaluate=open_session,
     read=read_onnx,
-    quantize=lambda path: quantize(path, path.with_name('q.onnx'), [None]),
+    quantize=lambda path: Quantizer(path, [None]),
 )
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from anchorformer_mm.deployment.quantization import (
     METHODS,
+    Quantizer,
     measure_loss,
-    quantize,
 )
 from anchorformer_mm.models.layers import AnchorAttention
 from anchorformer_mm.utils.errors import UsageError
@@ -71,11 +71,19 @@ def error(source, target):
     return np.abs(got - want).mean() / np.abs(want).mean()
 
 
+def quantize(source, target, batches, **settings):
+    """Write all layers in INT8, and name them."""
+    quantizer = Quantizer(source, batches, **settings)
+    quantizer.write(target, quantizer.layers)
+    return quantizer.layers
+
+
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino'])
 @pytest.mark.parametrize('method', sorted(METHODS))
-def test_it_stays_near_the_original_with_any_calibration(tmp_path, method):
+def test_it_stays_near_the_original(tmp_path, method, runtime):
     source = write_model(tmp_path / 'float.onnx')
     target = tmp_path / 'int8.onnx'
-    names = quantize(source, target, images(), method=method)
+    names = quantize(source, target, images(), method=method, runtime=runtime)
     assert names == ['conv1', 'conv2']
     assert 0 < error(source, target) < 0.05
     _, session = run(target, images()[0]())
@@ -97,44 +105,101 @@ def test_the_decoding_of_a_detector_stays_in_float(tmp_path, task, rest):
     assert names == ['conv1', 'conv2', *rest]
 
 
-def test_excluded_nodes_stay_in_float(tmp_path):
+def test_excluded_layers_stay_in_float(tmp_path):
     source = write_model(tmp_path / 'float.onnx', task='segmentation')
     target = tmp_path / 'int8.onnx'
     names = quantize(source, target, images(), exclude=['conv2', 'dec*'])
     assert names == ['conv1']
-    with pytest.raises(UsageError, match=r"'head\*' fits no node.* conv1, co"):
+    with pytest.raises(UsageError, match=r"'head\*' fits no layer.* conv1"):
         quantize(source, target, images(), exclude=['head*'])
-    with pytest.raises(UsageError, match='has no node left to quantise'):
+    with pytest.raises(UsageError, match='has no layer to quantise'):
         quantize(source, target, images(), exclude=['*'])
 
 
-def test_the_first_nodes_can_stay_in_float(tmp_path):
-    source = write_model(tmp_path / 'float.onnx')
+def test_the_error_of_a_layer_is_that_of_it_alone(tmp_path):
+    source = write_model(tmp_path / 'float.onnx', task='segmentation')
     target = tmp_path / 'int8.onnx'
-    names = quantize(source, target, images(), float_first=0.5)
-    assert names == ['conv2']
+    batch = images()[0]
+    quantizer = Quantizer(source, images())
+    errors = dict(quantizer.errors([batch]))
+    assert list(errors) == quantizer.layers
+    want = run(source, batch())[0]
+    for layer, expected in errors.items():
+        quantizer.write(target, [layer])
+        got = run(target, batch())[0]
+        assert np.square(got - want).sum() / np.square(
+            want
+        ).sum() == pytest.approx(expected, rel=0.05)
+    quantizer.write(target, [])
+    assert (run(target, batch())[0] == want).all()
 
 
-def test_a_hard_swish_is_reached_by_its_place(tmp_path):
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.Conv2d(4, 4, 1)
+def write_gates(path):
+    """Hard swish of large values, a gate, a concatenation."""
+    torch.manual_seed(0)
+
+    class Gates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 1)
+            self.second = nn.Conv2d(8, 8, 3, padding=1)
+            self.gate = nn.Conv2d(8, 8, 1)
+            self.last = nn.Conv2d(16, 4, 1)
+
+        def forward(self, x):
+            x = nn.functional.hardswish(self.first(x / 20))
+            y = self.second(x)
+            y = y * nn.functional.hardsigmoid(self.gate(y.mean((2, 3), True)))
+            return self.last(torch.cat((x, y), 1))
+
+    torch.onnx.export(
+        Gates(),
+        (torch.zeros(1, 3, 16, 16),),
+        path,
+        input_names=['images'],
+        dynamo=False,
     )
-    source = tmp_path / 'a.onnx'
+    return path
+
+
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino'])
+def test_activations_go_with_their_layers(tmp_path, runtime):
+    source, target = write_gates(tmp_path / 'a.onnx'), tmp_path / 'b.onnx'
+    batches = images([(16, 16)] * 8)
+    quantizer = Quantizer(source, batches, runtime=runtime)
+    assert len(quantizer.layers) == 4
+    quantizer.write(target, quantizer.layers)
+    assert 0 < error(source, target) < 0.03
+    types = [n.op_type for n in onnx.load(target).graph.node]
+    if runtime == 'openvino':
+        assert 'HardSwish' in types
+    else:
+        assert 'HardSigmoid' not in types
+    # The swish of a layer in float is in float.
+    quantizer.write(target, quantizer.layers[1:])
+    nodes = onnx.load(target).graph.node
+    assert any(n.op_type in ('HardSigmoid', 'HardSwish') for n in nodes)
+    assert 0 < error(source, target) < 0.03
+
+
+@pytest.mark.parametrize('value', [-9.0, -3, -1, 0, 2, 3, 7])
+def test_a_hard_sigmoid_as_a_sum_has_its_limits(tmp_path, value):
+    source, target = tmp_path / 'a.onnx', tmp_path / 'b.onnx'
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Hardswish())
+    for parameter in network.parameters():
+        nn.init.ones_(parameter)
     torch.onnx.export(
         network,
-        (torch.zeros(1, 3, 8, 8),),
+        (torch.zeros(1, 1, 1, 2),),
         source,
         input_names=['images'],
         dynamo=False,
     )
-    file = onnx.load(source)
-    assert {n.op_type for n in file.graph.node} == {'Conv', 'HardSwish'}
-    batches = images([(8, 8)])
-    every = quantize(source, tmp_path / 'b.onnx', batches)
-    swish = ['/1/HardSwish/HardSigmoid', '/1/HardSwish/Mul']
-    assert every == ['/0/Conv', *swish, '/2/Conv']
-    rest = quantize(source, tmp_path / 'b.onnx', batches, exclude=['/1/*'])
-    assert rest == ['/0/Conv', '/2/Conv']
+    wide = np.linspace(-9, 7, 32, dtype=np.float32).reshape(16, 1, 1, 1, 2)
+    quantize(source, target, [lambda x=x: x for x in wide])
+    pair = np.full((1, 1, 1, 2), value, np.float32)
+    (want, _), (got, _) = run(source, pair), run(target, pair)
+    assert np.abs(want - got).max() <= 11 / 255 + 0.02
 
 
 def found(*rows):
@@ -198,6 +263,7 @@ def test_the_loss_of_other_tasks_is_the_share_of_changed_classes():
     ('change', 'words'),
     [
         (dict(method='kl'), "method must be one of .*'minmax'.*, got 'kl'"),
+        (dict(runtime='tvm'), "runtime must be one of .*, got 'tvm'"),
         (dict(batches=[]), 'no image to calibrate with'),
     ],
 )

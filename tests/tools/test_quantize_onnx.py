@@ -66,7 +66,7 @@ def test_a_model_is_calibrated_with_the_images_of_a_folder(folder, run):
     # The first of five is held out.
     assert 'calibrating with 3 images, 1 others are held out' in errors
     assert '0.0% of the images have another class' in out
-    assert 'int8.onnx: 1 nodes in INT8, ' in out
+    assert '1 of 1 layers in INT8' in out
     wanted = np.array([200.0, 100, 30]) / 255
     got = scores(folder / 'int8.onnx', wanted * 255)
     assert 0 < np.abs(got - wanted).max() < 0.01
@@ -87,8 +87,8 @@ def test_a_model_is_calibrated_with_the_images_of_a_folder(folder, run):
         ({'--count': '0'}, '--count must be 1 or more, got 0'),
         ({'--max-loss': '2'}, '--max-loss must be from 0 to 1, got 2.0'),
         (
-            {'--float-first': '1'},
-            '--float-first must be 0 or more and below 1, got 1.0',
+            {'--tolerance': '-1'},
+            '--tolerance must be 0 or more, got -1.0',
         ),
         (
             {'--images': 'images/0.png'},
@@ -96,7 +96,7 @@ def test_a_model_is_calibrated_with_the_images_of_a_folder(folder, run):
         ),
         (
             {'--exclude': 'head'},
-            "exclude: 'head' fits no node that would be quantised; these are "
+            "exclude: 'head' fits no layer that would be quantised; these are "
             'conv',
         ),
     ],

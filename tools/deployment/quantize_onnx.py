@@ -11,8 +11,10 @@ from anchorformer_mm.utils.environment import check_environment
 from anchorformer_mm.utils.errors import UsageError, run_command_line
 
 HELD_OUT = 50
-# Shares of the nodes, from the first on, that stay in float: tried in turn.
-SHARES = (0.0, 0.125, 0.25, 0.375, 0.5)
+# Images that tell what each layer loses.
+SAMPLE = 8
+# Layers that alone lose more than this stay in float: tried in turn.
+TOLERANCES = (1e-3, 3e-4, 1e-4, 3e-5)
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +35,11 @@ def parse_args() -> argparse.Namespace:
     methods = ['minmax', 'percentile', 'entropy']
     method = 'how ranges follow from the images (minmax)'
     add('--method', choices=methods, default='minmax', help=method)
-    exclude = 'nodes that stay in float; * stands for anything'
+    runtime = 'in which the file shall be fast (onnx); both run either'
+    add(
+        '--runtime', choices=['onnx', 'openvino'], default='onnx', help=runtime
+    )
+    exclude = 'layers that stay in float; * stands for anything'
     add('--exclude', nargs='+', default=[], metavar='NAME', help=exclude)
     add(
         '--per-channel',
@@ -42,12 +48,12 @@ def parse_args() -> argparse.Namespace:
         help='a scale for each channel of the weights',
     )
     add(
-        '--float-first',
+        '--tolerance',
         type=float,
         metavar='SHARE',
-        help='share of the nodes, of those that come first in the network, '
-        f'that stays in float (default: the first of {SHARES[0]:g}, '
-        f'{", ".join(f"{s:g}" for s in SHARES[1:])} that keeps --max-loss)',
+        help='a layer stays in float if it alone in INT8 changes the outputs '
+        'by more, squared (default: the first of '
+        f'{", ".join(f"{x:g}" for x in TOLERANCES)} that keeps --max-loss)',
     )
     add(
         '--max-loss',
@@ -62,10 +68,9 @@ def parse_args() -> argparse.Namespace:
         raise UsageError(
             f'--max-loss must be from 0 to 1, got {args.max_loss}'
         )
-    if args.float_first is not None and not 0 <= args.float_first < 1:
+    if args.tolerance is not None and not args.tolerance >= 0:
         raise UsageError(
-            '--float-first must be 0 or more and below 1, got '
-            f'{args.float_first}'
+            f'--tolerance must be 0 or more, got {args.tolerance}'
         )
     if args.count < 1:
         raise UsageError(f'--count must be 1 or more, got {args.count}')
@@ -86,9 +91,13 @@ def main() -> None:
     args = parse_args()
     # Beside this file: both prepare an image alike.
     import predict_onnx
+    from mmengine.utils import track_iter_progress
 
-    from anchorformer_mm.deployment.quantization import measure_loss, quantize
+    from anchorformer_mm.deployment.quantization import Quantizer, measure_loss
     from anchorformer_mm.utils.files import replacing
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr)
 
     try:
         model = predict_onnx.load_model(args.model)
@@ -99,30 +108,40 @@ def main() -> None:
         if not images:
             raise UsageError('--images must be 2 or more: one is held out')
         images = spread(images, args.count)
-        print(
-            f'calibrating with {len(images)} images, {len(held_out)} others '
-            'are held out',
-            file=sys.stderr,
-        )
         before = [model.run(model.read(path)) for path in held_out]
-        shares = SHARES if args.float_first is None else [args.float_first]
+        measure_loss(model.task, before, before)
+        tell(
+            f'calibrating with {len(images)} images, {len(held_out)} others '
+            'are held out'
+        )
+        quantizer = Quantizer(
+            args.model,
+            [partial(model.read, path) for path in images],
+            runtime=args.runtime,
+            method=args.method,
+            exclude=args.exclude,
+            per_channel=args.per_channel,
+        )
+        layers = quantizer.layers
+        tell(f'one layer after another in INT8, {len(layers)} in all')
+        sample = [partial(model.read, path) for path in spread(images, SAMPLE)]
+        steps = quantizer.errors(sample), len(layers)
+        errors = dict(track_iter_progress(steps, file=sys.stderr))
+        tell('')
+        tolerances = TOLERANCES
+        if args.tolerance is not None:
+            tolerances = [args.tolerance]
         with replacing(args.out) as temporary:
-            for share in shares:
-                names = quantize(
-                    args.model,
-                    temporary,
-                    [partial(model.read, i) for i in images],
-                    method=args.method,
-                    exclude=args.exclude,
-                    float_first=share,
-                    per_channel=args.per_channel,
-                )
+            for tolerance in tolerances:
+                small = [n for n in layers if errors[n] <= tolerance]
+                quantizer.write(temporary, small)
                 smaller = predict_onnx.load_model(temporary)
                 after = [smaller.run(model.read(path)) for path in held_out]
                 loss, words = measure_loss(model.task, before, after)
                 print(
-                    f'{len(names)} nodes in INT8, the first {share:.1%} in '
-                    f'float: on {len(held_out)} held-out images {words}'
+                    f'{len(small)} of {len(layers)} layers in INT8 '
+                    f'(tolerance {tolerance:g}): on {len(held_out)} held-out '
+                    f'images {words}'
                 )
                 if loss <= args.max_loss:
                     break
@@ -135,10 +154,9 @@ def main() -> None:
     except predict_onnx.InputError as error:
         raise UsageError(str(error)) from error
     before, after = (f.stat().st_size / 2**20 for f in (args.model, args.out))
-    print(
-        f'{args.out}: {len(names)} nodes in INT8, {after:.2f} MiB instead of '
-        f'{before:.2f} MiB'
-    )
+    for layer in sorted(set(layers) - set(small), key=errors.get)[::-1]:
+        print(f'in float: {layer} (alone in INT8 {errors[layer]:.2g})')
+    print(f'{args.out}: {after:.2f} MiB instead of {before:.2f} MiB')
 
 
 if __name__ == '__main__':
