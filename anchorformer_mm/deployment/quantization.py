@@ -141,10 +141,10 @@ class Quantizer:
             self.ranges = calibrator.compute_data()
         # Hard swish is 0 below -3. The first layers of a small network can
         # have outputs in the hundreds, of which 256 steps leave little.
-        for name in _hard_swishes(self.model.graph):
-            if name in self.ranges:
-                lowest = self.ranges[name].lowest
-                self.ranges[name].lowest = np.maximum(lowest, -3, dtype='f4')
+        for first, _ in _hard_swishes(self.model.graph):
+            reach = self.ranges.data.get(first.input[0])
+            if reach is not None:
+                reach.lowest = np.maximum(reach.lowest, -3, dtype='f4')
 
     def quantized(self, layers: Collection[str]) -> onnx.ModelProto:
         """Make the model with these layers in INT8, the others in float."""
@@ -152,6 +152,8 @@ class Quantizer:
         model.CopyFrom(self.model)
         layers = set(layers)
         nodes = [name for name, o in self.origins.items() if o <= layers]
+        pairs = _hard_swishes(model.graph)
+        _join(model.graph, [p for p in pairs if p[0].name not in nodes])
         if not nodes:  # which would mean all
             return model
         quantizer = QDQQuantizer(
@@ -308,31 +310,54 @@ def _outputs_of_last(
     return names
 
 
-def _hard_swishes(graph: onnx.GraphProto) -> list[str]:
-    """Name the tensors that only a hard swish takes."""
+def _line(node: onnx.NodeProto) -> tuple[float, float]:
+    """Slope and offset of a hard sigmoid, max(0, min(1, a x + b))."""
+    values = {x.name: x.f for x in node.attribute}
+    return values.get('alpha', 0.2), values.get('beta', 0.5)
+
+
+def _hard_swishes(
+    graph: onnx.GraphProto,
+) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    """Find what hard swishes became: hard sigmoids, and their products.
+
+    Nothing else takes what such a pair takes.
+    """
     takers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             takers.setdefault(name, []).append(node)
     return [
-        name
-        for name, nodes in takers.items()
-        if sorted(n.op_type for n in nodes) == ['HardSigmoid', 'Mul']
-        and all(
-            n.output[0] in m.input
-            for n in nodes
-            for m in nodes
-            if (n.op_type, m.op_type) == ('HardSigmoid', 'Mul')
-        )
+        (first, last)
+        for first in graph.node
+        if first.op_type == 'HardSigmoid'
+        and np.allclose(_line(first), (1 / 6, 0.5))
+        and len(takers[first.input[0]]) == 2
+        for last in takers.get(first.output[0], ())
+        if last.op_type == 'Mul'
+        and {*last.input} == {first.input[0], first.output[0]}
     ]
 
 
-def _add_in_place_of_hard_sigmoid(graph: onnx.GraphProto) -> None:
-    """Compute a hard sigmoid between INT8 tensors as a sum.
+def _join(
+    graph: onnx.GraphProto,
+    pairs: Sequence[tuple[onnx.NodeProto, onnx.NodeProto]],
+) -> None:
+    """Make pairs hard swishes again, which run within a convolution."""
+    for first, last in pairs:
+        i = list(graph.node).index(last)
+        whole = helper.make_node(
+            'HardSwish', first.input, last.output, last.name
+        )
+        graph.node[i].CopyFrom(whole)
+        graph.node.remove(first)
 
-    ONNX Runtime adds in INT8, but goes to float and back for a hard sigmoid,
-    max(0, min(1, a x + b)). INT8 from 0 to 1 limits the sum anyway; a is a
-    part of the scale of x.
+
+def _add_in_place_of_hard_sigmoid(graph: onnx.GraphProto) -> None:
+    """Compute a hard sigmoid between INT8 tensors as a sum, a x + b.
+
+    ONNX Runtime adds in INT8, but goes to float and back for a hard sigmoid.
+    INT8 from 0 to 1 limits the sum anyway; a is a part of the scale of x.
     """
     makers = {name: n for n in graph.node for name in n.output}
     limited = {n.input[0] for n in graph.node if n.op_type == 'QuantizeLinear'}
@@ -353,10 +378,7 @@ def _add_in_place_of_hard_sigmoid(graph: onnx.GraphProto) -> None:
         ):
             nodes.append(node)
             continue
-        a, b = (
-            next((x.f for x in node.attribute if x.name == name), default)
-            for name, default in (('alpha', 0.2), ('beta', 0.5))
-        )
+        a, b = _line(node)
         name = node.name
         scale = numpy_helper.to_array(constants[source.input[1]])
         x = constant(f'{name}/x_scale', np.float32(a) * scale)
