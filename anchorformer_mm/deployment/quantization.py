@@ -253,6 +253,14 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
             node.name = f'{place}/{node.op_type}'
         place = node.name.rpartition('/')[0]
         places.update(dict.fromkeys(node.input, place))
+    # ONNX Runtime shall not meet its own names when it opens a function.
+    for names in [f for node in graph.node for f in (node.input, node.output)]:
+        names[:] = [
+            f'was{n}' if n.startswith('_inlfunc') else n for n in names
+        ]
+    for tensor in graph.initializer:
+        if tensor.name.startswith('_inlfunc'):
+            tensor.name = f'was{tensor.name}'
 
 
 def _origins(

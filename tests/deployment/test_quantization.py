@@ -148,7 +148,7 @@ def write_gates(path):
 
         def forward(self, x):
             x = nn.functional.hardswish(self.first(x / 20))
-            y = self.second(x)
+            y = nn.functional.hardswish(self.second(x))
             y = y * nn.functional.hardsigmoid(self.gate(y.mean((2, 3), True)))
             return self.last(torch.cat((x, y), 1))
 
