@@ -198,17 +198,11 @@ class Quantizer:
         before = self._last_outputs(self.model, batches)
         for layer in self.layers:
             after = self._last_outputs(self.quantized([layer]), batches)
-            yield (
-                layer,
-                float(
-                    np.mean(
-                        [
-                            np.square(a - b).sum() / np.square(b).sum()
-                            for a, b in zip(after, before, strict=True)
-                        ]
-                    )
-                ),
-            )
+            changes = [
+                np.square(a - b).sum() / max(np.square(b).sum(), 1e-30)
+                for a, b in zip(after, before, strict=True)
+            ]
+            yield layer, float(np.mean(changes))
 
     def _last_outputs(
         self, model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]
