@@ -17,14 +17,10 @@ from common import ROOT, progress, read_text, replace_blocks, update_files
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from anchorformer_mm.analysis.complexity import (
-    count_complexity,
-)
+from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.apis import build_model
 from anchorformer_mm.utils.errors import UsageError, run_command_line
-from anchorformer_mm.utils.text import (
-    markdown_table,
-)
+from anchorformer_mm.utils.text import markdown_table
 
 DATA = Path(__file__).with_name('data') / 'model_index.yml'
 HEAD = """\

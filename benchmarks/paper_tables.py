@@ -23,17 +23,13 @@ from common import (
 )
 from mmengine.logging import MMLogger
 
-from anchorformer_mm.analysis.complexity import (
-    count_complexity,
-)
+from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.apis import (
     build_model,
     read_config,
 )
 from anchorformer_mm.utils.errors import UsageError, run_command_line
-from anchorformer_mm.utils.text import (
-    markdown_table,
-)
+from anchorformer_mm.utils.text import markdown_table
 
 DATA = Path(__file__).with_name('data') / 'paper_tables.yml'
 # Percent; what is further off, and not by rounding, is explained.
