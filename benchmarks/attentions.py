@@ -1,8 +1,9 @@
 """Compare attentions: cost over the number of tokens, accuracy on digits.
 
 cost: time, memory, parameters and operations of layers and whole backbones,
-with random weights on random inputs. Kinds take turns, so that a disturbance
-of the machine meets all alike.
+with random weights on random inputs; the kind 'paper' is learned anchors in
+the paper's order. Kinds take turns, so that a disturbance of the machine meets
+all alike.
 
 accuracy: small models on the digits, trained by tools/train.py. For classes
 rate and deviation at the start are chosen for each kind, on a fifth of the
@@ -12,7 +13,6 @@ is in the results is not run again; processes with different --kinds may share
 a work folder. table: what has been found so far.
 """
 
-import argparse
 import json
 import math
 import os
@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -81,7 +82,7 @@ TASKS = {
 }
 RESULTS = 'results.jsonl'
 PARTS, RUNTIMES = ('layer', 'backbone'), ('eager', 'onnx')
-PATCH = 16
+TOKENS, PATCH = (196, 1024, 4096, 16384, 65536), 16
 TIME, MEMORY = 'time (ms)', 'memory (MiB)'
 TITLES = (TIME, MEMORY, 'MACs (G)', 'parameters (M)')
 # Exponents are fitted from here on: with few tokens the fixed costs count.
@@ -90,16 +91,16 @@ FIT_FROM = 1024
 COLOURS = ('#0072b2', '#56b4e9', '#d55e00', '#009e73', '#cc79a7', '#666666')
 MARKERS = 'os^Dv<>phX*P'
 CONVENTION = """\
-Time is the median of {runs} passes that the kinds take in turn, one image at
-a time{direction}; memory is the peak of a pass beyond weights and inputs. The
-exponents are least squares of the logarithms over n >= {fit_from:,}. A layer
-gets n tokens of {embed_dims} channels: heads {num_heads}, anchors
-{num_anchors}. A backbone gets the image whose patches of 16 px are n tokens:
-AnchorFormer with 12 such layers, or ClusTR S, which starts at 16 n tokens.
-Vanilla attention is torch's fused one; ONNX Runtime has anchors folded. MACs
-are those of the cheaper order. Left out (-) is what ran out of memory, or what
-the sizes before let expect to take more than {max_seconds:g} s or {max_gib:g}
-GiB a pass."""
+{hardware}; threads: {threads}; backward: {backward}. Time is the median of
+{runs} passes of one image that the kinds take in turn; memory is the peak of a
+pass beyond weights and inputs. The exponents are least squares of the
+logarithms over n >= {fit_from:,}. A layer gets n tokens of {embed_dims}
+channels: heads {num_heads}, anchors {num_anchors}. A backbone gets the image
+whose patches of 16 px are n tokens: AnchorFormer with 12 such layers, or
+ClusTR S, which starts at 16 n tokens. Vanilla attention is torch's fused one;
+ONNX Runtime has anchors folded. MACs are those of the cheaper order. Left out
+(-) is what ran out of memory, or what the sizes before let expect to take more
+than {max_seconds:g} s or {max_gib:g} GiB a pass."""
 ACCURACY = """\
 Percent, mean ± standard deviation (number of seeds): top-1 accuracy of
 classes, mIoU of maps, box mAP. Parameters and MACs, those of the cheaper
@@ -126,6 +127,10 @@ class Cell:
         return self.kind + (', ONNX' if self.runtime == 'onnx' else '')
 
     @property
+    def label(self) -> str:
+        return f'{self.part}, {self.row}, {self.tokens:,} tokens'
+
+    @property
     def grid(self) -> tuple[int, int]:
         """The squarest map of the tokens."""
         sides = range(1, math.isqrt(self.tokens) + 1)
@@ -143,9 +148,6 @@ def count(network: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
     return found.params, min(found.macs, found.folded or found.macs)
 
 
-# Cost
-
-
 class OnMap(nn.Module):
     """A layer on a map of tokens (1, n, D), or of an image's pixels."""
 
@@ -161,7 +163,7 @@ class OnMap(nn.Module):
         return self.layer(x, self.grid)
 
 
-def make_network(args: argparse.Namespace, cell: Cell) -> nn.Module:
+def make_network(args: Namespace, cell: Cell) -> nn.Module:
     """Make what a cell measures."""
     width, heads = sizes = args.embed_dims, args.num_heads
     if cell.kind == 'cluster':
@@ -187,7 +189,7 @@ def make_network(args: argparse.Namespace, cell: Cell) -> nn.Module:
     )
 
 
-def start(args: argparse.Namespace, cell: Cell, arena: bool = True) -> Pass:
+def start(args: Namespace, cell: Cell, arena: bool = True) -> Pass:
     """Make a pass of a cell ready; it leaves nothing behind.
 
     The arena of ONNX Runtime keeps memory that was taken.
@@ -236,30 +238,25 @@ def _start_onnx(
     return partial(session.run, None, feed)
 
 
-def is_too_much(
-    args: argparse.Namespace, before: Sequence[Cell], tokens: int
-) -> bool:
-    """Tell if a row, given its cells before, leaves so many tokens out.
+def is_too_much(args: Namespace, before: list[Cell], tokens: int) -> bool:
+    """Tell if a row, by its cells before, is expected to exceed the limits.
 
-    It is expected to go on as from the last size but one to the last, or, with
-    one size, quadratically.
+    It goes on as between its last two sizes, or, with one, quadratically.
     """
     if not before or MEMORY not in before[-1].figures:
         return bool(before)
-
-    def expected(title: str) -> float:
+    limits = {TIME: 1e3 * args.max_seconds, MEMORY: 2**10 * args.max_gib}
+    for title, limit in limits.items():
         exponent = fit_exponent(before[-2:], title, least=1) or 2
         growth = (tokens / before[-1].tokens) ** exponent
-        return before[-1].figures[title] * growth
+        if before[-1].figures[title] * growth > limit:
+            return True
+    return False
 
-    seconds, gib = expected(TIME) / 1e3, expected(MEMORY) / 2**10
-    return seconds > args.max_seconds or gib > args.max_gib
 
-
-def measure_cost(args: argparse.Namespace) -> Rows:
+def measure_cost(args: Namespace) -> Rows:
     """Measure the rows of a command line; its JSON is written as it goes."""
-    rows: Rows = {}
-    done: list[Cell] = []
+    rows, done = {}, []
     for part, tokens in product(args.part, sorted(set(args.tokens))):
         for kind, runtime in product(args.kinds, args.runtimes):
             cell = Cell(part, kind, tokens, runtime)
@@ -274,7 +271,7 @@ def measure_cost(args: argparse.Namespace) -> Rows:
     return rows
 
 
-def _count(args: argparse.Namespace, cell: Cell, before: list[Cell]) -> None:
+def _count(args: Namespace, cell: Cell, before: list[Cell]) -> None:
     """Find all but the time, and the memory only if it is not too much."""
     scale = 1 if cell.part == 'layer' else PATCH
     params, macs = 0, 0
@@ -283,19 +280,18 @@ def _count(args: argparse.Namespace, cell: Cell, before: list[Cell]) -> None:
         shape = [scale * side for side in cell.grid]
         params, macs = count(make_network(args, cell), shape)
     cell.figures = {'MACs (G)': macs / 1e9, 'parameters (M)': params / 1e6}
-    where = f'{cell.part}, {cell.row}, {cell.tokens:,} tokens'
     if is_too_much(args, before, cell.tokens):
-        return progress(f'{where}: left out')
+        return progress(f'{cell.label}: left out')
     begin = partial(start, args, cell, arena=False)
     try:
         peak = peak_memory(begin, args.device, args.threads)
         cell.figures[MEMORY] = peak / 2**20
-        progress(f'{where}: {cell.figures[MEMORY]:.1f} MiB')
+        progress(f'{cell.label}: {cell.figures[MEMORY]:.1f} MiB')
     except (MemoryError, torch.cuda.OutOfMemoryError):
-        progress(f'{where}: memory ran out')
+        progress(f'{cell.label}: memory ran out')
 
 
-def _take_times(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
+def _take_times(args: Namespace, cells: Sequence[Cell]) -> None:
     """Pass by pass, the cells in turn; after too long a pass there is none."""
     cells = [cell for cell in cells if MEMORY in cell.figures]
     passes = [(cell, start(args, cell)) for cell in cells]
@@ -310,7 +306,7 @@ def _take_times(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
         if i > 0 or seconds >= 2:
             cell.seconds.append(seconds)
             cell.figures[TIME] = 1e3 * median(cell.seconds)
-            progress(f'{cell.part}, {cell.row}: {seconds:.4f} s')
+            progress(f'{cell.label}: {1e3 * seconds:.1f} ms')
 
 
 def fit_exponent(
@@ -364,7 +360,6 @@ def draw_cost(rows: Rows, path: Path) -> None:
             tokens = [cell.tokens for cell in cells]
             axes.plot(
                 tokens,
-                # What was left out is not drawn.
                 [cell.figures.get(title, np.nan) for cell in cells],
                 label=f'{row}: $n^{{{exponent:.2f}}}$' if exponent else row,
                 color=COLOURS[kind % len(COLOURS)],
@@ -382,22 +377,17 @@ def draw_cost(rows: Rows, path: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def report_cost(args: argparse.Namespace) -> None:
+def report_cost(args: Namespace) -> None:
     """Measure the cost, print its tables and draw its picture."""
     if 'onnx' in args.runtimes and (args.backward or not on_cpu(args.device)):
         raise UsageError('--runtimes onnx is for a CPU, without --backward')
     torch.set_num_threads(args.threads)
     args.hardware = machine_line(args.device)
     rows = measure_cost(args)
-    print(f'{cost_tables(rows)}\n\n{args.hardware}, threads: {args.threads}\n')
-    direction = ', forward and backward' * args.backward
-    more = dict(vars(args), fit_from=FIT_FROM, direction=direction)
-    print(fill(CONVENTION.format(**more), 79))
+    convention = CONVENTION.format(fit_from=FIT_FROM, **vars(args))
+    print(f'{cost_tables(rows)}\n\n{fill(convention, 79)}')
     if args.out_picture is not None:
         draw_cost(rows, args.out_picture)
-
-
-# Accuracy
 
 
 class Job(NamedTuple):
@@ -421,11 +411,10 @@ class Job(NamedTuple):
 
 
 class Study:
-    """The trainings of a command line, as far as its results allow."""
+    """The trainings of a command line, and their scores so far, percent."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: Namespace) -> None:
         self.args = args
-        # Percent.
         self.scores: dict[Job, float] = {}
         path = args.work_dir / RESULTS
         try:
@@ -450,8 +439,7 @@ class Study:
             jobs = self.tuning(kind)
             if any(job not in self.scores for job in jobs):
                 return []
-            best = max(jobs, key=self.scores.get)
-            setting = best.rate, best.std
+            _, _, _, *setting, _ = max(jobs, key=self.scores.get)
         steps = vars(self.args)[f'{task}_steps']
         return [Job(task, kind, steps, *setting, s) for s in self.args.seeds]
 
@@ -517,7 +505,7 @@ def config_of(job: Job, weights: Path | None = None) -> Config:
     return cfg
 
 
-def train(args: argparse.Namespace, job: Job, weights: Path | None) -> float:
+def train(args: Namespace, job: Job, weights: Path | None) -> float:
     """Run a training in a process of its own, and add its result; give it."""
     begin, folder = perf_counter(), args.work_dir / job.name
     folder.mkdir(exist_ok=True)
@@ -534,15 +522,14 @@ def train(args: argparse.Namespace, job: Job, weights: Path | None) -> float:
     found = [r[metric] for r in read_run(folder).val.values() if metric in r]
     # A detector that finds no box has no figure.
     score = unit * found[-1] if found and math.isfinite(found[-1]) else 0.0
-    seconds = perf_counter() - begin
-    record = dict(job._asdict(), score=score, seconds=seconds)
+    record = dict(job._asdict(), score=score, seconds=perf_counter() - begin)
     with (args.work_dir / RESULTS).open('a') as file:
         file.write(json.dumps(record) + '\n')
-    progress(f'{job.name}: {score:.2f} % in {seconds:.0f} s')
+    progress(f'{job.name}: {score:.2f} %')
     return score
 
 
-def measure_accuracy(args: argparse.Namespace) -> None:
+def measure_accuracy(args: Namespace) -> None:
     """Train what is not done; what fails is an error at the end."""
     # The training ends with this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -561,7 +548,7 @@ def measure_accuracy(args: argparse.Namespace) -> None:
         raise UsageError('\n'.join(failed))
 
 
-def accuracy_table(args: argparse.Namespace) -> str:
+def accuracy_table(args: Namespace) -> str:
     """Write what is done as a table of Markdown."""
     study, lines = Study(args), []
     for kind in args.kinds:
@@ -582,23 +569,19 @@ def accuracy_table(args: argparse.Namespace) -> str:
     return f'{table}\n\n{fill(ACCURACY, 79)}'
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> Namespace:
     parser = argument_parser(__doc__)
-    commands = parser.add_subparsers(
-        dest='command', required=True, parser_class=argument_parser
-    )
-
+    need = dict(dest='command', required=True)
+    commands = parser.add_subparsers(**need, parser_class=argument_parser)
     add = commands.add_parser('cost').add_argument
     number, several = partial(add, type=a_count), partial(add, nargs='+')
-    tokens = [196, 1024, 4096, 16384, 65536]
-    several('--tokens', type=a_count, default=tokens, help='numbers')
+    several('--tokens', type=a_count, default=TOKENS, help='numbers of them')
     number('--embed-dims', default=384, help='channels')
     number('--num-heads', default=6, help='heads')
     number('--num-anchors', default=30, help='anchors')
     number('--threads', default=1, help='threads on a CPU')
     number('--runs', default=3, help='timed passes of each')
-    text = "paper: anchors in the paper's order"
-    several('--kinds', choices=KINDS, default=[*ATTENTIONS], help=text)
+    several('--kinds', choices=KINDS, default=[*ATTENTIONS], help='which')
     several('--runtimes', choices=RUNTIMES, default=RUNTIMES[:1], help='which')
     several('--part', choices=PARTS, default=PARTS, help='what runs')
     add('--backward', action='store_true', help='forward and backward')
@@ -628,8 +611,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.command == 'cost':
-        report_cost(args)
-        return
+        return report_cost(args)
     if 'classes' not in args.tasks and 'maps' in args.tasks:
         raise UsageError('--tasks maps needs classes: where maps start from')
     if args.command == 'accuracy':

@@ -41,14 +41,11 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def argument_parser(
-    description: str | None = None, **more
-) -> argparse.ArgumentParser:
+def argument_parser(description: str = '', **more) -> argparse.ArgumentParser:
     """Make a parser whose help shows the defaults."""
+    style = argparse.ArgumentDefaultsHelpFormatter
     return argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        **more,
+        description=description, formatter_class=style, **more
     )
 
 
@@ -164,12 +161,7 @@ def _status(key: str) -> int:
     return int(found[1]) * 1024
 
 
-def onnx_session(
-    file: bytes,
-    threads: int,
-    arena: bool,
-    provider: tuple[str, dict] = ('CPUExecutionProvider', {}),
-) -> Any:
+def onnx_session(file: bytes, threads: int, arena: bool, *providers) -> Any:
     """Open a file in ONNX Runtime, whose arena keeps memory that was taken."""
     import onnxruntime
 
@@ -179,7 +171,8 @@ def onnx_session(
     options.enable_cpu_mem_arena = arena
     # Its threads would go on after a pass, and disturb that of another.
     options.add_session_config_entry('session.force_spinning_stop', '1')
-    return onnxruntime.InferenceSession(file, options, [provider])
+    places = list(providers) or ['CPUExecutionProvider']
+    return onnxruntime.InferenceSession(file, options, places)
 
 
 def replace_blocks(page: str, blocks: Mapping[str, str]) -> str:

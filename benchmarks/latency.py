@@ -279,9 +279,8 @@ def read_file(path: Path, conditions: Conditions) -> tuple[bytes, np.ndarray]:
     (port,) = (i for i in file.graph.input if i.name not in weights)
     # An open dimension has a name or nothing.
     shape = [d.dim_value or '?' for d in port.type.tensor_type.shape.dim]
-    if any(
-        d not in ('?', s) for d, s in zip(shape, images.shape, strict=True)
-    ):
+    pairs = zip(shape, images.shape, strict=True)
+    if any(d not in ('?', size) for d, size in pairs):
         raise UsageError(
             f'{path} is for images {shape}, not {list(images.shape)}'
         )
