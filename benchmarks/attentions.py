@@ -111,8 +111,7 @@ order, are the classifier's; 'rate, std' is what was chosen for it."""
 class Cell:
     """Cost of one kind of attention on so many tokens.
 
-    Figures are by title, those of time and memory absent if it was left out;
-    seconds are the time of each pass.
+    Figures are by title; it has none of time and memory if it was left out.
     """
 
     part: str
@@ -257,8 +256,8 @@ def is_too_much(args: Namespace, before: list[Cell], tokens: int) -> bool:
 def measure_cost(args: Namespace) -> Rows:
     """Measure the rows of a command line; its JSON is written as it goes."""
     rows, done = {}, []
-    for part, tokens in product(args.part, sorted(set(args.tokens))):
-        for kind, runtime in product(args.kinds, args.runtimes):
+    for part, tokens in dict.fromkeys(product(args.part, sorted(args.tokens))):
+        for kind, runtime in dict.fromkeys(product(args.kinds, args.runtimes)):
             cell = Cell(part, kind, tokens, runtime)
             row = rows.setdefault(part, {}).setdefault(cell.row, [])
             _count(args, cell, row)
@@ -293,8 +292,7 @@ def _count(args: Namespace, cell: Cell, before: list[Cell]) -> None:
 
 def _take_times(args: Namespace, cells: Sequence[Cell]) -> None:
     """Pass by pass, the cells in turn; after too long a pass there is none."""
-    cells = [cell for cell in cells if MEMORY in cell.figures]
-    passes = [(cell, start(args, cell)) for cell in cells]
+    passes = [(c, start(args, c)) for c in cells if MEMORY in c.figures]
     for i, (cell, run) in product(range(args.runs + 1), passes):
         longest = max(cell.seconds, default=0)
         if len(cell.seconds) == args.runs or longest > args.max_seconds:
@@ -440,8 +438,8 @@ class Study:
             if any(job not in self.scores for job in jobs):
                 return []
             _, _, _, *setting, _ = max(jobs, key=self.scores.get)
-        steps = vars(self.args)[f'{task}_steps']
-        return [Job(task, kind, steps, *setting, s) for s in self.args.seeds]
+        steps, seeds = vars(self.args)[f'{task}_steps'], {*self.args.seeds}
+        return [Job(task, kind, steps, *setting, s) for s in sorted(seeds)]
 
     def start(self, job: Job) -> Path:
         """Where a segmentor starts from: its classifier."""
@@ -591,20 +589,18 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     add('--max-gib', type=float, default=16.0, help=text)
     add('--json', type=a_file, help='file for all figures, as it goes')
     add('--out-picture', type=a_file, help='file for a picture')
-
     add = commands.add_parser('accuracy', aliases=['table']).add_argument
     number, several = partial(add, type=a_count), partial(add, nargs='+')
     several('--kinds', choices=ATTENTIONS, default=[*ATTENTIONS], help='which')
     several('--tasks', choices=TASKS, default=[*TASKS], help='in order')
     for task, (*_, steps) in TASKS.items():
         number(f'--{task}-steps', default=steps, help='of a training')
-    text = 'to choose from for classes'
+    text = 'of classes, to choose from'
     several('--rates', type=float, default=[1.0, 3.0], help=text)
     several('--stds', type=float, default=[0.05, 0.15], help=text)
     several('--seeds', type=int, default=[0, 1, 2], help='reported')
     number('--threads', default=1, help='of a training')
-    folder = Path('work_dirs/attentions')
-    add('--work-dir', type=Path, default=folder, help='for what is made')
+    add('--work-dir', type=Path, default='work_dirs/attentions', help='folder')
     return parser.parse_args(argv)
 
 
