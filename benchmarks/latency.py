@@ -496,20 +496,12 @@ def latency_table(results: Sequence[Result]) -> str:
         conditions = result.conditions
         key = conditions.shape, conditions.threads
         peer = peers.setdefault(key, result)
-        lines.append(
-            [
-                result.name,
-                result.runtime,
-                conditions.size,
-                str(conditions.threads) if on_cpu(conditions.device) else '-',
-                mebibytes(result.weights),
-                mebibytes(result.memory),
-                _ratio(result.memory, peer.memory),
-                f'{1e3 * result.median:.1f}',
-                f'{1e3 * result.p90:.1f}',
-                _ratio(result.median, peer.median),
-            ]
-        )
+        line = [result.name, result.runtime, conditions.size]
+        line += [str(key[1]) if on_cpu(conditions.device) else '-']
+        line += [mebibytes(result.weights), mebibytes(result.memory)]
+        line += [_ratio(result.memory, peer.memory)]
+        line += [f'{1e3 * result.median:.1f}', f'{1e3 * result.p90:.1f}']
+        lines.append([*line, _ratio(result.median, peer.median)])
     return markdown_table(header, lines)
 
 

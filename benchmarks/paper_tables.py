@@ -218,18 +218,11 @@ def load_numbers(docs: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     printed = load_printed()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--tables',
-        nargs='+',
-        choices=list(printed['tables']),
-        default=list(printed['tables']),
-        help='which to count (default: all); the others stay as they are',
-    )
-    parser.add_argument(
-        '--check',
-        action='store_true',
-        help='count nothing; fail if printed rows, page and JSON disagree',
-    )
+    names = dict(choices=[*printed['tables']], default=[*printed['tables']])
+    text = 'which to count (default: all); the others stay as they are'
+    parser.add_argument('--tables', nargs='+', **names, help=text)
+    text = 'count nothing; fail if printed rows, page and JSON disagree'
+    parser.add_argument('--check', action='store_true', help=text)
     parser.add_argument('--docs', type=Path, default=ROOT / 'docs')
     args = parser.parse_args(argv)
     # The libraries' own words would be on the screen between the rows.
