@@ -41,11 +41,11 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def argument_parser(description: str) -> argparse.ArgumentParser:
+def argument_parser(description: str = '', **more) -> argparse.ArgumentParser:
     """Make a parser whose help shows the defaults."""
+    style = argparse.ArgumentDefaultsHelpFormatter
     return argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=description, formatter_class=style, **more
     )
 
 
@@ -161,9 +161,18 @@ def _status(key: str) -> int:
     return int(found[1]) * 1024
 
 
-def mebibytes(size: int | None) -> str:
-    """Bytes in MiB, to one decimal."""
-    return '-' if size is None else f'{size / 2**20:.1f}'
+def onnx_session(file: bytes, threads: int, arena: bool, *providers) -> Any:
+    """Open a file in ONNX Runtime, whose arena keeps memory that was taken."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
+    # Its threads would go on after a pass, and disturb that of another.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
+    places = list(providers) or ['CPUExecutionProvider']
+    return onnxruntime.InferenceSession(file, options, places)
 
 
 def replace_blocks(page: str, blocks: Mapping[str, str]) -> str:

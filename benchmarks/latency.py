@@ -32,8 +32,8 @@ from common import (
     a_file,
     argument_parser,
     machine_line,
-    mebibytes,
     on_cpu,
+    onnx_session,
     peak_memory,
     progress,
     versions,
@@ -54,9 +54,7 @@ from anchorformer_mm.apis import (
 )
 from anchorformer_mm.deployment.networks import deployable
 from anchorformer_mm.utils.errors import UsageError, run_command_line
-from anchorformer_mm.utils.text import (
-    markdown_table,
-)
+from anchorformer_mm.utils.text import markdown_table
 
 RUNTIMES = {
     'eager': 'torch as it is',
@@ -267,52 +265,46 @@ def compiling() -> Iterator[None]:
         torch.compiler.reset()
 
 
-def require_shape(path: Path, shape: Sequence, images: np.ndarray) -> None:
-    """Raise a UsageError if a file is for images of another shape."""
-    # An open dimension has a name.
-    if any(
-        isinstance(d, int) and d != s
-        for d, s in zip(shape, images.shape, strict=True)
-    ):
+def read_file(path: Path, conditions: Conditions) -> tuple[bytes, np.ndarray]:
+    """Read an ONNX file with one input, images, and make the images.
+
+    Raises:
+        UsageError: It is for images of another shape, or no usable file.
+    """
+    from anchorformer_mm.deployment.onnx_model import read_onnx
+
+    file = read_onnx(path)
+    images = conditions.images().cpu().numpy()
+    weights = {weight.name for weight in file.graph.initializer}
+    (port,) = (i for i in file.graph.input if i.name not in weights)
+    # An open dimension has a name or nothing.
+    shape = [d.dim_value or '?' for d in port.type.tensor_type.shape.dim]
+    pairs = zip(shape, images.shape, strict=True)
+    if any(d not in ('?', size) for d, size in pairs):
         raise UsageError(
-            f'{path} is for images {list(shape)}, not {list(images.shape)}'
+            f'{path} is for images {shape}, not {list(images.shape)}'
         )
+    return file.SerializeToString(), images
 
 
 def start_onnx(path: Path, conditions: Conditions, arena: bool = True) -> Pass:
-    """Make an ONNX file with one input, images, ready in ONNX Runtime.
-
-    Its arena keeps memory that was taken.
+    """Make a file ready in ONNX Runtime; its arena keeps memory once taken.
 
     Raises:
-        UsageError: It is for images of another shape, or ONNX Runtime does
-            not run on the device.
+        UsageError: As :func:`read_file`, or it does not run on the device.
     """
     import onnxruntime
 
-    from anchorformer_mm.deployment.onnx_model import (
-        read_onnx,
-    )
-
+    file, array = read_file(path, conditions)
     place = torch.device(conditions.device)
     where = place.type, place.index or 0
     provider = ('CPUExecutionProvider', {})
     if not on_cpu(conditions.device):
         provider = ('CUDAExecutionProvider', dict(device_id=where[1]))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = conditions.threads
-    options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = arena
-    # Its threads would go on after a pass, and disturb that of another.
-    options.add_session_config_entry('session.force_spinning_stop', '1')
-    session = onnxruntime.InferenceSession(
-        read_onnx(path).SerializeToString(), options, [provider]
-    )
+    session = onnx_session(file, conditions.threads, arena, provider)
     if session.get_providers()[0] != provider[0]:
         raise UsageError(f'ONNX Runtime cannot start its {provider[0]}')
     (port,) = session.get_inputs()
-    array = conditions.images().cpu().numpy()
-    require_shape(path, port.shape, array)
     images = onnxruntime.OrtValue.ortvalue_from_numpy(array, *where)
     binding = session.io_binding()
 
@@ -330,30 +322,20 @@ def start_onnx(path: Path, conditions: Conditions, arena: bool = True) -> Pass:
 
 
 def start_openvino(path: Path, conditions: Conditions, precision: str) -> Pass:
-    """Make an ONNX file with one input, images, ready in OpenVINO.
+    """Make a file, see :func:`read_file`, ready in OpenVINO.
 
-    ``precision`` is ``'f32'`` or ``'bf16'``. A file for images of another
-    shape is a UsageError.
+    ``precision`` is ``'f32'`` or ``'bf16'``.
     """
     import openvino
 
-    from anchorformer_mm.deployment.onnx_model import read_onnx
-
+    file, images = read_file(path, conditions)
     core = openvino.Core()
-    network = core.read_model(read_onnx(path).SerializeToString())
-    (port,) = network.inputs
-    images = conditions.images().numpy()
-    shape = [
-        d.get_length() if d.is_static else '?' for d in port.partial_shape
-    ]
-    require_shape(path, shape, images)
     options = dict(
         INFERENCE_PRECISION_HINT=precision,
         INFERENCE_NUM_THREADS=conditions.threads,
     )
-    request = core.compile_model(
-        network, 'CPU', options
-    ).create_infer_request()
+    network = core.compile_model(core.read_model(file), 'CPU', options)
+    request = network.create_infer_request()
     request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
 
     def run() -> None:
@@ -365,20 +347,14 @@ def start_openvino(path: Path, conditions: Conditions, precision: str) -> Pass:
 
 
 def start_ncnn(path: Path, conditions: Conditions) -> Pass:
-    """Make an ONNX file with one input, images, ready in ncnn, in float32.
+    """Make a file, see :func:`read_file`, ready in ncnn, in float32.
 
-    A file for images of another shape, or that pnnx or ncnn does not take, is
-    a UsageError.
+    One that pnnx or ncnn does not take is a UsageError.
     """
     import ncnn
     import pnnx
 
-    from anchorformer_mm.deployment.onnx_model import read_onnx
-
-    images = conditions.images().numpy()
-    (port,) = read_onnx(path).graph.input
-    shape = [d.dim_value or '?' for d in port.type.tensor_type.shape.dim]
-    require_shape(path, shape, images)
+    _, images = read_file(path, conditions)
     net = ncnn.Net()
     net.opt.num_threads = conditions.threads
     net.opt.use_fp16_storage = net.opt.use_bf16_storage = False
@@ -454,16 +430,16 @@ def _first_pass(
             path = candidate.file or folder / name
             if not path.is_file():
                 candidate.export(path, conditions)
-            start = partial(start_onnx, path, conditions)
-            # Memory that is kept for the next pass is not in use.
-            frugal = partial(start, arena=False)
-            if runtime == 'ncnn':
-                start, frugal = partial(start_ncnn, path, conditions), None
-            elif runtime != 'onnx':
+            # What keeps what it takes for a pass has no figure of memory.
+            frugal = None
+            if runtime == 'onnx':
+                start = partial(start_onnx, path, conditions)
+                frugal = partial(start, arena=False)
+            elif runtime == 'ncnn':
+                start = partial(start_ncnn, path, conditions)
+            else:
                 precision = 'f32' if runtime == 'openvino' else 'bf16'
                 start = partial(start_openvino, path, conditions, precision)
-                # It keeps what it takes for a pass.
-                frugal = None
         else:
             start = partial(start_torch, candidate.build, conditions, runtime)
             frugal = start
@@ -520,25 +496,22 @@ def latency_table(results: Sequence[Result]) -> str:
         conditions = result.conditions
         key = conditions.shape, conditions.threads
         peer = peers.setdefault(key, result)
-        lines.append(
-            [
-                result.name,
-                result.runtime,
-                conditions.size,
-                str(conditions.threads) if on_cpu(conditions.device) else '-',
-                mebibytes(result.weights),
-                mebibytes(result.memory),
-                _ratio(result.memory, peer.memory),
-                f'{1e3 * result.median:.1f}',
-                f'{1e3 * result.p90:.1f}',
-                _ratio(result.median, peer.median),
-            ]
-        )
+        line = [result.name, result.runtime, conditions.size]
+        line += [str(key[1]) if on_cpu(conditions.device) else '-']
+        line += [mebibytes(result.weights), mebibytes(result.memory)]
+        line += [_ratio(result.memory, peer.memory)]
+        line += [f'{1e3 * result.median:.1f}', f'{1e3 * result.p90:.1f}']
+        lines.append([*line, _ratio(result.median, peer.median)])
     return markdown_table(header, lines)
 
 
 def _ratio(value: float | None, of_peer: float | None) -> str:
     return f'{value / of_peer:.3f}' if value is not None and of_peer else '-'
+
+
+def mebibytes(size: int | None) -> str:
+    """Bytes in MiB, to one decimal."""
+    return '-' if size is None else f'{size / 2**20:.1f}'
 
 
 def parse_shape(text: str) -> tuple[int, int]:
@@ -552,39 +525,22 @@ def parse_shape(text: str) -> tuple[int, int]:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__)
     add = parser.add_argument
-    add(
-        'configs',
-        nargs='+',
-        help="config files, or a library's own as "
-        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py; or ONNX files',
+    text = "config files, or a library's own, mmdet::NAME; or ONNX files"
+    add('configs', nargs='+', help=text)
+    text = 'heights and widths of the images, px, such as 512x2048'
+    shapes = dict(type=parse_shape, metavar='HxW', help=text)
+    add('--shapes', required=True, nargs='+', **shapes)
+    text = (
+        'the model as it is deployed (of models that cannot be, up to the raw '
+        'outputs), or its backbone alone'
     )
-    add(
-        '--shapes',
-        required=True,
-        nargs='+',
-        type=parse_shape,
-        metavar='HxW',
-        help='heights and widths of the images, px, such as 512x2048',
-    )
-    add(
-        '--part',
-        choices=['model', 'backbone'],
-        default='model',
-        help='the model as it is deployed (of models that cannot be, up to '
-        'the raw outputs), or its backbone alone',
-    )
-    add(
-        '--runtimes',
-        nargs='+',
-        choices=RUNTIMES,
-        default=['eager'],
-        help='; '.join(f'{k}: {v}' for k, v in RUNTIMES.items()),
-    )
-    add(
-        '--with-nms',
-        action='store_true',
-        help='let the ONNX file of a detector end in its NMS',
-    )
+    parts = ['model', 'backbone']
+    add('--part', choices=parts, default=parts[0], help=text)
+    text = '; '.join(f'{k}: {v}' for k, v in RUNTIMES.items())
+    runtimes = dict(choices=RUNTIMES, default=['eager'])
+    add('--runtimes', nargs='+', **runtimes, help=text)
+    text = 'let the ONNX file of a detector end in its NMS'
+    add('--with-nms', action='store_true', help=text)
     add('--checkpoints', nargs='+', help='weights, one file for each config')
     add('--batch-size', type=a_count, default=1, help='images of a pass')
     add('--threads', nargs='+', type=a_count, default=[1], help='on a CPU')
@@ -593,12 +549,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--runs', type=a_count, default=10, help='timed passes')
     add('--image', help='picture in place of noise, resized to each size')
     add('--json', type=a_file, help='file for every figure')
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='overrides of every config, as key=value pairs',
-    )
+    text = 'overrides of every config, as key=value pairs'
+    add('--cfg-options', nargs='+', action=DictAction, help=text)
     return parser.parse_args(argv)
 
 
@@ -677,9 +629,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             Path(folder),
         )
     hardware = (
-        f'{machine_line(args.device)}; float32 if no other is told, images '
-        'at a time: '
-        f'{args.batch_size}'
+        f'{machine_line(args.device)}; float32 if no other is told, images at '
+        f'a time: {args.batch_size}'
     )
     tasks = {r.name: r.task for r in results}
     convention = CONVENTION.format(
@@ -693,14 +644,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = [latency_table(results), hardware, outputs, fill(convention, 79)]
     print('\n\n'.join(parts))
     if args.json is not None:
+        rows = [asdict(r) | dict(median=r.median, p90=r.p90) for r in results]
         figures = dict(
             command=shlex.join(sys.argv if argv is None else argv),
             hardware=hardware,
             versions=versions(),
             warm_up=args.warm_up,
-            results=[
-                asdict(r) | dict(median=r.median, p90=r.p90) for r in results
-            ],
+            results=rows,
         )
         write_json(figures, args.json)
 

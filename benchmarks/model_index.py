@@ -17,14 +17,10 @@ from common import ROOT, progress, read_text, replace_blocks, update_files
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from anchorformer_mm.analysis.complexity import (
-    count_complexity,
-)
+from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.apis import build_model
 from anchorformer_mm.utils.errors import UsageError, run_command_line
-from anchorformer_mm.utils.text import (
-    markdown_table,
-)
+from anchorformer_mm.utils.text import markdown_table
 
 DATA = Path(__file__).with_name('data') / 'model_index.yml'
 HEAD = """\
@@ -160,33 +156,23 @@ def tables_of(
         params, macs = group['digits']
         for name in group['configs']:
             figures = known[name]['Metadata']
-            sizes.append(
-                [
-                    f'`{name}`',
-                    figures['Input Size'],
-                    f'{figures["Parameters"] / 1e6:.{params}f}',
-                    f'{figures["MACs"] / 1e9:.{macs}f}',
-                ]
-            )
+            line = [f'`{name}`', figures['Input Size']]
+            line.append(f'{figures["Parameters"] / 1e6:.{params}f}')
+            line.append(f'{figures["MACs"] / 1e9:.{macs}f}')
+            sizes.append(line)
     claims = [
         [f'`{name}`', *printed]
         for name, printed in decisions['claims'].items()
     ]
-    return (
-        markdown_table(['config', 'input', 'Params (M)', 'MACs (G)'], sizes),
-        markdown_table(
-            ['config', 'Params (M)', 'FLOPs (G)', 'accuracy'], claims
-        ),
-    )
+    of_sizes = ['config', 'input', 'Params (M)', 'MACs (G)']
+    of_claims = ['config', 'Params (M)', 'FLOPs (G)', 'accuracy']
+    return markdown_table(of_sizes, sizes), markdown_table(of_claims, claims)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--check',
-        action='store_true',
-        help='count nothing; fail if configs, model index and tables disagree',
-    )
+    text = 'count nothing; fail if configs, model index and tables disagree'
+    parser.add_argument('--check', action='store_true', help=text)
     parser.add_argument('--root', type=Path, default=ROOT)
     args = parser.parse_args(argv)
     MMLogger.get_instance('mmengine', log_level='WARNING')

@@ -23,17 +23,13 @@ from common import (
 )
 from mmengine.logging import MMLogger
 
-from anchorformer_mm.analysis.complexity import (
-    count_complexity,
-)
+from anchorformer_mm.analysis.complexity import count_complexity
 from anchorformer_mm.apis import (
     build_model,
     read_config,
 )
 from anchorformer_mm.utils.errors import UsageError, run_command_line
-from anchorformer_mm.utils.text import (
-    markdown_table,
-)
+from anchorformer_mm.utils.text import markdown_table
 
 DATA = Path(__file__).with_name('data') / 'paper_tables.yml'
 # Percent; what is further off, and not by rounding, is explained.
@@ -222,18 +218,11 @@ def load_numbers(docs: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     printed = load_printed()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--tables',
-        nargs='+',
-        choices=list(printed['tables']),
-        default=list(printed['tables']),
-        help='which to count (default: all); the others stay as they are',
-    )
-    parser.add_argument(
-        '--check',
-        action='store_true',
-        help='count nothing; fail if printed rows, page and JSON disagree',
-    )
+    names = dict(choices=[*printed['tables']], default=[*printed['tables']])
+    text = 'which to count (default: all); the others stay as they are'
+    parser.add_argument('--tables', nargs='+', **names, help=text)
+    text = 'count nothing; fail if printed rows, page and JSON disagree'
+    parser.add_argument('--check', action='store_true', help=text)
     parser.add_argument('--docs', type=Path, default=ROOT / 'docs')
     args = parser.parse_args(argv)
     # The libraries' own words would be on the screen between the rows.

@@ -35,9 +35,7 @@ from anchorformer_mm.apis import (
     read_config,
 )
 from anchorformer_mm.utils.errors import UsageError, run_command_line
-from anchorformer_mm.utils.text import (
-    markdown_table,
-)
+from anchorformer_mm.utils.text import markdown_table
 
 # The rest of the step: what a model does with the outputs of its parts.
 LOSS = 'assignment and loss'

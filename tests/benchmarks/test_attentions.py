@@ -1,9 +1,10 @@
 import json
 import subprocess
+from argparse import Namespace
 
 import attentions
 import pytest
-from attentions import Cell, fit_exponent, refusal
+from attentions import MEMORY, TIME, Cell, fit_exponent, is_too_much
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.config import Config
@@ -11,18 +12,11 @@ from mmengine.config import Config
 SMALL = ('--embed-dims', '16', '--num-heads', '2', '--num-anchors', '4')
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def power_law(exponent, tokens=(196, 1024, 4096), factor=1e-3):
+def power_law(exponent, tokens=(196, 1024, 4096), factor=1.0):
+    """Time in ms; memory in GiB is one at 65,536 tokens."""
     return [
-        Cell(
-            *('layer', 'anchor', n),
-            memory=n * 2**14,
-            seconds=[factor * n**exponent] * 3,
-        )
-        for n in tokens
+        Cell('layer', 'anchor', n, figures={TIME: t, MEMORY: n / 64})
+        for n, t in ((n, factor * n**exponent) for n in tokens)
     ]
 
 
@@ -30,66 +24,65 @@ def power_law(exponent, tokens=(196, 1024, 4096), factor=1e-3):
     'more', [(), ('--backward',), ('--runtimes', 'eager', 'onnx')]
 )
 def test_every_layer_is_measured(run_script, quick, tmp_path, more):
-    runtimes = 2 if 'onnx' in more else 1
-    kinds = [*attentions.KINDS][: -3 * (runtimes - 1) or None]
+    kinds = [*attentions.KINDS]
     status, out, _ = run_script(
         *('attentions', 'cost', '--part', 'layer', '--tokens', 16, 64),
-        *('--runs', 1, '--kinds', *kinds, '--json', 'a.json'),
+        *('--runs', 1, '--kinds', *kinds, *kinds[:1], '--json', 'a.json'),
         *('--out-picture', 'a.png', *SMALL, *more),
     )
     assert status == 0
     for kind in kinds:
         assert f'| {kind}' in out
-    cells = [record['cell'] for record in read(tmp_path / 'a.json')]
-    assert len(cells) == 2 * runtimes * len(kinds)
+    cells = json.loads((tmp_path / 'a.json').read_text())['cells']
+    assert len(cells) == (4 if 'onnx' in more else 2) * len(kinds)
     assert all(len(cell['seconds']) == 1 for cell in cells)
-    assert all(cell['macs'] > 0 for cell in cells if cell['kind'] != 'pool')
+    macs = [c['figures']['MACs (G)'] for c in cells if c['kind'] != 'pool']
+    assert all(macs)
     assert (tmp_path / 'a.png').stat().st_size > 10_000
 
 
-def test_backbones_are_measured_and_a_run_goes_on(run_script, quick, tmp_path):
-    def run(*tokens):
-        return run_script(
-            *('attentions', 'cost', '--part', 'backbone', '--runs', 1),
-            *('--kinds', 'anchor', 'paper', '--tokens', *tokens),
-            *('--json', 'a.json', '--resume', *SMALL),
-        )
-
-    assert run(4)[0] == 0
-    first = read(tmp_path / 'a.json')
-    # The budget of a pass is exceeded then.
-    status, out, err = run(4, 9, '--max-gib', 1e-9)
+def test_backbones_are_measured_within_the_budget(run_script, quick):
+    status, out, _ = run_script(
+        *('attentions', 'cost', '--part', 'backbone', '--runs', 1, *SMALL),
+        *('--kinds', 'anchor', 'paper', '--tokens', 4, 9, '--max-gib', 1e-9),
+    )
     assert status == 0
-    assert ' 4 tokens' not in err
-    assert 'more than 1e-09' in out.split('Left out:')[1]
-    assert read(tmp_path / 'a.json')[:2] == first
+    rows = [line.split('|')[1:5] for line in out.splitlines()]
+    found = {r[0].strip(): [x.strip() for x in r[1:]] for r in rows[2:4]}
+    assert found.keys() == {'anchor', 'paper'}
+    assert all(float(r[0]) > 0 and r[1] == '-' for r in found.values())
 
 
 @given(st.floats(0.5, 2.5))
 def test_the_exponent_of_a_power_law_is_found(exponent):
     cells = power_law(exponent)
     # A fixed cost, and what was left out, do not count.
-    cells[0].seconds = [99.0]
-    cells.append(Cell('layer', 'anchor', 16384, reason='too slow'))
-    found = fit_exponent(cells, 'time (ms)')
-    assert found == pytest.approx(exponent, abs=1e-6)
+    cells[0].figures[TIME] = 99.0
+    cells.append(Cell('layer', 'anchor', 16384))
+    assert fit_exponent(cells, TIME) == pytest.approx(exponent, abs=1e-6)
 
 
-def test_the_budget_goes_on_as_from_the_last_two_sizes():
-    # 4 s at 4,096 tokens, 16 times as many tokens.
-    linear = power_law(1.0, (1024, 4096), factor=4 / 4096)
-    square = power_law(2.0, (1024, 4096), factor=4 / 4096**2)
-    assert refusal(linear, 65536, 65, 16) is None
-    assert 'expected to take 64.0 s' in refusal(linear, 65536, 60, 16)
-    assert 'expected to take 1024.0 s' in refusal(square, 65536, 65, 16)
-    # One size alone is taken as quadratic.
-    assert '1024.0 s' in refusal(linear[1:], 65536, 65, 16)
-    # 64 MiB at 4,096 tokens.
-    assert 'expected to take 1.0 GiB' in refusal(linear, 65536, 65, 0.9)
+@pytest.mark.parametrize(
+    ('exponent', 'sizes', 'seconds', 'gib', 'expected'),
+    [
+        # 4 s at 4,096 tokens, 16 times as many tokens.
+        (1, (1024, 4096), 65, 2, False),
+        (1, (1024, 4096), 60, 2, True),
+        (2, (1024, 4096), 65, 2, True),
+        (1, (1024, 4096), 65, 0.9, True),
+        # One size alone is taken as quadratic.
+        (1, (4096,), 65, 99, True),
+        (1, (4096,), 1025, 99, False),
+    ],
+)
+def test_a_row_is_expected_to_go_on(exponent, sizes, seconds, gib, expected):
+    cells = power_law(exponent, sizes, factor=4e3 / 4096**exponent)
+    budget = Namespace(max_seconds=seconds, max_gib=gib)
+    assert is_too_much(budget, cells, 65536) == expected
 
 
 ACCURACY = ('--kinds', 'untied', 'vanilla', '--seeds', 3, 5)
-ACCURACY += ('--class-steps', 40, '--map-steps', 20, '--tasks', 'classes')
+ACCURACY += ('--classes-steps', 40, '--maps-steps', 20, '--tasks', 'classes')
 ACCURACY += ('maps', '--rates', 0.5, 2, '--stds', 0.1, '--work-dir', 'work')
 
 
@@ -102,23 +95,30 @@ def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
             raise KeyboardInterrupt
         ran.append(job)
         score = 50 + 10 * job.rate * (job.kind == 'vanilla') + (job.seed or 0)
-        record = dict(job._asdict(), score=score)
-        attentions.append_line(args.work_dir / attentions.RESULTS, record)
+        with (args.work_dir / attentions.RESULTS).open('a') as file:
+            file.write(json.dumps(job._asdict() | dict(score=score)) + '\n')
         if job.task == 'maps':
             rate = 2.0 if job.kind == 'vanilla' else 0.5
             name = f'classes_{job.kind}_40_{rate}_0.1_seed{job.seed}'
             assert weights == args.work_dir / name / 'iter_40.pth'
+        return score
 
     monkeypatch.setattr(attentions, 'train', train)
+    # It takes seconds.
+    monkeypatch.setattr(attentions, 'count', lambda *_: (2000, 10**6))
     with pytest.raises(KeyboardInterrupt):
         run_script('attentions', 'accuracy', *ACCURACY)
+    table = run_script('attentions', 'table', *ACCURACY)[1]
+    assert '53.0 (1)' in table
+    assert '- (0)' in table
     status, out, _ = run_script('attentions', 'accuracy', *ACCURACY)
     assert status == 0
     ran.remove(None)
     # Two settings of each kind, then two seeds of both tasks, none twice.
     assert len(ran) == len(set(ran)) == 12
     assert [job.seed for job in ran] == [None] * 4 + [3, 3, 5, 5] * 2
-    assert '2, 0.1 | 74.0 ± 1.4' in ' '.join(out.splitlines()[-1].split())
+    row = next(line for line in out.splitlines() if 'vanilla' in line)
+    assert '74.0 ± 1.4 (2) | 64.0 ± 1.4 (2) |    2, 0.1 |' in row
     assert run_script('attentions', 'table', *ACCURACY)[1] == out
 
 
@@ -147,7 +147,8 @@ def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
     status, _, err = run_script('attentions', 'accuracy', *ACCURACY)
     assert status == 2
     assert 'a training has failed, see work/classes_vanilla_16' in err
-    records = read(tmp_path / 'work' / attentions.RESULTS)
+    text = (tmp_path / 'work' / attentions.RESULTS).read_text()
+    records = [json.loads(line) for line in text.splitlines()]
     assert {(r['kind'], r['score']) for r in records} == {('untied', 81.5)}
 
 
@@ -155,19 +156,14 @@ def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
     ('args', 'message'),
     [
         (['cost', '--tokens', 0, 4], '--tokens'),
-        (['cost', '--resume'], '--resume'),
-        (['cost', '--json', 'other.json', '--resume'], 'measured with'),
-        (['cost', '--json', 'junk.json', '--resume'], 'no records'),
         (['cost', '--runtimes', 'onnx', '--backward'], '--runtimes onnx'),
         (['accuracy', '--tasks', 'maps'], '--tasks maps'),
-        (['table', '--tasks', 'classes', '--tune', 'boxes'], '--tune'),
+        (['table', '--work-dir', 'other'], 'no records'),
     ],
 )
 def test_bad_input_ends_in_one_message(run_script, tmp_path, args, message):
-    (tmp_path / 'other.json').write_text(
-        '{"conditions": {"runs": 7}, "cell": {}}'
-    )
-    (tmp_path / 'junk.json').write_text('{')
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / attentions.RESULTS).write_text('{}')
     status, out, err = run_script('attentions', *args)
     assert (status, out) == (2, '')
     assert message in err.splitlines()[-1]
