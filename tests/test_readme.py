@@ -108,11 +108,17 @@ def test_links_of_the_readme_resolve():
 
 @pytest.mark.parametrize('tool', TOOLS)
 def test_options_that_are_named_are_known(tool, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', [tool, '--help'])
     monkeypatch.syspath_prepend(str(ROOT / tool.split('/')[0]))
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / tool), run_name='__main__')
-    told = capsys.readouterr().out
+
+    def help_of(*words):
+        monkeypatch.setattr(sys, 'argv', [tool, *words, '--help'])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / tool), run_name='__main__')
+        return capsys.readouterr().out
+
+    told = help_of()
+    for names in re.findall(r'\{([\w,]+)\} \.\.\.', told):
+        told += ''.join(help_of(name) for name in names.split(','))
     known = set(re.findall(r'--[\w-]+', told))
     usage = re.sub(r'\[.*?\]', '', told.partition('\n\n')[0], flags=re.S)
     required = set(re.findall(r'--[\w-]+', usage))
