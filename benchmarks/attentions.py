@@ -567,6 +567,51 @@ def accuracy_table(args: Namespace) -> str:
     return f'{table}\n\n{fill(ACCURACY, 79)}'
 
 
+def draw_accuracy(args: Namespace) -> None:
+    """Draw top-1 over the time of a layer in torch, of what both are known."""
+    from matplotlib.figure import Figure
+
+    if not args.cost.is_file():
+        raise UsageError(f'file not found: {args.cost}')
+    cells = [
+        Cell(**cell) for cell in json.loads(args.cost.read_text())['cells']
+    ]
+    tokens = max(cell.tokens for cell in cells)
+    times = {
+        cell.kind: cell.figures[TIME]
+        for cell in cells
+        if (cell.part, cell.runtime, cell.tokens) == ('layer', 'eager', tokens)
+        and TIME in cell.figures
+    }
+    study, figure = Study(args), Figure((8, 5), layout='constrained')
+    axes = figure.subplots()
+    for kind in args.kinds:
+        jobs = study.reported('classes', kind)
+        found = [study.scores[job] for job in jobs if job in study.scores]
+        if not found or kind not in times:
+            continue
+        i = [*KINDS].index(kind)
+        axes.errorbar(
+            times[kind],
+            mean(found),
+            stdev(found) if len(found) > 1 else None,
+            fmt=MARKERS[i],
+            color=COLOURS[i % len(COLOURS)],
+            mfc=None if i < len(COLOURS) else 'white',
+            capsize=3,
+            label=kind,
+        )
+    axes.legend(loc='upper left', bbox_to_anchor=(1, 1))
+    axes.set(
+        xlabel=f'a layer on {tokens:,} tokens, ms',
+        ylabel='top-1 of single digits, %',
+        xlim=(0, None),
+    )
+    axes.grid(alpha=0.3)
+    with replacing(args.out_picture) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
 def parse_args(argv: Sequence[str] | None) -> Namespace:
     parser = argument_parser(__doc__)
     need = dict(dest='command', required=True)
@@ -601,6 +646,8 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     several('--seeds', type=int, default=[0, 1, 2], help='reported')
     number('--threads', default=1, help='of a training')
     add('--work-dir', type=Path, default='work_dirs/attentions', help='folder')
+    add('--cost', type=a_file, help='--json of cost, for a picture')
+    add('--out-picture', type=a_file, help='top-1 over the time of a layer')
     return parser.parse_args(argv)
 
 
@@ -610,9 +657,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         return report_cost(args)
     if 'classes' not in args.tasks and 'maps' in args.tasks:
         raise UsageError('--tasks maps needs classes: where maps start from')
+    if (args.cost is None) != (args.out_picture is None):
+        raise UsageError('--cost and --out-picture belong together')
     if args.command == 'accuracy':
         measure_accuracy(args)
     print(accuracy_table(args))
+    if args.out_picture is not None:
+        draw_accuracy(args)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 import json
 import subprocess
 from argparse import Namespace
+from pathlib import Path
 
 import attentions
 import pytest
@@ -119,7 +120,15 @@ def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
     assert [job.seed for job in ran] == [None] * 4 + [3, 3, 5, 5] * 2
     row = next(line for line in out.splitlines() if 'vanilla' in line)
     assert '74.0 ± 1.4 (2) | 64.0 ± 1.4 (2) |    2, 0.1 |' in row
-    assert run_script('attentions', 'table', *ACCURACY)[1] == out
+    cells = [
+        dict(part='layer', kind=kind, tokens=9, figures={attentions.TIME: 1.0})
+        for kind in ('untied', 'vanilla')
+    ]
+    cost, picture = Path('work/cost.json'), Path('work/a.png')
+    cost.write_text(json.dumps(dict(cells=cells)))
+    more = ('--cost', cost, '--out-picture', picture)
+    assert run_script('attentions', 'table', *ACCURACY, *more)[1] == out
+    assert picture.stat().st_size > 5000
 
 
 def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
@@ -159,6 +168,7 @@ def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
         (['cost', '--runtimes', 'onnx', '--backward'], '--runtimes onnx'),
         (['accuracy', '--tasks', 'maps'], '--tasks maps'),
         (['table', '--work-dir', 'other'], 'no records'),
+        (['table', '--cost', 'a.json'], 'belong together'),
     ],
 )
 def test_bad_input_ends_in_one_message(run_script, tmp_path, args, message):
