@@ -346,13 +346,16 @@ def _join(
     pairs: Sequence[tuple[onnx.NodeProto, onnx.NodeProto]],
 ) -> None:
     """Make pairs hard swishes again, which run within a convolution."""
-    for first, last in pairs:
-        i = list(graph.node).index(last)
-        whole = helper.make_node(
-            'HardSwish', first.input, last.output, last.name
+    dropped = {first.name for first, _ in pairs}
+    whole = {
+        last.name: helper.make_node(
+            'HardSwish', first.input[:1], last.output, last.name
         )
-        graph.node[i].CopyFrom(whole)
-        graph.node.remove(first)
+        for first, last in pairs
+    }
+    nodes = [whole.get(n.name, n) for n in graph.node if n.name not in dropped]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _add_in_place_of_hard_sigmoid(graph: onnx.GraphProto) -> None:
