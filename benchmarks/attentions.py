@@ -66,14 +66,25 @@ from anchorformer_mm.utils.text import markdown_table
 
 # Kinds by name: `attention` and `attn_cfg` of an AnchorFormer.
 UNTIED = dict(tied=False, logits='standardized', logit_scale=2.0)
-PEERS = 'query vanilla agent linear focused castling paca pool'
+PEERS = 'vanilla agent linear focused castling paca pool'
 ATTENTIONS = {
     'anchor': ('learned', dict(anchor_std=3.0)),
     'untied': ('learned', dict(UNTIED, anchor_std=1.0)),
     **{name: (name, {}) for name in PEERS.split()},
 }
-# Of these the cost alone is another: the paper's order, and ClusTR's clusters.
-KINDS = dict(ATTENTIONS, paper=('learned', dict(order='paper')), cluster=None)
+# For the cost alone: other orders of anchors, and ClusTR's clusters.
+KINDS = dict(
+    ATTENTIONS,
+    query=('query', {}),
+    paper=('learned', dict(order='paper')),
+    cluster=None,
+)
+# Only accuracy: without the convolution of values, which paca and pool lack.
+BARE = {
+    'untied-bare': ('learned', dict(ATTENTIONS['untied'][1], dwc_v=False)),
+    'vanilla-bare': ('vanilla', dict(dwc_v=False)),
+}
+TRAINED = ATTENTIONS | BARE
 # A task's config, its figure, the unit of that in percent, and the steps.
 TASKS = {
     'classes': ('anchorformer_t_digits', 'accuracy/top1', 1, 1000),
@@ -104,7 +115,11 @@ than {max_seconds:g} s or {max_gib:g} GiB a pass."""
 ACCURACY = """\
 Percent, mean ± standard deviation (number of seeds): top-1 accuracy of
 classes, mIoU of maps, box mAP. Parameters and MACs, those of the cheaper
-order, are the classifier's; 'rate, std' is what was chosen for it."""
+order, are the classifier's; the *best* setting on held out images was taken
+for it."""
+TIMES = """
+Under a number of tokens: the time of a layer on so many, ms, as 'cost' found
+it, in torch; in ONNX Runtime."""
 
 
 @dataclass
@@ -322,16 +337,20 @@ def fit_exponent(
     return float(np.polyfit(x, y, 1)[0])
 
 
+def _figure(value: float | None) -> str:
+    """Write about three digits."""
+    if value is None:
+        return '-'
+    return f'{value:,.{0 if value > 999 else 1 + (value < 9)}f}'
+
+
 def cost_tables(rows: Rows) -> str:
     """Write rows as tables of Markdown: a part and a quantity each."""
     tables = []
     for part, title in product(rows, TITLES):
         lines = []
         for row, cells in rows[part].items():
-            figures = [
-                '-' if v is None else f'{v:,.{0 if v > 999 else 1 + (v < 9)}f}'
-                for v in (cell.figures.get(title) for cell in cells)
-            ]
+            figures = [_figure(cell.figures.get(title)) for cell in cells]
             exponent = fit_exponent(cells, title)
             # What does not grow has none.
             end = f'{exponent:.2f}' if abs(exponent or 0) > 0.004 else '-'
@@ -441,6 +460,11 @@ class Study:
         steps, seeds = vars(self.args)[f'{task}_steps'], {*self.args.seeds}
         return [Job(task, kind, steps, *setting, s) for s in sorted(seeds)]
 
+    def found(self, task: str, kind: str) -> list[float]:
+        """Scores of a task's seeds, as far as they are there."""
+        jobs = self.reported(task, kind)
+        return [self.scores[job] for job in jobs if job in self.scores]
+
     def start(self, job: Job) -> Path:
         """Where a segmentor starts from: its classifier."""
         for start in self.reported('classes', job.kind):
@@ -462,7 +486,7 @@ class Study:
 def config_of(job: Job, weights: Path | None = None) -> Config:
     """Make the config of a training."""
     cfg = read_config(ROOT / f'configs/{TASKS[job.task][0]}.py')
-    attention, attn_cfg = ATTENTIONS[job.kind]
+    attention, attn_cfg = TRAINED[job.kind]
     backbone = cfg.model.backbone
     if job.task == 'boxes':
         backbone.stage_cfg = dict(attn_cfg, attention=attention)
@@ -470,7 +494,7 @@ def config_of(job: Job, weights: Path | None = None) -> Config:
         backbone.attention, backbone.attn_cfg = attention, dict(attn_cfg)
         # The values of these have no map.
         if job.kind not in ('paca', 'pool'):
-            backbone.attn_cfg.dwc_v = True
+            backbone.attn_cfg.setdefault('dwc_v', True)
     if job.std is not None:
         backbone.init_cfg.std = job.std
     if weights is not None:
@@ -546,68 +570,82 @@ def measure_accuracy(args: Namespace) -> None:
         raise UsageError('\n'.join(failed))
 
 
+def layer_times(args: Namespace) -> dict[tuple[str, str], dict[int, float]]:
+    """Times in ms of layers by kind and runtime, then by tokens."""
+    times = {}
+    for record in json.loads(args.cost.read_text())['cells']:
+        cell = Cell(**record)
+        if cell.part == 'layer' and TIME in cell.figures:
+            row = times.setdefault((cell.kind, cell.runtime), {})
+            row[cell.tokens] = cell.figures[TIME]
+    return times
+
+
 def accuracy_table(args: Namespace) -> str:
     """Write what is done as a table of Markdown."""
     study, lines = Study(args), []
+    times = layer_times(args) if args.cost else {}
+    tokens = sorted({n for row in times.values() for n in row})
     for kind in args.kinds:
         line = [kind]
         for task in args.tasks:
-            jobs = study.reported(task, kind)
-            found = [study.scores[j] for j in jobs if j in study.scores]
+            found = study.found(task, kind)
             spread = f' ± {stdev(found):.1f}' if len(found) > 1 else ''
             text = f'{mean(found):.1f}{spread}' if found else '-'
             line.append(f'{text} ({len(found)})')
-        best = study.reported('classes', kind)[:1]
-        line.append(', '.join(f'{x:g}' for x in best[0][3:5]) if best else '-')
+        tried = [job for job in study.tuning(kind) if job in study.scores]
+        best = max(tried, key=study.scores.get, default=None)
+        held_out = []
+        for job in tried:
+            mark = '*' if job == best else ''
+            text = f'{job.rate:g}, {job.std:g}: {study.scores[job]:.1f}'
+            held_out.append(f'{mark}{text}{mark}')
         cfg = config_of(Job('classes', kind, 10, 1, None, 0))
         params, macs = count(build_model(cfg), (48, 48))
-        lines.append([*line, f'{params / 1e3:.0f}', f'{macs / 1e6:.1f}'])
-    header = ['attention', *args.tasks, 'rate, std', 'parameters (k)']
-    table = markdown_table([*header, 'MACs (M)'], lines)
-    return f'{table}\n\n{fill(ACCURACY, 79)}'
+        line += ['; '.join(held_out), f'{params / 1e3:.0f}']
+        line.append(f'{macs / 1e6:.1f}')
+        for n in tokens:
+            rows = (times.get((kind, runtime), {}) for runtime in RUNTIMES)
+            line.append('; '.join(_figure(row.get(n)) for row in rows))
+        lines.append(line)
+    header = ['attention', *args.tasks, 'rate, std: held out']
+    header += ['parameters (k)', 'MACs (M)', *(f'{n:,}' for n in tokens)]
+    text = ACCURACY + (TIMES if tokens else '')
+    return f'{markdown_table(header, lines)}\n\n{fill(text, 79)}'
 
 
 def draw_accuracy(args: Namespace) -> None:
-    """Draw top-1 over the time of a layer in torch, of what both are known."""
+    """Draw the time of layers in torch, and each task over it."""
     from matplotlib.figure import Figure
 
-    if not args.cost.is_file():
-        raise UsageError(f'file not found: {args.cost}')
-    cells = [
-        Cell(**cell) for cell in json.loads(args.cost.read_text())['cells']
-    ]
-    tokens = max(cell.tokens for cell in cells)
-    times = {
-        cell.kind: cell.figures[TIME]
-        for cell in cells
-        if (cell.part, cell.runtime, cell.tokens) == ('layer', 'eager', tokens)
-        and TIME in cell.figures
-    }
-    study, figure = Study(args), Figure((8, 5), layout='constrained')
-    axes = figure.subplots()
+    study, times = Study(args), layer_times(args)
+    figure = Figure((4 * len(args.tasks) + 5.5, 4), layout='constrained')
+    first, *panels = figure.subplots(1, 1 + len(args.tasks))
+    first.loglog()
+    first.set(xlabel='tokens n', ylabel='time of a layer, ms')
+    for task, axes in zip(args.tasks, panels, strict=True):
+        label = f'a layer on {args.cost_tokens:,} tokens, ms'
+        axes.set(xlabel=label, ylabel=f'{task} of digits, %')
     for kind in args.kinds:
-        jobs = study.reported('classes', kind)
-        found = [study.scores[job] for job in jobs if job in study.scores]
-        if not found or kind not in times:
+        row = times.get((kind, 'eager'), {})
+        if args.cost_tokens not in row:
             continue
         i = [*KINDS].index(kind)
-        axes.errorbar(
-            times[kind],
-            mean(found),
-            stdev(found) if len(found) > 1 else None,
-            fmt=MARKERS[i],
-            color=COLOURS[i % len(COLOURS)],
-            mfc=None if i < len(COLOURS) else 'white',
-            capsize=3,
-            label=kind,
-        )
-    axes.legend(loc='upper left', bbox_to_anchor=(1, 1))
-    axes.set(
-        xlabel=f'a layer on {tokens:,} tokens, ms',
-        ylabel='top-1 of single digits, %',
-        xlim=(0, None),
+        style = dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i])
+        style |= dict(mfc=None if i < len(COLOURS) else 'white', label=kind)
+        first.plot(row.keys(), row.values(), **style)
+        for task, axes in zip(args.tasks, panels, strict=True):
+            if found := study.found(task, kind):
+                spread = stdev(found) if len(found) > 1 else 0
+                x, y = row[args.cost_tokens], mean(found)
+                axes.errorbar(x, y, spread, ls='', capsize=3, **style)
+    for axes in (first, *panels):
+        axes.grid(alpha=0.3)
+    for axes in panels:
+        axes.set_xlim(0, None)
+    first.figure.legend(
+        *first.get_legend_handles_labels(), loc='outside right center'
     )
-    axes.grid(alpha=0.3)
     with replacing(args.out_picture) as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -636,7 +674,7 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     add('--out-picture', type=a_file, help='file for a picture')
     add = commands.add_parser('accuracy', aliases=['table']).add_argument
     number, several = partial(add, type=a_count), partial(add, nargs='+')
-    several('--kinds', choices=ATTENTIONS, default=[*ATTENTIONS], help='which')
+    several('--kinds', choices=TRAINED, default=[*TRAINED], help='which')
     several('--tasks', choices=TASKS, default=[*TASKS], help='in order')
     for task, (*_, steps) in TASKS.items():
         number(f'--{task}-steps', default=steps, help='of a training')
@@ -646,8 +684,9 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     several('--seeds', type=int, default=[0, 1, 2], help='reported')
     number('--threads', default=1, help='of a training')
     add('--work-dir', type=Path, default='work_dirs/attentions', help='folder')
-    add('--cost', type=a_file, help='--json of cost, for a picture')
-    add('--out-picture', type=a_file, help='top-1 over the time of a layer')
+    add('--cost', type=a_file, help='--json of cost, for times of layers')
+    number('--cost-tokens', default=1024, help="those of a picture's times")
+    add('--out-picture', type=a_file, help='accuracy over time of a layer')
     return parser.parse_args(argv)
 
 
@@ -657,8 +696,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return report_cost(args)
     if 'classes' not in args.tasks and 'maps' in args.tasks:
         raise UsageError('--tasks maps needs classes: where maps start from')
-    if (args.cost is None) != (args.out_picture is None):
-        raise UsageError('--cost and --out-picture belong together')
+    if args.out_picture is not None and args.cost is None:
+        raise UsageError('--out-picture needs --cost')
+    if args.cost is not None and not args.cost.is_file():
+        raise UsageError(f'--cost {args.cost}: no such file')
     if args.command == 'accuracy':
         measure_accuracy(args)
     print(accuracy_table(args))
