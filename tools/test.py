@@ -102,6 +102,7 @@ def main() -> None:
         findings = checks.check_runner(runner, ['test'])
         checks.report_findings(findings, runner.logger)
     runner.test()
+    del runner
     launch.leave_processes()
 
 

@@ -87,6 +87,7 @@ def main() -> None:
     runner.train()
     if is_main_process():
         report_run(cfg.work_dir, runner.logger)
+    del runner
     launch.leave_processes()
 
 

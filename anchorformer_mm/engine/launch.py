@@ -1,6 +1,7 @@
 """Steps that the command lines of training and testing share."""
 
 import argparse
+import gc
 import os
 import subprocess
 from collections.abc import Sequence
@@ -149,7 +150,12 @@ def join_processes(cfg: Config) -> None:
 
 
 def leave_processes() -> None:
-    """Wait for the other processes: one that just leaves would end them."""
+    """Wait for the other processes: one that just leaves would end them.
+
+    The caller has let go of its runner: a distributed model would keep gloo's
+    threads alive into the end of Python, which then may abort.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        gc.collect()

@@ -197,17 +197,18 @@ def ablate(args: argparse.Namespace) -> str:
     for name, figures in seen.items():
         if figures and not tell_tokens_apart(mean_figures(figures)):
             lines.append(f'anchors of {name} do not tell tokens apart')
-    text = '\n\n'.join(lines) if is_main_process() else ''
-    launch.leave_processes()
-    return text
+    return '\n\n'.join(lines) if is_main_process() else ''
 
 
 def main() -> None:
     check_environment(['torch', 'mmengine', 'mmcv'])
+    from anchorformer_mm.engine.launch import leave_processes
+
     args = parse_args()
     # What libraries print is not of the table.
     with redirect_stdout(sys.stderr):
         table = ablate(args)
+    leave_processes()
     if table:
         print(table)
 
