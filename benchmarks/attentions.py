@@ -87,9 +87,9 @@ BARE = {
 TRAINED = ATTENTIONS | BARE
 # A task's config, its figure, the unit of that in percent, and the steps.
 TASKS = {
-    'classes': ('anchorformer_t_digits', 'accuracy/top1', 1, 1000),
-    'maps': ('semfpn_anchorformer_t_digits', 'mIoU', 1, 300),
-    'boxes': ('picodet_anchorformer_t_digits', 'coco/bbox_mAP', 100, 150),
+    'classes': ('anchorformer_t_digits', 'accuracy/top1', 1, 2160),
+    'maps': ('semfpn_anchorformer_t_digits', 'mIoU', 1, 600),
+    'boxes': ('picodet_anchorformer_t_digits', 'coco/bbox_mAP', 100, 400),
 }
 RESULTS = 'results.jsonl'
 PARTS, RUNTIMES = ('layer', 'backbone'), ('eager', 'onnx')
@@ -619,13 +619,17 @@ def draw_accuracy(args: Namespace) -> None:
     from matplotlib.figure import Figure
 
     study, times = Study(args), layer_times(args)
-    figure = Figure((4 * len(args.tasks) + 5.5, 4), layout='constrained')
-    first, *panels = figure.subplots(1, 1 + len(args.tasks))
+    figure = Figure((10, 7.5), layout='constrained')
+    first, *panels = figure.subplots(2, 2).flat
+    for axes in panels[len(args.tasks) :]:
+        axes.remove()
+    panels = panels[: len(args.tasks)]
     first.loglog()
     first.set(xlabel='tokens n', ylabel='time of a layer, ms')
     for task, axes in zip(args.tasks, panels, strict=True):
         label = f'a layer on {args.cost_tokens:,} tokens, ms'
-        axes.set(xlabel=label, ylabel=f'{task} of digits, %')
+        metric = TASKS[task][1].split('/')[-1]
+        axes.set(xlabel=label, ylabel=f'{metric} of {task}, %')
     for kind in args.kinds:
         row = times.get((kind, 'eager'), {})
         if args.cost_tokens not in row:
@@ -679,7 +683,7 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     for task, (*_, steps) in TASKS.items():
         number(f'--{task}-steps', default=steps, help='of a training')
     text = 'of classes, to choose from'
-    several('--rates', type=float, default=[1.0, 3.0], help=text)
+    several('--rates', type=float, default=[0.25, 0.5, 1.0], help=text)
     several('--stds', type=float, default=[0.05, 0.15], help=text)
     several('--seeds', type=int, default=[0, 1, 2], help='reported')
     number('--threads', default=1, help='of a training')
