@@ -115,8 +115,8 @@ than {max_seconds:g} s or {max_gib:g} GiB a pass."""
 ACCURACY = """\
 Percent, mean ± standard deviation (number of seeds): top-1 accuracy of
 classes, mIoU of maps, box mAP. Parameters and MACs, those of the cheaper
-order, are the classifier's; the *best* setting on held out images was taken
-for it."""
+order, are the classifier's. The second table has top-1 of the settings tried
+on held-out images; the *best* was taken for classes."""
 TIMES = """
 Under a number of tokens: the time of a layer on so many, ms, as 'cost' found
 it, in torch; in ONNX Runtime."""
@@ -582,36 +582,35 @@ def layer_times(args: Namespace) -> dict[tuple[str, str], dict[int, float]]:
 
 
 def accuracy_table(args: Namespace) -> str:
-    """Write what is done as a table of Markdown."""
-    study, lines = Study(args), []
+    """Write what is done as tables of Markdown: of scores, of the search."""
+    study, lines, search = Study(args), [], []
     times = layer_times(args) if args.cost else {}
     tokens = sorted({n for row in times.values() for n in row})
     for kind in args.kinds:
-        line = [kind]
+        line, tuning = [kind], study.tuning(kind)
         for task in args.tasks:
             found = study.found(task, kind)
             spread = f' ± {stdev(found):.1f}' if len(found) > 1 else ''
             text = f'{mean(found):.1f}{spread}' if found else '-'
             line.append(f'{text} ({len(found)})')
-        tried = [job for job in study.tuning(kind) if job in study.scores]
-        best = max(tried, key=study.scores.get, default=None)
-        held_out = []
-        for job in tried:
-            mark = '*' if job == best else ''
-            text = f'{job.rate:g}, {job.std:g}: {study.scores[job]:.1f}'
-            held_out.append(f'{mark}{text}{mark}')
         cfg = config_of(Job('classes', kind, 10, 1, None, 0))
         params, macs = count(build_model(cfg), (48, 48))
-        line += ['; '.join(held_out), f'{params / 1e3:.0f}']
-        line.append(f'{macs / 1e6:.1f}')
+        line += [f'{params / 1e3:.0f}', f'{macs / 1e6:.1f}']
         for n in tokens:
             rows = (times.get((kind, runtime), {}) for runtime in RUNTIMES)
             line.append('; '.join(_figure(row.get(n)) for row in rows))
         lines.append(line)
-    header = ['attention', *args.tasks, 'rate, std: held out']
-    header += ['parameters (k)', 'MACs (M)', *(f'{n:,}' for n in tokens)]
-    text = ACCURACY + (TIMES if tokens else '')
-    return f'{markdown_table(header, lines)}\n\n{fill(text, 79)}'
+        scores = [study.scores.get(job) for job in tuning]
+        best = max((s for s in scores if s is not None), default=-1)
+        shown = [
+            f'*{_figure(s)}*' if s == best else _figure(s) for s in scores
+        ]
+        search.append([kind, *shown])
+    header = ['attention', *args.tasks, 'parameters (k)', 'MACs (M)']
+    table = markdown_table([*header, *(f'{n:,}' for n in tokens)], lines)
+    header = ['rate, std', *(f'{j.rate:g}, {j.std:g}' for j in tuning)]
+    text = fill(ACCURACY + (TIMES if tokens else ''), 79)
+    return '\n\n'.join([table, markdown_table(header, search), text])
 
 
 def draw_accuracy(args: Namespace) -> None:

@@ -118,9 +118,9 @@ def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
     # Two settings of each kind, then two seeds of both tasks, none twice.
     assert len(ran) == len(set(ran)) == 12
     assert [job.seed for job in ran] == [None] * 4 + [3, 3, 5, 5] * 2
-    row = next(line for line in out.splitlines() if 'vanilla' in line)
+    row, search = [line for line in out.splitlines() if 'vanilla' in line]
     assert '74.0 ± 1.4 (2) | 64.0 ± 1.4 (2) |' in row
-    assert '| 0.5, 0.1: 55.0; *2, 0.1: 70.0* |' in row
+    assert '55.0 | *70.0* |' in search
     cells = [
         dict(part='layer', kind=kind, tokens=9, figures={attentions.TIME: 1.0})
         for kind in ('untied', 'vanilla')
