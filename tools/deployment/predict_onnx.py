@@ -368,7 +368,7 @@ def find_fonts(names: Iterable[str], given: Path | None) -> dict:
     The one of ``--font``, Pillow's own, which has no accents, or one of the
     system.
     """
-    folders = (Path(name).expanduser() for name in FONT_FOLDERS)
+    folders = map(Path, map(os.path.expanduser, FONT_FOLDERS))
     files = [f for folder in folders for f in folder.rglob('*.[ot]t[cf]')]
     files.sort(key=lambda f: (bool(re.search(FONT_STYLES, f.name.lower())), f))
     own, found, missing = ImageFont.load_default(20), {}, {'', *names}
