@@ -365,8 +365,7 @@ TASKS = dict(
 def find_fonts(names: Iterable[str], given: Path | None) -> dict:
     """Find for each name, and none, the first font with all its characters.
 
-    The one of ``--font``, Pillow's own, which has no accents, or one of the
-    system.
+    Of ``--font``, Pillow's own, which has no accents, and the system's.
     """
     folders = map(Path, map(os.path.expanduser, FONT_FOLDERS))
     files = [f for folder in folders for f in folder.rglob('*.[ot]t[cf]')]
@@ -412,7 +411,7 @@ def draw(image: np.ndarray, result: dict, fonts: dict) -> Image.Image:
     step, top = size + 6, 4
     parts, *_ = result.values()
     known = [part['name'] if part['name'] in fonts else '' for part in parts]
-    faces = [fonts[name].font_variant(size=size) for name in known]
+    faces = {name: fonts[name].font_variant(size=size) for name in {*known}}
     texts = [*map(text_of, parts, map(bool, known))]
     if 'label_map' in result:
         labels = result['label_map']
@@ -420,14 +419,15 @@ def draw(image: np.ndarray, result: dict, fonts: dict) -> Image.Image:
         picture = Image.blend(picture, Image.fromarray(table[labels]), 0.5)
     if 'top' in result:
         top = picture.height + 4
-        ends = [f.getlength(t) for f, t in zip(faces, texts, strict=True)]
-        width = max([picture.width, *(int(end) + step for end in ends)])
+        rows = zip(known, texts, strict=True)
+        ends = [int(faces[name].getlength(text)) + step for name, text in rows]
+        width = max([picture.width, *ends])
         picture = picture.crop((0, 0, width, top + step * len(texts)))
     pen = ImageDraw.Draw(picture)
     line = max(1, round(max(picture.size) / 400))
     # The surest boxes lie on top.
     for row in reversed(range(len(parts))):
-        part, text, font = parts[row], texts[row], faces[row]
+        part, text, font = parts[row], texts[row], faces[known[row]]
         fill, at = colour(part['label']), (4, top + row * step)
         if 'box' in part:
             x1, y1, x2, y2 = part['box']
