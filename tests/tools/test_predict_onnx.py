@@ -394,12 +394,16 @@ def test_a_cut_video_is_named_and_keeps_what_can_be_read(run, tmp_path):
     cut = write_video(tmp_path / 'cut.avi', frames)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (tmp_path / 'junk.mp4').write_bytes(b'junk')
+    write_video(tmp_path / 'whole.avi', frames)
+    # Where its video would be written.
+    (tmp_path / 'out' / 'whole.mp4').mkdir(parents=True)
     write_image(tmp_path / 'a.png', noise(9, 9))
-    args = ('cut.avi', 'junk.mp4', 'a.png', '--out', 'out')
-    status, _, errors = run(model, *args)
+    names = ('cut.avi', 'junk.mp4', 'whole.avi')
+    status, _, errors = run(model, *names, 'a.png', '--out', 'out')
     assert status == 1
     named = [line for line in errors if line.startswith('error: ')]
-    assert 'cut.avi' in named[0] and 'junk.mp4' in named[1]
+    for line, name in zip(named, names, strict=True):
+        assert name in line
     images = results_in(tmp_path / 'out')['images']
     files = [image['file'] for image in images]
     assert files.count('cut.avi') == len(files) - 1 > 3
