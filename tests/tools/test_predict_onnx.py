@@ -6,15 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import matplotlib
 import mmcv
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from mmcv.transforms import CenterCrop, RandomGrayscale
+from mmcv.transforms import CenterCrop, RandomGrayscale, Resize
 from onnx import TensorProto, helper, load, numpy_helper, parser, save
 from PIL import Image
 
@@ -38,12 +37,15 @@ sys.meta_path.insert(0, Guard())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
-F32, NAN = np.float32, np.float32('nan')
-SCORES = F32([[0.1, 0.2, 0.7]])
+F32 = np.float32
 BOXES = dict(
     boxes=F32([[8, 4, 24, 12], [0, 0, 64, 64]]),
     scores=F32([0.9, 0.2]),
     labels=np.int64([2, 0]),
+)
+COMPUTED = dict(
+    segmentation=dict(logits='Identity(floats)'),
+    classification=dict(scores='ReduceMean<axes=[2, 3], keepdims=0>(floats)'),
 )
 
 
@@ -52,24 +54,17 @@ def write_model(path, kind, *, arrays=None, dtype='float', **meta):
 
     A detector, and any file with ``arrays``, gives the same for every image.
     """
-    arrays = BOXES | (arrays or {}) if kind == 'detection' else arrays
-    outputs = arrays or {dict(segmentation='logits').get(kind, 'scores'): 0}
-    nodes = [f'{name} = Identity({name}_)' for name in outputs]
-    if arrays is None and kind == 'segmentation':
-        nodes = ['logits = Identity(floats)']
-    elif arrays is None:
-        nodes = [
-            'mean = GlobalAveragePool(floats)',
-            'flat = Flatten(mean)',
-            'scores = Softmax(flat)',
-        ]
+    arrays = dict(BOXES if kind == 'detection' else {}, **arrays or {})
+    outputs = {name: f'Identity({name}_)' for name in arrays}
+    outputs = outputs or COMPUTED[kind]
+    nodes = ' '.join(f'{name} = {node}' for name, node in outputs.items())
     ports = (f'{"int64" if n == "labels" else "float"}[] {n}' for n in outputs)
     model = parser.parse_model(
         f"""<ir_version: 9, opset_import: ["": 17]>
         graph ({dtype}[1,3,h,w] images) => ({', '.join(ports)})
-        {{ floats = Cast<to = 1>(images) {' '.join(nodes)} }}"""
+        {{ floats = Cast<to = 1>(images) {nodes} }}"""
     )
-    for name, array in (arrays or {}).items():
+    for name, array in arrays.items():
         tensor = numpy_helper.from_array(array, f'{name}_')
         model.graph.initializer.append(tensor)
     default = dict(task=kind, classes=['red', 'green', 'blue'], preprocess=[])
@@ -114,11 +109,11 @@ def run(tmp_path, monkeypatch, capfd):
     return call
 
 
-@pytest.fixture(params=['onnx', 'openvino'])
+@pytest.fixture(params=['onnx', 'openvino', 'openvino-bf16'])
 def runtime(request):
     """Gives options of the tool."""
     if request.param != 'onnx':
-        pytest.importorskip(request.param)
+        pytest.importorskip('openvino')
     return '--runtime', request.param
 
 
@@ -134,92 +129,71 @@ def test_steps_are_those_of_the_libraries(shape):
     from mmpretrain.datasets.transforms import ResizeEdge
 
     image = noise(*shape)
-
-    def ours(**step):
-        return tool.preprocess(image, [step]).pixels
-
-    scaled = mmcv.imrescale(image, (60, 40))
-    assert np.array_equal(
-        ours(op='resize', size=[40, 60], keep_ratio=True), scaled
-    )
-    edge = ResizeEdge(45, interpolation='bicubic')(dict(img=image))['img']
-    assert np.array_equal(
-        ours(op='resize_short_edge', size=45, interpolation='bicubic'), edge
-    )
-    crop = CenterCrop((44, 31))(dict(img=image))['img']
-    assert np.array_equal(ours(op='center_crop', size=[31, 44]), crop)
-    grey = RandomGrayscale(prob=1.0, keep_channels=True)
-    wanted = grey(dict(img=image[..., ::-1]))['img']
-    assert np.array_equal(ours(op='grey'), wanted)
-    padded = ours(op='pad', size=None, divisor=32, value=[1.5, 2.5, 3.5])
-    assert padded.shape[0] % 32 == padded.shape[1] % 32 == 0
-    assert np.array_equal(padded[: shape[0], : shape[1]], image)
-    assert (padded[shape[0] :] == [1.5, 2.5, 3.5]).all()
-    assert (padded[:, shape[1] :] == [1.5, 2.5, 3.5]).all()
-
-
-def photo_of(kind, folder):
-    image = Image.fromarray(cv2.GaussianBlur(noise(48, 64), (0, 0), 3))
-    path, options = folder / 'photo.png', {}
-    if kind == '16 bits':
-        deep = np.asarray(image.convert('L')).astype(np.uint16) * 256 + 77
-        image = Image.fromarray(deep)
-    elif kind == 'palette':
-        image = image.quantize(32)
-    elif kind == 'oriented':
-        path, exif = folder / 'photo.jpg', Image.Exif()
-        exif[0x112] = 6
-        options = dict(exif=exif, quality=95)
-    else:
-        image = image.convert(kind)
-    image.save(path, **options)
-    return path
+    steps = [
+        dict(op='resize', size=[40, 60], keep_ratio=True),
+        dict(op='resize_short_edge', size=45, interpolation='bicubic'),
+        dict(op='center_crop', size=[31, 44]),
+        dict(op='grey'),
+    ]
+    transforms = [
+        Resize((60, 40), keep_ratio=True),
+        ResizeEdge(45, interpolation='bicubic'),
+        CenterCrop((44, 31)),
+        RandomGrayscale(prob=1.0, keep_channels=True),
+    ]
+    for step, transform in zip(steps, transforms, strict=True):
+        # As mmcv has it: blue, green, red.
+        wanted = transform(dict(img=image[..., ::-1]))['img'][..., ::-1]
+        assert np.array_equal(tool.preprocess(image, [step]).pixels, wanted)
+    pad = dict(op='pad', size=None, divisor=32, value=[1.5, 2.5, 3.5])
+    wanted = mmcv.impad_to_multiple(F32(image), 32, (1.5, 2.5, 3.5))
+    assert np.array_equal(tool.preprocess(image, [pad]).pixels, wanted)
 
 
 @pytest.mark.parametrize(
     'kind',
-    ['RGB', 'L', 'LA', 'RGBA', '1', 'palette', '16 bits', 'oriented'],
+    ['RGB', 'L', 'LA', 'RGBA', '1', 'P', '16 bits', 'CMYK', 'oriented'],
 )
 def test_images_are_read_as_opencv_reads_them(tmp_path, kind):
-    path = photo_of(kind, tmp_path)
+    image = Image.fromarray(cv2.GaussianBlur(noise(48, 64), (0, 0), 3))
+    jpeg, exif = kind in ('CMYK', 'oriented'), Image.Exif()
+    path = tmp_path / ('photo.jpg' if jpeg else 'photo.png')
+    if kind == 'oriented':
+        exif[0x112] = 6
+    elif kind == '16 bits':
+        deep = np.asarray(image.convert('L')).astype(np.uint16) * 256 + 77
+        image = Image.fromarray(deep)
+    else:
+        image = image.convert(kind)
+    image.save(path, exif=exif, quality=95)
     ours = tool.read_image(path).astype(int)
     theirs = cv2.imread(str(path))[..., ::-1]
     assert ours.shape == theirs.shape
     # Decoders of JPEG differ by a level or two.
-    assert np.abs(ours - theirs).max() <= (3 if kind == 'oriented' else 0)
+    assert np.abs(ours - theirs).max() <= 3 * jpeg
 
 
-def test_printing_colours_are_read(tmp_path):
-    red = Image.new('CMYK', (9, 9), (0, 255, 255, 0))
-    red.save(tmp_path / 'red.tif')
-    pixel = tool.read_image(tmp_path / 'red.tif')[0, 0]
-    assert pixel[0] > 200 > 60 > pixel[1:].max()
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(60, 200), st.integers(60, 200), st.booleans())
-def test_boxes_go_back_to_where_they_come_from(height, width, crops):
+@pytest.mark.parametrize('crops', [False, True])
+@pytest.mark.parametrize('shape', [(131, 77), (100, 120), (150, 150)])
+def test_boxes_go_back_to_where_they_come_from(shape, crops):
+    height, width = shape
     image = np.zeros((height, width, 3), np.uint8)
     true = np.array([width // 3, height // 4, width // 2, height // 2 + 9])
     image[true[1] : true[3], true[0] : true[2]] = 255
+    steps = [
+        dict(op='resize', size=[160, 240], keep_ratio=True),
+        dict(op='pad', size=[240, 240], divisor=None, value=[0, 0, 0]),
+    ]
     if crops:
         steps = [
             dict(op='resize_short_edge', size=180),
             dict(op='center_crop', size=[170, 160]),
         ]
-    else:
-        steps = [
-            dict(op='resize', size=[160, 240], keep_ratio=True),
-            dict(op='pad', size=[240, 240], divisor=None, value=[0, 0, 0]),
-        ]
     prepared = tool.preprocess(image, steps)
     rows, columns = np.nonzero(prepared.pixels[..., 0] > 127)
-    # What the crop cuts off cannot come back.
-    if min(rows.min(), columns.min()) == 0 or columns.max() == 159:
-        return
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     outputs = dict(boxes=F32([box]), scores=F32([1]), labels=np.int64([0]))
-    model = tool.Model(None, 'detection', ['white'], steps)
+    model = tool.Model(*(None, 'detection', ['white'], steps, [], None, {}))
     args = type('Args', (), dict(score_thr=0.5))
     found = tool.detect(model, outputs, image, prepared, args)
     assert np.abs(found['detections'][0]['box'] - true).max() <= 1.5
@@ -245,10 +219,10 @@ STEPS = [
 ]
 
 
-def predict(folder, task, **kwargs):
+def predict(folder, task, runtime):
     """Run the tool without all that it must do without."""
-    write_model(folder / 'm.onnx', task, preprocess=STEPS, **kwargs)
-    args = ['m.onnx', 'images', '--out', 'out', '--threads', '1']
+    write_model(folder / 'm.onnx', task, preprocess=STEPS)
+    args = ['m.onnx', 'images', '--out', 'out', '--threads', '1', *runtime]
     done = subprocess.run(
         [sys.executable, '-c', GUARD, TOOL, *args],
         cwd=folder,
@@ -258,31 +232,29 @@ def predict(folder, task, **kwargs):
     assert done.returncode == 0, done.stderr
     results = results_in(folder / 'out')['images']
     assert [image['picture'] for image in results] == ['a.jpg', 'b.png']
-    return results, sorted(p.name for p in (folder / 'out').iterdir())
+    return results
 
 
-def test_a_classifier_alone_tells_colours(folder):
-    images, written = predict(folder, 'classification')
+def test_a_classifier_alone_tells_colours(folder, runtime):
+    images = predict(folder, 'classification', runtime)
     assert [i['top'][0]['name'] for i in images] == ['red', 'green']
-    assert sum(c['score'] for c in images[0]['top']) == pytest.approx(1)
     picture = Image.open(folder / 'out' / 'b.png')
     # The classes are below; the image above stays as it is.
     assert picture.height > 60
     assert picture.getpixel((10, 5)) == (5, 5, 250)
-    assert written == ['a.jpg', 'b.png', 'predictions.json']
 
 
-def test_a_segmentor_alone_labels_every_pixel(folder):
-    images, written = predict(folder, 'segmentation')
+def test_a_segmentor_alone_labels_every_pixel(folder, runtime):
+    images = predict(folder, 'segmentation', runtime)
     assert [s['name'] for s in images[1]['segments']] == ['green', 'blue']
     labels = np.asarray(Image.open(folder / 'out' / images[1]['label_map']))
     assert labels.shape == (60, 30)
     assert (labels[:19] == 2).all() and (labels[21:] == 1).all()
-    assert images[0]['label_map'] == 'a_labels.png' in written
+    assert images[0]['label_map'] == 'a_labels.png'
 
 
-def test_a_detector_alone_finds_and_draws(folder):
-    images, _ = predict(folder, 'detection')
+def test_a_detector_alone_finds_and_draws(folder, runtime):
+    images = predict(folder, 'detection', runtime)
     # The second box has a score below 0.3; 64 of 80 px are left of the width.
     (found,) = images[0]['detections']
     assert found['box'] == pytest.approx([10, 5, 30, 15])
@@ -294,17 +266,37 @@ def test_a_detector_alone_finds_and_draws(folder):
     assert not red[15, 10:30].any()
 
 
-def test_sub_folders_are_kept(run, tmp_path):
+@pytest.mark.parametrize(
+    ('names', 'inputs'),
+    [
+        # Pictures in the same sub-folders.
+        (('cam1/1.jpg', 'cam2/1.jpg', 'deep/cam1/1.jpg'), ['in']),
+        # Names that would be the same of pictures or label maps.
+        (('a.png', 'a.bmp', 'a.jpg', 'a_labels.png', 'A.png'), ['in']),
+        # Found more than once.
+        (
+            ('a/1.png', 'a/b/2.png', 'a/b/3.webp'),
+            ['in/a/**', 'in', 'in/a/1.png', 'in/a/*'],
+        ),
+    ],
+)
+def test_every_image_has_results_of_its_own(run, tmp_path, names, inputs):
+    for i, name in enumerate(names):
+        write_image(tmp_path / 'in' / name, noise(8, 9 + i))
+    (tmp_path / 'in' / 'notes.txt').touch()
     model = write_model(tmp_path / 'm.onnx', 'segmentation')
-    names = {'cam1/0001.jpg', 'cam2/0001.jpg', 'deep/cam1/0001.jpg'}
-    for name in names:
-        write_image(tmp_path / 'in' / name, noise(8, 8))
-    assert run(model, 'in', '--out', 'out')[0] == 0
-    entries = results_in(tmp_path / 'out')['images']
-    assert {e['picture'] for e in entries} == names
-    for entry in entries:
-        assert (tmp_path / 'out' / entry['picture']).is_file()
-        assert (tmp_path / 'out' / entry['label_map']).is_file()
+    assert run(model, *inputs, '--out', 'out')[0] == 0
+    images = results_in(tmp_path / 'out')['images']
+    files = sorted(image['file'] for image in images)
+    assert files == sorted(f'in/{name}' for name in names)
+    if 'cam1/1.jpg' in names:
+        assert {i['picture'] for i in images} == {*names}
+    written = [i[key] for i in images for key in ('picture', 'label_map')]
+    assert len({name.lower() for name in written}) == 2 * len(names)
+    for image in images:
+        for key in ('picture', 'label_map'):
+            with Image.open(tmp_path / 'out' / image[key]) as opened:
+                assert opened.size == (image['width'], 8)
 
 
 def test_a_damaged_image_is_named_and_the_others_go_on(run, folder):
@@ -316,40 +308,32 @@ def test_a_damaged_image_is_named_and_the_others_go_on(run, folder):
     status, out, errors = run(model, 'images', '--out', 'out')
     assert status == 1
     assert len(out.splitlines()) == 2
-    named = [line for line in errors if line.startswith('error: cannot read')]
-    for line, name in zip(
-        named, ['aa.png', 'c.jpg', 'empty.png'], strict=True
-    ):
-        assert f'images/{name}' in line
+    named = [line for line in errors if line.startswith('error: ')]
+    for line, name in zip(named, ('aa', 'c', 'empty'), strict=True):
+        assert f'images/{name}.' in line
     found = [e['picture'] for e in results_in(folder / 'out')['images']]
     assert found == ['a.jpg', 'b.png']
 
 
-@pytest.fixture
-def no_system_fonts(monkeypatch):
+def test_names_of_any_alphabet_are_drawn(run, folder, monkeypatch):
     monkeypatch.setattr(tool, 'FONT_FOLDERS', ())
-
-
-@pytest.mark.usefixtures('no_system_fonts')
-def test_names_of_any_alphabet_are_drawn(run, folder):
     names = ['кот', 'Äpfel', '猫']
 
-    def picture(classes, *args):
-        model = write_model(
-            folder / 'm.onnx', 'classification', classes=classes
-        )
-        status, _, errors = run(model, 'images/a.jpg', '--out', 'o', *args)
+    def picture(classes):
+        args = ('images/a.jpg', '--out', 'o', '--font', DEJAVU)
+        write_model(folder / 'm.onnx', 'classification', classes=classes)
+        status, _, errors = run('m.onnx', *args)
         assert status == 0
         return (folder / 'o' / 'a.jpg').read_bytes(), errors
 
-    drawn, errors = picture(names[:2], '--font', DEJAVU)
+    drawn, errors = picture(names[:2])
     assert errors == []
     # What no font has becomes a number, in the picture only.
-    more, errors = picture(names, '--font', DEJAVU)
+    more, errors = picture(names)
     assert len(errors) == 1 and '--font' in errors[0] and '猫' in errors[0]
     assert results_in(folder / 'o')['classes'] == names
     assert more == drawn
-    numbers, _ = picture(['class 0', 'class 1'], '--font', DEJAVU)
+    numbers, _ = picture(['class 0', 'class 1'])
     assert drawn != numbers
 
 
@@ -357,12 +341,11 @@ def test_a_font_of_the_system_is_found(folder, monkeypatch):
     (folder / 'fonts').mkdir()
     shutil.copy(DEJAVU, folder / 'fonts')
     (folder / 'fonts' / 'broken.ttf').write_bytes(b'junk')
-    monkeypatch.setattr(
-        tool, 'FONT_FOLDERS', (str(folder), str(folder / 'no'))
-    )
+    folders = (str(folder), str(folder / 'no'))
+    monkeypatch.setattr(tool, 'FONT_FOLDERS', folders)
     fonts = tool.find_fonts(['cat', 'кот', '猫'], None)
-    cyrillic = folder / 'fonts' / DEJAVU.name
-    assert fonts == {'': None, 'cat': None, 'кот': cyrillic}
+    assert fonts['cat'] is fonts[''] and '猫' not in fonts
+    assert Path(fonts['кот'].path) == folder / 'fonts' / DEJAVU.name
 
 
 def test_names_do_nothing_to_the_terminal(run, folder):
@@ -378,35 +361,31 @@ def test_names_do_nothing_to_the_terminal(run, folder):
     assert results_in(folder / 'out')['classes'] == wanted
 
 
-def write_video(path, frames, size=(48, 32)):
-    writer = cv2.VideoWriter(
-        str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, size
-    )
+def write_video(path, frames):
+    codec = cv2.VideoWriter_fourcc(*'MJPG')
+    writer = cv2.VideoWriter(str(path), codec, 10, (48, 32))
     for frame in frames:
-        writer.write(np.broadcast_to(np.uint8(frame), (*size[::-1], 3)).copy())
+        writer.write(np.broadcast_to(np.uint8(frame), (32, 48, 3)).copy())
     writer.release()
     return path
 
 
-def frames_of(path):
-    capture = cv2.VideoCapture(str(path))
-    return list(iter(lambda: capture.read()[0], False))
+def count_frames(path):
+    return cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)
 
 
-@pytest.mark.parametrize('task', ['detection', 'segmentation'])
-def test_videos_are_drawn_and_told_frame_by_frame(run, tmp_path, task):
+def test_videos_are_drawn_and_told_frame_by_frame(run, tmp_path):
     write_video(tmp_path / 'é.avi', [(255, 0, 0), (0, 0, 255), (0, 255, 0)])
-    model = write_model(tmp_path / 'm.onnx', task)
+    model = write_model(tmp_path / 'm.onnx', 'segmentation')
     status, _, errors = run(model, 'é.avi', '--out', 'out')
     assert (status, errors) == (0, [])
     images = results_in(tmp_path / 'out')['images']
     assert [image['frame'] for image in images] == [0, 1, 2]
     assert {image['picture'] for image in images} == {'é.mp4'}
-    assert len(frames_of(tmp_path / 'out' / 'é.mp4')) == 3
-    if task == 'segmentation':
-        found = [image['segments'][0]['name'] for image in images]
-        assert found == ['blue', 'red', 'green']
-        assert (tmp_path / 'out' / images[2]['label_map']).is_file()
+    assert count_frames(tmp_path / 'out' / 'é.mp4') == 3
+    found = [image['segments'][0]['name'] for image in images]
+    assert found == ['blue', 'red', 'green']
+    assert (tmp_path / 'out' / images[2]['label_map']).is_file()
 
 
 def test_a_cut_video_is_named_and_keeps_what_can_be_read(run, tmp_path):
@@ -415,74 +394,38 @@ def test_a_cut_video_is_named_and_keeps_what_can_be_read(run, tmp_path):
     cut = write_video(tmp_path / 'cut.avi', frames)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (tmp_path / 'junk.mp4').write_bytes(b'junk')
+    write_video(tmp_path / 'whole.avi', frames)
+    # Where its video would be written.
+    (tmp_path / 'out' / 'whole.mp4').mkdir(parents=True)
     write_image(tmp_path / 'a.png', noise(9, 9))
-    args = ('cut.avi', 'junk.mp4', 'a.png', '--out', 'out')
-    status, _, errors = run(model, *args)
+    names = ('cut.avi', 'junk.mp4', 'whole.avi')
+    status, _, errors = run(model, *names, 'a.png', '--out', 'out')
     assert status == 1
     named = [line for line in errors if line.startswith('error: ')]
-    assert 'cut.avi' in named[0] and 'junk.mp4' in named[1]
+    for line, name in zip(named, names, strict=True):
+        assert name in line
     images = results_in(tmp_path / 'out')['images']
     files = [image['file'] for image in images]
     assert files.count('cut.avi') == len(files) - 1 > 3
-    assert len(frames_of(tmp_path / 'out' / 'cut.mp4')) == len(files) - 1
+    assert count_frames(tmp_path / 'out' / 'cut.mp4') == len(files) - 1
     assert not (tmp_path / 'out' / 'junk.mp4').exists()
-
-
-class Camera:
-    """A webcam that is ended by Ctrl+C after two frames."""
-
-    def __init__(self, number):
-        assert number == 3
-        self.left = 2
-
-    def get(self, key):
-        return 0.0
-
-    def release(self):
-        pass
-
-    def read(self):
-        if not self.left:
-            raise KeyboardInterrupt
-        self.left -= 1
-        return True, np.zeros((20, 30, 3), np.uint8)
 
 
 @pytest.mark.parametrize('name', ['3', 'webcam:3'])
 def test_a_webcam_is_predicted_until_it_is_ended(
     run, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr(cv2, 'VideoCapture', Camera)
+    frame = True, np.zeros((20, 30, 3), np.uint8)
+    camera = mock.Mock()
+    camera.return_value.get.return_value = 0.0
+    camera.return_value.read.side_effect = [frame, frame, KeyboardInterrupt]
+    monkeypatch.setattr(cv2, 'VideoCapture', camera)
     model = write_model(tmp_path / 'm.onnx', 'detection')
     assert run(model, name, '--out', 'out')[0] == 0
+    camera.assert_called_once_with(3)
     images = results_in(tmp_path / 'out')['images']
     assert [image['frame'] for image in images] == [0, 1]
     assert (tmp_path / 'out' / 'webcam3.mp4').is_file()
-
-
-def test_patterns_and_repeated_inputs_are_taken_once(run, tmp_path):
-    model = write_model(tmp_path / 'm.onnx', 'detection')
-    for name in ('a/1.png', 'a/b/2.png', 'a/b/3.webp'):
-        write_image(tmp_path / name, noise(8, 8))
-    (tmp_path / 'a' / 'notes.txt').touch()
-    assert run(model, 'a/**', 'a', 'a/1.png', 'a/*', '--out', 'out')[0] == 0
-    files = [image['file'] for image in results_in(tmp_path / 'out')['images']]
-    assert sorted(files) == ['a/1.png', 'a/b/2.png', 'a/b/3.webp']
-
-
-def test_no_two_results_are_in_one_file(run, tmp_path):
-    names = ['a.png', 'a.bmp', 'a.jpg', 'a_labels.png', 'A.png']
-    for i, name in enumerate(names):
-        write_image(tmp_path / 'in' / name, noise(8, 9 + i))
-    model = write_model(tmp_path / 'm.onnx', 'segmentation')
-    assert run(model, 'in', '--out', 'out')[0] == 0
-    images = results_in(tmp_path / 'out')['images']
-    written = [i[key] for i in images for key in ('picture', 'label_map')]
-    assert len({name.lower() for name in written}) == 2 * len(names)
-    for image in images:
-        for key in ('picture', 'label_map'):
-            with Image.open(tmp_path / 'out' / image[key]) as opened:
-                assert opened.size == (image['width'], 8)
 
 
 # ------------------------------------------------------------------ errors
@@ -497,9 +440,9 @@ def test_no_other_file_is_read(run, folder, location, place, runtime):
     (folder / 'x').mkdir()
     for path in (folder / 'secret', folder / 'x' / 'secret'):
         path.write_bytes(np.float32([[5, 6, 7]]).tobytes())
-    path = write_model(
-        folder / 'x' / 'm.onnx', 'classification', arrays=dict(scores=SCORES)
-    )
+    arrays = dict(scores=F32([[0.1, 0.2, 0.7]]))
+    path = folder / 'x' / 'm.onnx'
+    write_model(path, 'classification', arrays=arrays)
     model = load(path)
     (tensor,) = model.graph.initializer
     tensor.ClearField('raw_data')
@@ -516,71 +459,77 @@ def test_no_other_file_is_read(run, folder, location, place, runtime):
     assert not (folder / 'out').exists()
 
 
+USUAL = ('m.onnx', 'images')
+
+
 @pytest.mark.parametrize(
-    ('change', 'words'),
+    ('change', 'args', 'words'),
     [
-        (dict(task=None), 'task'),
-        (dict(task='tracking'), 'tracking'),
-        (dict(classes='['), 'classes'),
-        (dict(classes='{"a": 1}'), 'classes'),
-        (dict(preprocess=None), 'preprocess'),
-        (dict(preprocess='[' * 100_000), 'preprocess'),
-        (dict(head='[]'), 'head'),
-        (dict(dtype='int64'), '64'),
-        (dict(task='detection'), '--with-nms'),
+        (dict(task=None), USUAL, 'm.onnx must have in its metadata a task'),
+        (dict(task='tracking'), USUAL, 'tracking'),
+        (dict(classes='['), USUAL, 'classes'),
+        (dict(classes='{"a": 1}'), USUAL, 'classes'),
+        (dict(preprocess=None), USUAL, 'preprocess'),
+        (dict(preprocess='[' * 100_000), USUAL, 'preprocess'),
+        (dict(head='[]'), USUAL, 'head'),
+        (dict(dtype='int64'), USUAL, '64'),
+        (dict(task='detection'), USUAL, '--with-nms'),
+        ({}, ('no.onnx', 'images'), 'model not found: no.onnx'),
+        ({}, ('junk.png', 'images'), 'junk.png is no usable ONNX file'),
+        ({}, (*USUAL, 'no.png'), 'image not found: no.png'),
+        ({}, ('m.onnx', 'empty'), 'no image in the folder empty'),
+        ({}, ('m.onnx', 'no/*.jpg'), 'image not found: no/*.jpg'),
+        ({}, (*USUAL, '--out', 'junk.png'), 'junk.png'),
+        ({}, (*USUAL, '--out', 'images'), 'would overwrite'),
+        ({}, (*USUAL, '--font', 'junk.png'), 'junk.png is no font'),
     ],
 )
-def test_unusable_models_are_one_line(run, folder, change, words, runtime):
-    model = write_model(folder / 'm.onnx', 'classification', **change)
-    status, _, errors = run(model, 'images', '--out', 'out', *runtime)
+def test_unusable_files_are_one_line(
+    run, folder, change, args, words, runtime
+):
+    write_model(folder / 'm.onnx', 'classification', **change)
+    (folder / 'junk.png').write_bytes(b'junk')
+    (folder / 'empty').mkdir()
+    status, _, errors = run(*args, *runtime)
     assert status == 1
     assert len(errors) == 1 and errors[0].startswith('error: ')
-    assert words in errors[0] and 'm.onnx' in errors[0]
-    assert not (folder / 'out').exists()
+    assert words in errors[0]
+    assert not (folder / 'predictions').exists()
 
 
-RESIZE, PAD = dict(op='resize'), dict(op='pad')
-
-
-@pytest.mark.parametrize(
-    'step',
-    [
-        RESIZE,
-        RESIZE | dict(size=[0, 0]),
-        RESIZE | dict(size=[10**6] * 2),
-        RESIZE | dict(size=[4, 4], interpolation=['x']),
-        dict(op='resize_short_edge', size=[4]),
-        PAD | dict(size=[10**6] * 2),
-        dict(op='grey', p=1),
-        dict(op='rotate'),
-        dict(op=['grey']),
-        7,
-    ],
-)
-def test_steps_that_cannot_be_are_one_line(run, folder, step):
-    model = write_model(folder / 'm.onnx', 'classification', preprocess=[step])
-    status, out, errors = run(model, 'images/a.jpg', '--out', 'out')
-    assert (status, out) == (1, '')
-    assert len(errors) == 2 and 'of preprocess: ' in errors[0]
-    assert 'images/a.jpg' in errors[0] and str(step)[:40] in errors[0]
+RESIZE = dict(op='resize')
+COLOURS, MAP = 'classification', 'segmentation'
 
 
 @pytest.mark.parametrize(
-    ('task', 'arrays'),
+    ('task', 'arrays', 'step'),
     [
-        ('classification', dict(scores=F32(3))),
-        ('classification', dict(scores=F32([[1, NAN]]))),
-        ('segmentation', dict(logits=np.zeros((1, 2, 3, 3), F32))),
-        ('segmentation', dict(logits=np.zeros((1, 0, 40, 80), F32))),
-        ('detection', dict(scores=F32([1, 2, 3]))),
-        ('detection', dict(boxes=F32([[0, 1], [0, 1]]))),
+        (COLOURS, None, RESIZE),
+        (COLOURS, None, RESIZE | dict(size=[0, 0])),
+        (COLOURS, None, RESIZE | dict(size=[10**9] * 2)),
+        (COLOURS, None, RESIZE | dict(size=[4, 4], interpolation=['x'])),
+        (COLOURS, None, dict(op='resize_short_edge', size=[4])),
+        (COLOURS, None, dict(op='pad', size=[10**9] * 2)),
+        (COLOURS, None, dict(op='pad', size=[9, 9])),
+        (COLOURS, None, dict(op='grey', p=1)),
+        (COLOURS, None, dict(op='rotate')),
+        (COLOURS, None, dict(op=['grey'])),
+        (COLOURS, None, 7),
+        (COLOURS, dict(scores=F32(3)), None),
+        (COLOURS, dict(scores=F32([[1, np.nan]])), None),
+        (MAP, dict(logits=np.zeros((1, 2, 3, 3), F32)), None),
+        (MAP, dict(logits=np.zeros((1, 0, 40, 80), F32)), None),
+        ('detection', dict(scores=F32([1, 2, 3])), None),
+        ('detection', dict(boxes=F32([[0, 1], [0, 1]])), None),
     ],
 )
-def test_outputs_that_cannot_be_are_one_line(run, folder, task, arrays):
-    model = write_model(folder / 'm.onnx', task, arrays=arrays)
-    status, out, errors = run(model, 'images/a.jpg', '--out', 'out')
+def test_what_cannot_be_computed_is_one_line(run, folder, task, arrays, step):
+    steps = [step] if step else []
+    write_model(folder / 'm.onnx', task, arrays=arrays, preprocess=steps)
+    status, out, errors = run('m.onnx', 'images/a.jpg', '--out', 'out')
     assert (status, out) == (1, '')
     assert len(errors) == 2 and 'images/a.jpg' in errors[0]
+    assert step is None or str(step)[:40] in errors[0]
     assert results_in(folder / 'out')['images'] == []
 
 
@@ -592,46 +541,3 @@ def test_a_runtime_that_is_not_there_is_one_line(run, folder, monkeypatch):
         assert status == 1
         words = f'{package} is not installed: pip install {package}'
         assert errors == [f'error: {words}']
-    status, _, errors = run(model, 'images', '--runtime', 'ncnn')
-    assert "invalid choice: 'ncnn'" in ' '.join(errors)
-
-
-@pytest.mark.parametrize(
-    'task', ['classification', 'detection', 'segmentation']
-)
-def test_runtimes_give_the_same(run, folder, task):
-    pytest.importorskip('openvino')
-    model = write_model(folder / 'm.onnx', task)
-    results = []
-    for name in ('onnx', 'openvino', 'openvino-bf16'):
-        assert run(model, 'images', '--runtime', name)[0] == 0
-        results.append(results_in(folder / 'predictions')['images'])
-    for ours in results[1:]:
-        for one, other in zip(results[0], ours, strict=True):
-            key = dict(detection='detections', segmentation='segments')
-            parts = [r[key.get(task, 'top')] for r in (one, other)]
-            labels = [[part['label'] for part in p] for p in parts]
-            assert labels[0] == labels[1] != []
-
-
-@pytest.mark.parametrize(
-    ('args', 'words'),
-    [
-        (('no.onnx', 'images'), 'model not found: no.onnx'),
-        (('junk.png', 'images'), 'junk.png is no usable ONNX file'),
-        (('m.onnx', 'images', 'no.png'), 'image not found: no.png'),
-        (('m.onnx', 'empty'), 'no image in the folder empty'),
-        (('m.onnx', 'no/*.jpg'), 'image not found: no/*.jpg'),
-        (('m.onnx', 'images', '--out', 'junk.png'), 'junk.png'),
-        (('m.onnx', 'images', '--out', 'images'), 'would overwrite'),
-        (('m.onnx', 'images', '--font', 'junk.png'), 'junk.png is no font'),
-    ],
-)
-def test_bad_paths_are_one_line(run, folder, args, words):
-    write_model(folder / 'm.onnx', 'classification')
-    (folder / 'junk.png').write_bytes(b'junk')
-    (folder / 'empty').mkdir()
-    status, _, errors = run(*args)
-    assert status == 1
-    assert len(errors) == 1 and words in errors[0]
-    assert not (folder / 'predictions').exists()

@@ -8,31 +8,29 @@ RGB, uint8, (height, width, 3); boxes are x1, y1, x2, y2.
 """
 
 import argparse
-import colorsys
 import json
 import logging
 import os
 import re
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from glob import glob
 from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 # Of all that Pillow opens: for some of the others it starts programs.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpg', '.webm', '.wmv')
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'area')  # as OpenCV
-MAX_PIXELS = 2**28  # of a preprocessed image: 3 GiB in floats
 # Of Linux, macOS and Windows.
 FONT_FOLDERS = (
     *('/usr/share/fonts', '/usr/local/share/fonts', '~/.local/share/fonts'),
@@ -48,15 +46,22 @@ class InputError(Exception):
 
 def clean(text: str) -> str:
     """Replace characters that do things to a terminal, or are none."""
-    bad = ('Cc', 'Cs', 'Zl', 'Zp')
-    return ''.join('?' if unicodedata.category(c) in bad else c for c in text)
+    return re.sub('[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]', '?', text)
 
 
-def reason_of(error: Exception) -> str:
-    """Shorten an error to one line."""
-    text = ' '.join(str(error).split())[:300]
-    own = isinstance(error, InputError)
-    return text if own else f'{type(error).__name__}: {text}'
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Turn any error of the libraries into one line that tells where it is."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # they have no common class
+        text = ' '.join(str(error).split())[:300]
+        text = f'{where}: {type(error).__name__}: {text}'
+        if isinstance(error, ModuleNotFoundError):
+            text = f'{error.name} is not installed: pip install {error.name}'
+        raise InputError(text) from error
 
 
 @dataclass
@@ -67,13 +72,14 @@ class Model:
     task: str
     classes: list[str]
     steps: list[dict]
-    names: list[str] = field(default_factory=list)  # of the outputs
-    compute: Callable[[np.ndarray], Sequence[np.ndarray]] | None = None
-    head: dict = field(default_factory=dict)  # of a PicoDet
+    names: list[str]  # of the outputs
+    compute: Callable[[np.ndarray], Sequence[np.ndarray]]
+    head: dict  # of a PicoDet
 
-    def batch(self, image: np.ndarray) -> np.ndarray:
-        """Make the input of the network of a preprocessed image."""
-        return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
+    def read(self, path: Path) -> np.ndarray:
+        """Make the input of the network of an image file, (1, 3, H, W)."""
+        prepared = preprocess(read_image(path), self.steps)
+        return cv2.dnn.blobFromImage(prepared.pixels)
 
     def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Compute the outputs by name; those of a detector after NMS."""
@@ -81,23 +87,19 @@ class Model:
         if not all(np.isfinite(array).all() for array in arrays):
             raise InputError(f'{self.path} gives values that are not finite')
         outputs = dict(zip(self.names, arrays, strict=True))
-        if self.head and 'labels' not in outputs:
-            if 'boxes' in outputs:
-                boxes, scores = outputs['boxes'][0], outputs['scores'][0]
-            else:
-                boxes, scores = decode(outputs, self.head['strides'])
-                boxes = boxes.clip(0, 2 * batch.shape[:1:-1])
-            return suppress(boxes, scores, self.head)
-        return outputs
+        if not self.head or 'labels' in outputs:
+            return outputs
+        if 'boxes' in outputs:
+            boxes, scores = outputs['boxes'][0], outputs['scores'][0]
+        else:
+            boxes, scores = decode(outputs, self.head['strides'])
+            boxes = boxes.clip(0, 2 * batch.shape[:1:-1])
+        return suppress(boxes, scores, self.head)
 
     def part(self, label: int, **values) -> dict:
         """Describe a part of a result; a class without a name has a number."""
-        named = 0 <= label < len(self.classes) and self.classes[label]
-        return dict(label=label, name=named or f'class {label}', **values)
-
-    def read(self, path: Path) -> np.ndarray:
-        """Make the input of the network of an image file, (1, 3, H, W)."""
-        return self.batch(preprocess(read_image(path), self.steps).pixels)
+        name = dict(enumerate(self.classes)).get(label) or f'class {label}'
+        return dict(label=label, name=name, **values)
 
 
 def decode(outputs: dict[str, np.ndarray], strides: list[int]) -> tuple:
@@ -122,16 +124,11 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, head: dict) -> dict:
     row, label = np.nonzero(scores[best] > head['score_thr'])
     boxes, scores = boxes[best[row]], scores[best[row], label]
     sizes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-    kept = cv2.dnn.NMSBoxesBatched(
-        sizes.tolist(),
-        scores.tolist(),
-        label.tolist(),
-        0,
-        head['iou_threshold'],
-    )
+    threshold, limit = head['iou_threshold'], head['max_per_img']
+    kept = cv2.dnn.NMSBoxesBatched(sizes, scores, label, 0, threshold)
     kept = np.array(kept, int)
     kept = kept[np.argsort(-scores[kept], kind='stable')]
-    kept = kept[: head['max_per_img'] if head['max_per_img'] > 0 else None]
+    kept = kept[: limit if limit > 0 else None]
     return dict(boxes=boxes[kept], scores=scores[kept], labels=label[kept])
 
 
@@ -148,24 +145,17 @@ def open_onnxruntime(content: bytes, threads: int) -> tuple:
     options.log_severity_level = 4  # its errors are raised as well
     # It would take some files for those of a format of its own, and look for
     # tensors in other files, which no file has in this folder.
-    for key, value in (
-        ('session.load_model_format', 'ONNX'),
-        ('session.model_external_initializers_file_folder_path', os.devnull),
-    ):
-        options.add_session_config_entry(key, value)
-    session = ort.InferenceSession(
-        content, options, providers=['CPUExecutionProvider']
-    )
-    # Texts that are none fail when they are asked for.
-    meta = session.get_modelmeta().custom_metadata_map
-    ports = session.get_inputs() + session.get_outputs()
-    _ = [port.shape for port in ports]
-    inputs, outputs = session.get_inputs(), session.get_outputs()
+    add = options.add_session_config_entry
+    add('session.load_model_format', 'ONNX')
+    add('session.model_external_initializers_file_folder_path', os.devnull)
+    providers = ['CPUExecutionProvider']
+    session = ort.InferenceSession(content, options, providers=providers)
+    inputs = session.get_inputs()
     return (
         lambda batch: session.run(None, {inputs[0].name: batch}),
         [port.type for port in inputs],
-        [port.name for port in outputs],
-        meta,
+        [port.name for port in session.get_outputs()],
+        session.get_modelmeta().custom_metadata_map,
     )
 
 
@@ -178,68 +168,51 @@ def open_openvino(content: bytes, threads: int, precision='f32') -> tuple:
         raise ValueError('it may have data in other files')
     core = ov.Core()
     network = core.read_model(content)
-    options = dict(
-        INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=threads
-    )
+    options = dict(INFERENCE_PRECISION_HINT=precision)
+    options['INFERENCE_NUM_THREADS'] = threads
     compiled = core.compile_model(network, 'CPU', options)
-    meta = network.get_rt_info(['framework']).value
     # One output may have several names.
-    outputs = [(port, n) for port in compiled.outputs for n in port.names]
+    names = [name for port in compiled.outputs for name in port.names]
 
     def compute(batch: np.ndarray) -> list[np.ndarray]:
         found = compiled(batch)
-        return [found[port] for port, _ in outputs]
+        return [found[name] for name in names]
 
-    return (
-        compute,
-        [f'tensor({p.element_type.to_string()})' for p in network.inputs],
-        [name for _, name in outputs],
-        {key: str(value) for key, value in meta.items()},
-    )
+    types = [port.element_type.to_string() for port in network.inputs]
+    meta = network.get_rt_info(['framework']).value
+    return compute, types, names, {k: str(v) for k, v in meta.items()}
 
 
-RUNTIMES = {
-    'onnx': open_onnxruntime,
-    'openvino': open_openvino,
-    'openvino-bf16': partial(open_openvino, precision='bf16'),
-}
+RUNTIMES = {'onnx': open_onnxruntime, 'openvino': open_openvino}
+RUNTIMES['openvino-bf16'] = partial(open_openvino, precision='bf16')
 
 
 def load_model(path: Path, threads: int = 0, runtime: str = 'onnx') -> Model:
     """Open an ONNX file with its metadata and all its data, or say why not."""
     if not path.is_file():
         raise InputError(f'model not found: {path}')
-    try:
+    with explained(f'{path} is no usable ONNX file'):
         content = path.read_bytes()
-        compute, kinds, names, meta = RUNTIMES[runtime](content, threads)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f'{error.name} is not installed: pip install {error.name}'
-        ) from error
-    except Exception as error:  # its errors have no common class
-        raise InputError(
-            f'{path} is no usable ONNX file: {reason_of(error)}'
-        ) from error
-    task = meta.get('task')
+        compute, types, names, meta = RUNTIMES[runtime](content, threads)
+    task, keys = meta.get('task'), ('classes', 'preprocess', 'head')
     try:
-        values = (meta['classes'], meta['preprocess'], meta.get('head', '{}'))
-        lists = [*map(json.loads, values)]
-    except (KeyError, RecursionError, ValueError):
-        lists = []
+        values = [json.loads(meta.get(key, '{}')) for key in keys]
+    except (RecursionError, ValueError):
+        values = []
     if (
         task not in TASKS
-        or kinds not in (['tensor(float)'], ['tensor(f32)'])
-        or [type(value) for value in lists] != [list, list, dict]
+        or types not in (['tensor(float)'], ['f32'])
+        or [*map(type, values)] != [list, list, dict]
     ):
         raise InputError(
             f'{path} must have in its metadata a task of {", ".join(TASKS)} '
-            'and the JSON lists classes and preprocess, a dict head if it '
-            'has one, and one input of '
-            f'tensor(float), got {task!r} and {kinds}: export it with '
-            'export_onnx.py'
+            'and the JSON lists classes and preprocess, a dict head if it has '
+            f'one, and one input of tensor(float), got {task!r} and {types}: '
+            'export it with export_onnx.py'
         )
-    classes = [clean(str(name)[:1000]) for name in lists[0]]
-    return Model(path, task, classes, lists[1], names, compute, lists[2])
+    classes, steps, head = values
+    classes = [clean(str(name)[:1000]) for name in classes]
+    return Model(path, task, classes, steps, names, compute, head)
 
 
 def find_images(names: Iterable[str | Path]) -> list[Path]:
@@ -248,11 +221,10 @@ def find_images(names: Iterable[str | Path]) -> list[Path]:
     for name in map(str, names):
         named, inside = os.path.exists(name), []
         for path in map(Path, [name] if named else glob(name, recursive=True)):
-            known = path.suffix.lower() in SUFFIXES + VIDEOS
             if path.is_dir():
                 files = path.rglob('*')
                 inside += [p for p in files if p.suffix.lower() in SUFFIXES]
-            elif named or known:
+            elif named or path.suffix.lower() in SUFFIXES + VIDEOS:
                 inside.append(path)
         if not inside:
             what = 'no image in the folder' if named else 'image not found:'
@@ -263,111 +235,83 @@ def find_images(names: Iterable[str | Path]) -> list[Path]:
 
 def read_image(path: Path) -> np.ndarray:
     """Read any image as 8-bit RGB, upright, without its transparency."""
-    try:
+    with explained(f'cannot read {path}'):
         with Image.open(path, formats=FORMATS) as opened:
             image = ImageOps.exif_transpose(opened)
+        if image.mode == 'F':
+            raise ValueError('its pixels are floats')
         if image.mode.startswith('I'):  # 16 bits: keep the upper eight
             levels = np.asarray(image).astype(np.int64) >> 8
             image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-        elif image.mode == 'F':
-            raise ValueError('its pixels are floats')
-        elif 'transparency' in image.info:
-            image = image.convert('RGBA')
+        image.info.pop('transparency', None)
         return np.asarray(image.convert('RGB'))
-    except Exception as error:  # the decoders' errors have no common class
-        raise InputError(f'cannot read {path}: {reason_of(error)}') from error
 
 
 @dataclass
 class Prepared:
-    """An image; its point p was at ``(p + offset) / scale``, x and y."""
+    """An image; its point p was at ``(p + offset) / scale``, x and y.
+
+    The metadata list what comes after ``step_`` in the names of methods.
+    """
 
     pixels: np.ndarray
     scale: np.ndarray
     offset: np.ndarray
+
+    def step_resize(self, size, keep_ratio=False, interpolation='bilinear'):
+        have = np.array(self.pixels.shape[:2])
+        if isinstance(size, int):  # of the shorter side
+            size = (size * have / have.min()).astype(int)
+        elif keep_ratio:
+            # As OpenMMLab does: the long side of the size is for the long
+            # side of the image, whichever that is.
+            ratio = (np.sort(size) / np.sort(have)).min()
+            # Of a long and thin image one pixel remains.
+            size = (have * ratio + 0.5).astype(int).clip(1)
+        kind = INTERPOLATIONS.index(interpolation)
+        self.pixels = cv2.resize(self.pixels, size[::-1], interpolation=kind)
+        change = (size / have)[::-1]
+        self.scale, self.offset = self.scale * change, self.offset * change
+
+    step_resize_short_edge = step_resize
+
+    def step_center_crop(self, size):
+        spare = np.subtract(self.pixels.shape[:2], size) / 2
+        top, left = spare.round().astype(int).clip(0)
+        self.pixels = self.pixels[top : top + size[0], left : left + size[1]]
+        self.offset = self.offset + (left, top)
+
+    def step_grey(self):
+        # The plain mean of the channels, cut off: mmcv.RandomGrayscale's.
+        mean = (np.full(3, 1 / 3) * self.pixels[..., ::-1]).sum(axis=2)
+        self.pixels = np.repeat(mean.astype(np.uint8)[..., None], 3, axis=2)
+
+    def step_pad(self, size=None, divisor=None, value=(0, 0, 0)):
+        height, width = self.pixels.shape[:2]
+        size = np.array(size or (height, width))
+        if divisor:
+            size = -(-size // divisor) * divisor
+        # Floats: the filling is the training data's mean, to the fraction.
+        padded = np.empty((*size, 3), np.float32)
+        padded[:] = value
+        # Fails if it is larger than what the model takes.
+        padded[:height, :width] = self.pixels
+        self.pixels = padded
+
+    def step_normalise(self, mean, std, bgr=False):
+        pixels = self.pixels[..., ::-1] if bgr else self.pixels
+        self.pixels = (pixels - np.float32(mean)) / np.float32(std)
 
 
 def preprocess(image: np.ndarray, steps: list[dict]) -> Prepared:
     """Take an image through the steps that the metadata lists."""
     prepared = Prepared(image, np.ones(2), np.zeros(2))
     for step in steps:
-        try:
+        with explained(f'step {step!r:.200} of preprocess'):
             arguments = dict(step)
-            STEPS[arguments.pop('op')](prepared, **arguments)
-        except Exception as error:  # whatever wrong arguments lead to
-            raise InputError(
-                f'step {step!r:.200} of preprocess: {reason_of(error)}'
-            ) from error
+            name = f'step_{arguments.pop("op")}'
+            getattr(prepared, name)(**arguments)
     return prepared
-
-
-def require_memory(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise InputError(f'{height} x {width} px are more than {MAX_PIXELS}')
-
-
-def step_resize(p, size, keep_ratio=False, interpolation='bilinear') -> None:
-    height, width = p.pixels.shape[:2]
-    if isinstance(size, int):  # of the shorter side
-        short = min(height, width)
-        size = [int(size * side / short) for side in (height, width)]
-    elif keep_ratio:
-        # As OpenMMLab does: the long side of the size is for the long side of
-        # the image, whichever that is.
-        ratio = min(
-            max(size) / max(height, width), min(size) / min(height, width)
-        )
-        # Of a long and thin image one pixel remains.
-        size = [max(1, int(side * ratio + 0.5)) for side in (height, width)]
-    require_memory(*size)
-    kind = INTERPOLATIONS.index(interpolation)
-    p.pixels = cv2.resize(p.pixels, size[::-1], interpolation=kind)
-    change = np.array([size[1] / width, size[0] / height])
-    p.scale, p.offset = p.scale * change, p.offset * change
-
-
-def step_center_crop(p, size) -> None:
-    top, left = (
-        max(0, round((have - want) / 2))
-        for have, want in zip(p.pixels.shape[:2], size, strict=True)
-    )
-    p.pixels = p.pixels[top : top + size[0], left : left + size[1]]
-    p.offset = p.offset + (left, top)
-
-
-def step_grey(p) -> None:
-    # The plain mean of the channels, cut off, as mmcv.RandomGrayscale does.
-    mean = (np.full(3, 1 / 3) * p.pixels[..., ::-1]).sum(axis=2)
-    p.pixels = np.repeat(mean.astype(np.uint8)[..., None], 3, axis=2)
-
-
-def step_pad(p, size=None, divisor=None, value=(0, 0, 0)) -> None:
-    have = p.pixels.shape[:2]
-    height, width = size or have
-    if divisor:
-        height, width = (-(-n // divisor) * divisor for n in (height, width))
-    require_memory(height, width)
-    # Floats: the filling is the mean of the training data, to the fraction.
-    padded = np.empty((height, width, 3), np.float32)
-    padded[:] = value
-    # Fails if it is larger than what the model takes.
-    padded[: have[0], : have[1]] = p.pixels
-    p.pixels = padded
-
-
-def step_normalise(p, mean, std, bgr=False) -> None:
-    pixels = p.pixels[..., ::-1] if bgr else p.pixels
-    p.pixels = (pixels - np.float32(mean)) / np.float32(std)
-
-
-STEPS = dict(
-    resize=step_resize,
-    resize_short_edge=step_resize,
-    center_crop=step_center_crop,
-    grey=step_grey,
-    pad=step_pad,
-    normalise=step_normalise,
-)
 
 
 def detect(model, outputs, image, prepared, args) -> dict:
@@ -375,23 +319,18 @@ def detect(model, outputs, image, prepared, args) -> dict:
     corners = outputs['boxes'].reshape(-1, 2, 2) + prepared.offset
     corners = (corners / prepared.scale).clip(0, image.shape[1::-1])
     arrays = outputs['labels'], outputs['scores'], corners.reshape(-1, 4)
-    rows = zip(*(array.tolist() for array in arrays), strict=True)
-    found = [
-        model.part(label, score=score, box=box)
-        for label, score, box in rows
-        if score >= args.score_thr
-    ]
-    return dict(detections=sorted(found, key=lambda d: -d['score']))
+    best = np.argsort(-outputs['scores'], kind='stable')
+    rows = zip(*(array[best].tolist() for array in arrays), strict=True)
+    parts = [model.part(k, score=score, box=box) for k, score, box in rows]
+    return dict(detections=[p for p in parts if p['score'] >= args.score_thr])
 
 
 def segment(model, outputs, image, prepared, args) -> dict:
     """Give every pixel of the original image its class, (height, width)."""
     logits = outputs['logits'][0]
     if prepared.offset.any() or logits.shape[1:] != prepared.pixels.shape[:2]:
-        raise InputError(
-            f'a label map of logits {logits.shape} is unknown: of a cropped '
-            'image, or of another size'
-        )
+        why = f'logits {logits.shape} are of a cropped image, or another size'
+        raise InputError(why)
     # Without the padding.
     width, height = np.rint(prepared.scale * image.shape[1::-1]).astype(int)
     logits = logits[:, :height, :width]
@@ -402,13 +341,10 @@ def segment(model, outputs, image, prepared, args) -> dict:
         score = cv2.resize(logits[k], image.shape[1::-1])
         better = score > best
         best[better], labels[better] = score[better], k
-    kinds, counts = np.unique(labels, return_counts=True)
-    shares = [
-        model.part(k, share=count / labels.size)
-        for k, count in zip(kinds.tolist(), counts.tolist(), strict=True)
-    ]
-    shares.sort(key=lambda s: -s['share'])
-    return dict(segments=shares, label_map=labels)
+    shares = np.bincount(labels.ravel()) / labels.size
+    best = np.argsort(-shares, kind='stable').tolist()
+    parts = [model.part(k, share=float(shares[k])) for k in best if shares[k]]
+    return dict(segments=parts, label_map=labels)
 
 
 def classify(model, outputs, image, prepared, args) -> dict:
@@ -426,51 +362,37 @@ TASKS = dict(
 )
 
 
-@lru_cache
-def load_font(path: Path | None, size: int) -> ImageFont.FreeTypeFont:
-    """Load a font file, or Pillow's own font, which has no accents."""
-    return (
-        ImageFont.truetype(path, size)
-        if path
-        else ImageFont.load_default(size)
-    )
+def find_fonts(names: Iterable[str], given: Path | None) -> dict:
+    """Find for each name, and none, the first font with all its characters.
 
-
-def find_fonts(names: list[str], given: Path | None) -> dict:
-    """Find for each name, and none, the first font with all its characters."""
-
-    def style(path: Path) -> tuple:
-        return bool(re.search(FONT_STYLES, path.name.lower())), path
-
-    def candidates() -> Iterator[Path | None]:
-        yield from [given, None] if given else [None]
-        folders = (Path(name).expanduser() for name in FONT_FOLDERS)
-        files = [f for folder in folders for f in folder.rglob('*.[ot]t[cf]')]
-        yield from sorted(files, key=style)
-
-    found, missing = {}, {'', *names}
-    for path in candidates():
+    Of ``--font``, Pillow's own, which has no accents, and the system's.
+    """
+    folders = map(Path, map(os.path.expanduser, FONT_FOLDERS))
+    files = [f for folder in folders for f in folder.rglob('*.[ot]t[cf]')]
+    files.sort(key=lambda f: (bool(re.search(FONT_STYLES, f.name.lower())), f))
+    own, found, missing = ImageFont.load_default(20), {}, {'', *names}
+    for path in [*filter(None, [given]), None, *files]:
+        if not missing:
+            break
         try:
-            font = load_font(path, 20)
+            font = ImageFont.truetype(path, 20) if path else own
             none = bytes(font.getmask('\U0010fffd'))
-            for name in [*missing]:
-                wanted = set(f'{name}0.') - {' '}
-                if all(bytes(font.getmask(c)) != none for c in wanted):
-                    found[name] = path
-                    missing.remove(name)
         except OSError as error:
             if path == given:
                 raise InputError(f'{path} is no font') from error
-        if not missing:
-            break
+            continue
+        for name in [*missing]:
+            wanted = set(f'{name}0.') - {' '}
+            if all(bytes(font.getmask(c)) != none for c in wanted):
+                found[name] = font
+                missing.remove(name)
     return found
 
 
 def colour(label: int) -> tuple[int, int, int]:
     """Choose a colour; those of neighbouring labels are far apart."""
-    hue = (label * 0.618034) % 1
-    rgb = colorsys.hsv_to_rgb(hue, 0.85, (0.95, 0.75)[label % 2])
-    return tuple(int(255 * c) for c in rgb)
+    hue, value = label * 0.618034 % 1 * 360, 75 if label % 2 else 95
+    return ImageColor.getrgb(f'hsv({hue:.2f}, 85%, {value}%)')
 
 
 def text_of(part: dict, named: bool = True) -> str:
@@ -488,38 +410,32 @@ def draw(image: np.ndarray, result: dict, fonts: dict) -> Image.Image:
     size = max(10, min(image.shape[:2]) // 28)
     step, top = size + 6, 4
     parts, *_ = result.values()
-    known = [part['name'] in fonts for part in parts]
-    texts = [
-        (
-            text_of(part, has),
-            load_font(fonts.get(part['name'], fonts['']), size),
-        )
-        for part, has in zip(parts, known, strict=True)
-    ]
+    known = [part['name'] if part['name'] in fonts else '' for part in parts]
+    faces = {name: fonts[name].font_variant(size=size) for name in {*known}}
+    texts = [*map(text_of, parts, map(bool, known))]
     if 'label_map' in result:
         labels = result['label_map']
         table = np.array([*map(colour, range(labels.max() + 1))], np.uint8)
         picture = Image.blend(picture, Image.fromarray(table[labels]), 0.5)
     if 'top' in result:
         top = picture.height + 4
-        widths = [int(font.getlength(text)) + step for text, font in texts]
-        height = top + step * len(texts)
-        picture = picture.crop((0, 0, max([picture.width, *widths]), height))
+        rows = zip(known, texts, strict=True)
+        ends = [int(faces[name].getlength(text)) + step for name, text in rows]
+        width = max([picture.width, *ends])
+        picture = picture.crop((0, 0, width, top + step * len(texts)))
     pen = ImageDraw.Draw(picture)
     line = max(1, round(max(picture.size) / 400))
     # The surest boxes lie on top.
-    for row, part in reversed([*enumerate(parts)]):
+    for row in reversed(range(len(parts))):
+        part, text, font = parts[row], texts[row], faces[known[row]]
         fill, at = colour(part['label']), (4, top + row * step)
-        text, font = texts[row]
         if 'box' in part:
             x1, y1, x2, y2 = part['box']
-            box = (x1, y1, max(x1, x2), max(y1, y2))
-            pen.rectangle(box, None, fill, line)
+            pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), None, fill, line)
             at = (x1, max(0, y1 - size - 3))
         box = pen.textbbox(at, text, font=font, anchor='lt')
         pen.rectangle((*at, box[2] + 3, box[3] + 3), fill=fill)
-        at = (at[0] + 2, at[1] + 2)
-        pen.text(at, text, 'white', font, anchor='lt')
+        pen.text((at[0] + 2, at[1] + 2), text, 'white', font, anchor='lt')
     return picture
 
 
@@ -528,37 +444,32 @@ def predict(model: Model, image: np.ndarray, labels: Path, args) -> tuple:
 
     A label map is written to ``args.out / labels``.
     """
-    try:
+    with explained(str(model.path)):
         start = time.perf_counter()
         prepared = preprocess(image, model.steps)
-        batch = model.batch(prepared.pixels)
+        batch = cv2.dnn.blobFromImage(prepared.pixels)
         middle = time.perf_counter()
         outputs = model.run(batch)
         end = time.perf_counter()
         result = TASKS[model.task][0](model, outputs, image, prepared, args)
         picture = draw(image, result, args.fonts)
-    # Those of ONNX Runtime and of outputs that are none have no common class.
-    except Exception as error:
-        raise InputError(reason_of(error)) from error
     if 'label_map' in result:
         (args.out / labels).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(result['label_map']).save(args.out / labels)
         result['label_map'] = labels.as_posix()
+    height, width = image.shape[:2]
     ms = dict(preprocess=1e3 * (middle - start), network=1e3 * (end - middle))
-    size = dict(zip(('width', 'height'), image.shape[1::-1], strict=True))
-    return picture, result | size | dict(ms=ms)
+    return picture, result | dict(width=width, height=height, ms=ms)
 
 
 def predict_image(model, path, target, labels, args) -> Iterator[dict]:
     """Predict for an image file; write its picture."""
     picture, result = predict(model, read_image(path), labels, args)
-    picture.save(args.out / target, quality=95)
+    picture.save(target, quality=95)
     (parts, *_), ms = result.values(), result['ms']
-    print(
-        f'{clean(str(path))}: {len(parts)} found: '
-        f'{", ".join(map(text_of, parts[:3]))} ({ms["network"]:.1f} ms, '
-        f'preprocessing {ms["preprocess"]:.1f} ms)'
-    )
+    best = ', '.join(map(text_of, parts[:3]))
+    times = f'{ms["network"]:.1f} ms, preprocessing {ms["preprocess"]:.1f} ms'
+    print(f'{clean(str(path))}: {len(parts)} found: {best} ({times})')
     yield result
 
 
@@ -568,17 +479,18 @@ def predict_video(model, path, target, labels, args) -> Iterator[dict]:
     capture = cv2.VideoCapture(path if webcam else str(path))
     rate = capture.get(cv2.CAP_PROP_FPS)
     total = 0 if webcam else capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    writer, done, size = cv2.VideoWriter(), 0, None
+    writer, done = cv2.VideoWriter(), 0
     try:
         while (frame := capture.read()[1]) is not None:
-            image = np.ascontiguousarray(frame[..., ::-1])
+            image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             file = labels / f'{done:06}.png'
             picture, result = predict(model, image, file, args)
             if not done:
                 size = picture.size
                 code = cv2.VideoWriter_fourcc(*'mp4v')
                 rate = rate if 0 < rate < 1000 else 25
-                writer.open(str(args.out / target), code, rate, size)
+                if not writer.open(str(target), code, rate, size):
+                    raise InputError(f'{target} cannot be written')
             # Names of classes below it may be longer than at first.
             writer.write(np.asarray(picture.crop((0, 0, *size)))[..., ::-1])
             yield dict(frame=done) | result
@@ -587,7 +499,6 @@ def predict_video(model, path, target, labels, args) -> Iterator[dict]:
         if not webcam:
             raise
     finally:
-        capture.release()
         writer.release()
     print(f'{clean(str(path))}: {done} frames')
     # The number that the file has may be an estimate.
@@ -611,11 +522,10 @@ def find_sources(names: list[str], out: Path) -> Iterator[tuple]:
     originals, taken = set(map(os.path.realpath, full)), set()
     for path, source in full.items():
         plain, suffix = os.path.splitext(os.path.relpath(path, root))
-        if suffix.lower() in VIDEOS:
-            suffix = '.mp4'
-        elif suffix.lower() not in ('.jpg', '.jpeg'):
-            suffix = '.png'
-        end = '_labels' if suffix == '.mp4' else '_labels.png'
+        video = suffix.lower() in VIDEOS
+        if suffix.lower() not in ('.jpg', '.jpeg'):
+            suffix = '.mp4' if video else '.png'
+        end = '_labels' if video else '_labels.png'
         # Beside 'a.jpg', 'a.png' becomes 'a_2.png'.
         tries = (plain if i == 1 else f'{plain}_{i}' for i in count(1))
         pairs = ((name + suffix, name + end) for name in tries)
@@ -644,17 +554,18 @@ def predict_all(args: argparse.Namespace) -> int:
         print(f'no font has {told}: try --font FILE', file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
     results, failed = [], 0
-    for path, target, labels in sources:
-        (args.out / target).parent.mkdir(parents=True, exist_ok=True)
-        video = target.suffix == '.mp4'
-        about = dict(file=str(path), picture=target.as_posix())
+    for path, picture, labels in sources:
+        about = dict(file=str(path), picture=picture.as_posix())
+        target = args.out / picture
+        target.parent.mkdir(parents=True, exist_ok=True)
+        function = predict_video if target.suffix == '.mp4' else predict_image
         try:
-            function = predict_video if video else predict_image
             for result in function(model, path, target, labels, args):
                 results.append(about | result)
         except InputError as error:
-            text, shown = str(error), str(path)
-            text = text if shown in text else f'{shown}: {text}'
+            text = str(error)
+            if about['file'] not in text:
+                text = f'{path}: {text}'
             print(f'error: {clean(text)}', file=sys.stderr)
             failed += 1
     about = dict(model=str(model.path), task=model.task, classes=model.classes)
@@ -683,7 +594,8 @@ def main() -> None:
     add('--font', type=Path, help='font file for the names of the classes')
     args = parser.parse_args()
     if args.top < 1 or args.threads < 0:
-        parser.error('--top must be 1 or more, --threads 0 or more')
+        wrong = f'got {args.top} and {args.threads}'
+        parser.error(f'--top must be 1 or more, --threads 0 or more, {wrong}')
     # Pillow would log what the one error of a damaged file says.
     logging.getLogger('PIL').addHandler(logging.NullHandler())
     try:
