@@ -5,12 +5,13 @@ with random weights on random inputs; the kind 'paper' is learned anchors in
 the paper's order. Kinds take turns, so that a disturbance of the machine meets
 all alike.
 
-accuracy: small models on the digits, trained by tools/train.py. For classes
-rate and deviation at the start are chosen for each kind, on a fifth of the
-training images that is held out; label maps, which start from these
-classifiers, and boxes run with their config's rate for all kinds alike. What
-is in the results is not run again; processes with different --kinds may share
-a work folder. table: what has been found so far.
+accuracy: small models on the digits, trained by tools/train.py. The rate, and
+of classifiers the deviation at the start, are chosen for each kind, on training
+images that are held out: every fifth digit, every twentieth scene; a task of
+one rate has no such search.
+Label maps start from the classifiers. What is in the results is not run again;
+processes with different --kinds may share a work folder. table: what has been
+found so far.
 """
 
 import json
@@ -25,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import BytesIO
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import mean, median, stdev
 from textwrap import fill
@@ -85,12 +86,12 @@ BARE = {
     'vanilla-bare': ('vanilla', dict(dwc_v=False)),
 }
 TRAINED = ATTENTIONS | BARE
-# A task's config, its figure, the unit of that in percent, and the steps.
-TASKS = {
-    'classes': ('anchorformer_t_digits', 'accuracy/top1', 1, 2160),
-    'maps': ('semfpn_anchorformer_t_digits', 'mIoU', 1, 600),
-    'boxes': ('picodet_anchorformer_t_digits', 'coco/bbox_mAP', 100, 400),
-}
+# A task's config, figure, unit of that in percent, steps, and rates to choose
+# from, over the config's.
+CLASSES = 'anchorformer_t_digits', 'accuracy/top1', 1, 2160, (0.25, 0.5, 1.0)
+MAPS = 'semfpn_anchorformer_t_digits', 'mIoU', 1, 600, (0.5, 1.0, 2.0)
+BOXES = 'picodet_anchorformer_t_digits', 'coco/bbox_mAP', 100, 400, (1.0,)
+TASKS = dict(classes=CLASSES, maps=MAPS, boxes=BOXES)
 RESULTS = 'results.jsonl'
 PARTS, RUNTIMES = ('layer', 'backbone'), ('eager', 'onnx')
 TOKENS, PATCH = (196, 1024, 4096, 16384, 65536), 16
@@ -115,8 +116,9 @@ than {max_seconds:g} s or {max_gib:g} GiB a pass."""
 ACCURACY = """\
 Percent, mean ± standard deviation (number of seeds): top-1 accuracy of
 classes, mIoU of maps, box mAP. Parameters and MACs, those of the cheaper
-order, are the classifier's. The second table has top-1 of the settings tried
-on held-out images; the *best* was taken for classes."""
+order, are the classifier's. The second table has the scores on held-out
+images by rate, over the config's, and deviation at the start; the *best*
+setting was taken."""
 TIMES = """
 Under a number of tokens: the time of a layer on so many, ms, as 'cost' found
 it, in torch; in ONNX Runtime."""
@@ -442,20 +444,25 @@ class Study:
         except (ValueError, LookupError, TypeError) as error:
             raise UsageError(f'{path} has no records: {error}') from error
 
-    def tuning(self, kind: str) -> list[Job]:
-        """The trainings that choose the setting of a classifier."""
+    def settings(self, task: str) -> list[tuple[float, float | None]]:
+        """Rates, and deviations at the start, that a task can have."""
+        stds = self.args.stds if task == 'classes' else [None]
+        return [*product(vars(self.args)[f'{task}_rates'], stds)]
+
+    def tuning(self, task: str, kind: str) -> list[Job]:
+        """The trainings that choose a setting; none if there is one alone."""
+        found = self.settings(task)
         # One step to warm up at least, and another.
-        steps = max(round(0.4 * self.args.classes_steps), 2)
-        grid = product(self.args.rates, self.args.stds)
-        return [Job('classes', kind, steps, *each, None) for each in grid]
+        steps = max(round(0.4 * vars(self.args)[f'{task}_steps']), 2)
+        jobs = [Job(task, kind, steps, *setting, None) for setting in found]
+        return jobs if len(jobs) > 1 else []
 
     def reported(self, task: str, kind: str) -> list[Job]:
         """One for each seed; none while the best setting is not known."""
-        setting = 1.0, None
-        if task == 'classes':
-            jobs = self.tuning(kind)
-            if any(job not in self.scores for job in jobs):
-                return []
+        setting, jobs = self.settings(task)[0], self.tuning(task, kind)
+        if any(job not in self.scores for job in jobs):
+            return []
+        if jobs:
             _, _, _, *setting, _ = max(jobs, key=self.scores.get)
         steps, seeds = vars(self.args)[f'{task}_steps'], {*self.args.seeds}
         return [Job(task, kind, steps, *setting, s) for s in sorted(seeds)]
@@ -466,9 +473,9 @@ class Study:
         return [self.scores[job] for job in jobs if job in self.scores]
 
     def start(self, job: Job) -> Path:
-        """Where a segmentor starts from: its classifier."""
+        """Where a segmentor starts from: its classifier, or the first."""
         for start in self.reported('classes', job.kind):
-            if start.seed == job.seed and start in self.scores:
+            if job.seed in (start.seed, None) and start in self.scores:
                 folder = self.args.work_dir / start.name
                 return folder / f'iter_{start.steps}.pth'
         raise UsageError(f'{job.name} has no classifier to start from')
@@ -477,8 +484,8 @@ class Study:
         """All trainings in order; each needs the scores of those before."""
         kinds = self.args.kinds
         for task in self.args.tasks:
-            for kind in kinds if task == 'classes' else ():
-                yield from self.tuning(kind)
+            for kind in kinds:
+                yield from self.tuning(task, kind)
             jobs = [job for kind in kinds for job in self.reported(task, kind)]
             yield from sorted(jobs, key=lambda job: job.seed)
 
@@ -517,13 +524,13 @@ def config_of(job: Job, weights: Path | None = None) -> Config:
     hook |= dict(interval=steps if kept else -1, save_last=kept)
     cfg.default_hooks.checkpoint = hook
     if job.seed is None:
-        # Every fifth training image is held out.
         data = cfg.train_dataloader.dataset
         files = Path(data.data_root, 'train').rglob('*.*')
         every = range(sum(file.is_file() for file in files))
-        held = dict(pipeline=cfg.test_pipeline, indices=[*every[::5]])
+        step = 5 if job.task == 'classes' else 20
+        held = dict(pipeline=cfg.test_pipeline, indices=[*every[::step]])
         cfg.val_dataloader.dataset = dict(data, **held)
-        data.indices = [i for i in every if i % 5]
+        data.indices = [i for i in every if i % step]
     return cfg
 
 
@@ -540,7 +547,7 @@ def train(args: Namespace, job: Job, weights: Path | None) -> float:
         done = subprocess.run(command, stdout=out, stderr=out, env=env)
     if done.returncode:
         raise UsageError(f'a training has failed, see {log}')
-    _, metric, unit, _ = TASKS[job.task]
+    _, metric, unit, *_ = TASKS[job.task]
     found = [r[metric] for r in read_run(folder).val.values() if metric in r]
     # A detector that finds no box has no figure.
     score = unit * found[-1] if found and math.isfinite(found[-1]) else 0.0
@@ -587,7 +594,8 @@ def accuracy_table(args: Namespace) -> str:
     times = layer_times(args) if args.cost else {}
     tokens = sorted({n for row in times.values() for n in row})
     for kind in args.kinds:
-        line, tuning = [kind], study.tuning(kind)
+        line = [kind]
+        tuning = [study.tuning(task, kind) for task in args.tasks]
         for task in args.tasks:
             found = study.found(task, kind)
             spread = f' ± {stdev(found):.1f}' if len(found) > 1 else ''
@@ -600,15 +608,19 @@ def accuracy_table(args: Namespace) -> str:
             rows = (times.get((kind, runtime), {}) for runtime in RUNTIMES)
             line.append('; '.join(_figure(row.get(n)) for row in rows))
         lines.append(line)
-        scores = [study.scores.get(job) for job in tuning]
-        best = max((s for s in scores if s is not None), default=-1)
-        shown = [
-            f'*{_figure(s)}*' if s == best else _figure(s) for s in scores
-        ]
-        search.append([kind, *shown])
+        search.append([kind])
+        for jobs in tuning:
+            scores = [study.scores.get(job) for job in jobs]
+            best = max((s for s in scores if s is not None), default=-1)
+            for score in scores:
+                mark = '*' if score == best else ''
+                search[-1].append(f'{mark}{_figure(score)}{mark}')
     header = ['attention', *args.tasks, 'parameters (k)', 'MACs (M)']
     table = markdown_table([*header, *(f'{n:,}' for n in tokens)], lines)
-    header = ['rate, std', *(f'{j.rate:g}, {j.std:g}' for j in tuning)]
+    header = ['held out']
+    for job in chain(*tuning):
+        std = '' if job.std is None else f', {job.std:g}'
+        header.append(f'{job.task}, {job.rate:g}{std}')
     text = fill(ACCURACY + (TIMES if tokens else ''), 79)
     return '\n\n'.join([table, markdown_table(header, search), text])
 
@@ -679,10 +691,11 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     number, several = partial(add, type=a_count), partial(add, nargs='+')
     several('--kinds', choices=TRAINED, default=[*TRAINED], help='which')
     several('--tasks', choices=TASKS, default=[*TASKS], help='in order')
-    for task, (*_, steps) in TASKS.items():
+    text = "rates to choose from, over the config's"
+    for task, (*_, steps, rates) in TASKS.items():
         number(f'--{task}-steps', default=steps, help='of a training')
-    text = 'of classes, to choose from'
-    several('--rates', type=float, default=[0.25, 0.5, 1.0], help=text)
+        several(f'--{task}-rates', type=float, default=rates, help=text)
+    text = 'deviations at the start of classifiers to choose from'
     several('--stds', type=float, default=[0.05, 0.15], help=text)
     several('--seeds', type=int, default=[0, 1, 2], help='reported')
     number('--threads', default=1, help='of a training')

@@ -82,9 +82,12 @@ def test_a_row_is_expected_to_go_on(exponent, sizes, seconds, gib, expected):
     assert is_too_much(budget, cells, 65536) == expected
 
 
-ACCURACY = ('--kinds', 'untied', 'vanilla', '--seeds', 3, 5)
-ACCURACY += ('--classes-steps', 40, '--maps-steps', 20, '--tasks', 'classes')
-ACCURACY += ('maps', '--rates', 0.5, 2, '--stds', 0.1, '--work-dir', 'work')
+ACCURACY = (
+    *('--kinds', 'untied', 'vanilla', '--tasks', 'classes', 'maps'),
+    *('--seeds', 3, 5, '--classes-steps', 40, '--maps-steps', 20),
+    *('--classes-rates', 0.5, 2, '--maps-rates', 1, 2, '--stds', 0.1),
+    *('--work-dir', 'work'),
+)
 
 
 def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
@@ -100,7 +103,7 @@ def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
             file.write(json.dumps(job._asdict() | dict(score=score)) + '\n')
         if job.task == 'maps':
             rate = 2.0 if job.kind == 'vanilla' else 0.5
-            name = f'classes_{job.kind}_40_{rate}_0.1_seed{job.seed}'
+            name = f'classes_{job.kind}_40_{rate}_0.1_seed{job.seed or 3}'
             assert weights == args.work_dir / name / 'iter_40.pth'
         return score
 
@@ -115,12 +118,12 @@ def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
     status, out, _ = run_script('attentions', 'accuracy', *ACCURACY)
     assert status == 0
     ran.remove(None)
-    # Two settings of each kind, then two seeds of both tasks, none twice.
-    assert len(ran) == len(set(ran)) == 12
-    assert [job.seed for job in ran] == [None] * 4 + [3, 3, 5, 5] * 2
+    # Of each task two settings of each kind, then two seeds, none twice.
+    assert len(ran) == len(set(ran)) == 16
+    assert [job.seed for job in ran] == ([None] * 4 + [3, 3, 5, 5]) * 2
     row, search = [line for line in out.splitlines() if 'vanilla' in line]
-    assert '74.0 ± 1.4 (2) | 64.0 ± 1.4 (2) |' in row
-    assert '55.0 | *70.0* |' in search
+    assert '74.0 ± 1.4 (2) | 74.0 ± 1.4 (2) |' in row
+    assert search.split()[3::2] == ['55.0', '*70.0*', '60.0', '*70.0*']
     cells = [
         dict(part='layer', kind=kind, tokens=9, figures={attentions.TIME: 1.0})
         for kind in ('untied', 'vanilla')
@@ -134,10 +137,11 @@ def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
 
 
 def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
-    for name in ('0001.png', '0002.png'):
-        path = tmp_path / 'data/digits/classification/train' / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    for folder in ('classification/train', 'train'):
+        for name in ('0001.png', '0002.png'):
+            path = tmp_path / 'data/digits' / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
     def run(command, **_):
         config = Config.fromfile(command[2])
@@ -145,7 +149,7 @@ def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
             config[f'{split}_dataloader'].dataset.get('indices')
             for split in ('train', 'val')
         ]
-        # Every fifth image is held out.
+        # Every fifth image is held out, or every twentieth.
         is_tuning = command[4].name.endswith('tuning')
         assert found == ([[1], [0]] if is_tuning else [None, None])
         folder = command[4] / '1/vis_data'
