@@ -9,18 +9,15 @@ scales. Laid out over the image, the clusters show what is told apart.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
-from matplotlib.colors import hsv_to_rgb
 from torch import Tensor, nn
 
 from anchorformer_mm.analysis.anchor_state import (
@@ -34,6 +31,7 @@ from anchorformer_mm.analysis.pictures import (
     LegendEntry,
     Panel,
     cell_size,
+    distinct_colours,
     draw_panels,
     fit,
 )
@@ -70,10 +68,7 @@ class AnchorWeights:
     def state(self, head: int | None = None) -> dict[str, float]:
         """Figures of a head, or None for their means."""
         chosen = slice(None) if head is None else head
-        return {
-            name: float(values[chosen].mean())
-            for name, values in self.figures.items()
-        }
+        return {k: float(v[chosen].mean()) for k, v in self.figures.items()}
 
     def maps(self, head: int | None = None, image: int = 0) -> np.ndarray:
         """Lay out what each anchor collects, shape (m, H, W).
@@ -130,21 +125,13 @@ class TokenClusters:
         return re.sub(r'(^|\.)\d+(\.\D[^.]*)*$', '', self.name)
 
 
-def _cluster_layers(model: nn.Module) -> dict[str, nn.Module]:
-    layers = model.named_modules()
-    return {n: m for n, m in layers if isinstance(m, ClusterAttention)}
-
-
-_LAYERS = dict(anchors=anchor_layers, clusters=_cluster_layers)
-
-
 def maps_of(model: nn.Module) -> str:
     """Tell if layers of a model make 'anchors', or else 'clusters'.
 
     Raises:
         UsageError: They make neither.
     """
-    for kind, layers_of in _LAYERS.items():
+    for kind, (layers_of, _) in _KINDS.items():
         if layers_of(model):
             return kind
     raise UsageError(
@@ -167,7 +154,7 @@ def collect_anchor_weights(
         UsageError: The model has no such layer, none of them ran, or one was
             not told the shape of its map.
     """
-    return _collect('anchors', _watch_anchors, model, args, kwargs)
+    return _collect('anchors', model, args, kwargs)
 
 
 def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
@@ -176,18 +163,13 @@ def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
     What is kept is what the layer went on with. For the rest see
     :func:`collect_anchor_weights`.
     """
-    return _collect('clusters', _watch_clusters, model, args, kwargs)
+    return _collect('clusters', model, args, kwargs)
 
 
-def _collect(
-    kind: str,
-    watch: Callable[[nn.Module, str, dict], AbstractContextManager],
-    model: nn.Module,
-    args: tuple,
-    kwargs: dict,
-) -> list[Any]:
-    """Run a model; ``watch`` stores what a layer makes under its name."""
-    layers = _LAYERS[kind](model)
+def _collect(kind: str, model: nn.Module, args: tuple, kwargs: dict) -> list:
+    """Run a model and keep what its layers of one kind make."""
+    layers_of, watch = _KINDS[kind]
+    layers = layers_of(model)
     if not layers:
         raise UsageError(f'no layer of the model has {kind} to draw')
     found = {}
@@ -238,6 +220,18 @@ def _watch_clusters(
     return patch.object(layer, 'cluster', keep)
 
 
+def _cluster_layers(model: nn.Module) -> dict[str, nn.Module]:
+    layers = model.named_modules()
+    return {n: m for n, m in layers if isinstance(m, ClusterAttention)}
+
+
+# Functions that find the layers, and that store what one makes by its name.
+_KINDS = dict(
+    anchors=(anchor_layers, _watch_anchors),
+    clusters=(_cluster_layers, _watch_clusters),
+)
+
+
 def choose_layers(
     made: Sequence[AnchorWeights] | Sequence[TokenClusters],
     indices: Sequence[int] | None = None,
@@ -281,21 +275,19 @@ def picture_layers(
         **options: ``heads``, ``num_anchors`` and ``order`` of
             :func:`draw_anchor_maps`, or ``scales`` of :func:`draw_clusters`.
     """
-    collect = collect_clusters
-    pictures = dict(clusters=partial(draw_clusters, **options))
-    if kind == 'anchors':
-        collect = collect_anchor_weights
-        heads = options.get('heads')
-        pictures = dict(
-            anchors=partial(draw_anchor_maps, **options),
-            assignment=partial(draw_assignment, heads=heads),
-        )
+    anchors = kind == 'anchors'
+    collect = collect_anchor_weights if anchors else collect_clusters
     made = collect(model, image.inputs, image.data_samples, mode='tensor')
-    chosen = choose_layers(made, layers)
+    shown = image.pixels, choose_layers(made, layers)
     size = image.inputs.shape[2:]
-    paths = [Path(f'{prefix}_{name}.png') for name in pictures]
-    for path, draw in zip(paths, pictures.values(), strict=True):
-        draw(image.pixels, chosen, path, input_size=size)
+    if not anchors:
+        paths = [Path(f'{prefix}_clusters.png')]
+        draw_clusters(*shown, *paths, input_size=size, **options)
+        return paths
+    paths = [Path(f'{prefix}_{x}.png') for x in ('anchors', 'assignment')]
+    draw_anchor_maps(*shown, paths[0], input_size=size, **options)
+    heads = options.get('heads')
+    draw_assignment(*shown, paths[1], heads=heads, input_size=size)
     return paths
 
 
@@ -337,11 +329,11 @@ def draw_anchor_maps(
     rows = list(_rows(layers, heads))
     cell = cell_size(len(rows), num_anchors + 1)
     sheet = []
-    for first, maps in rows:
+    for title, colour, maps in rows:
         shares = maps.mean(axis=(1, 2))
         low, high = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))
         rank = high - low if order == 'contrast' else shares
-        panels = [replace(first, image=fit(image, cell))]
+        panels = [Panel(fit(image, cell), title, colour)]
         for j in np.argsort(-rank, kind='stable')[:num_anchors]:
             heat = (_octaves(maps[j], len(maps)) + 1) / 2
             heat = enlarge(heat, input_size, image.shape[:2])
@@ -372,8 +364,8 @@ def draw_assignment(
     columns = min(_COLUMNS, len(rows) + 1)
     cell = cell_size(len(rows) // columns + 1, columns)
     panels = [Panel(fit(image, cell), 'input')]
-    for first, maps in rows:
-        colours = anchor_colours(len(maps))
+    for title, colour, maps in rows:
+        colours = distinct_colours(len(maps))
         best = maps.argmax(axis=0)
         strength = _octaves(maps.max(axis=0), len(maps))[..., None]
         picture = _NOTHING + strength * (colours[best] - float(_NOTHING))
@@ -381,21 +373,19 @@ def draw_assignment(
         picture = enlarge(picture, input_size, image.shape[:2], smooth=False)
         count = np.bincount(best.ravel(), minlength=len(maps))
         used = np.argsort(-count, kind='stable')[: np.count_nonzero(count)]
-        caption = f'{first.title}\n{len(used)} of {len(maps)} anchors lead'
+        title += f'\n{len(used)} of {len(maps)} anchors lead'
         shares = count / best.size
         legend = [(f'{j}: {shares[j]:.0%}', colours[j]) for j in used[:6]]
         picture = fit(picture, cell, smooth=False)
-        panels.append(
-            replace(first, image=picture, title=caption, legend=legend)
-        )
+        panels.append(Panel(picture, title, colour, legend))
     starts = range(0, len(panels), columns)
     draw_panels([panels[i : i + columns] for i in starts], path)
 
 
 def _rows(
     layers: dict[int, AnchorWeights], heads: Sequence[int] | None
-) -> Iterator[tuple[Panel, np.ndarray]]:
-    """Title, yet without a picture, and maps (m, H, W), by layer and head."""
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Title, its colour, and maps (m, H, W), by layer and head."""
     for i, layer in layers.items():
         for head in (None,) if heads is None else heads:
             of = 'mean of heads' if head is None else f'head {head}'
@@ -404,11 +394,11 @@ def _rows(
             title = f'layer {i}, {of}\n{name}\n{in_words(state)}\n'
             title += f'dead {state["dead"]:.0%}, '
             title += f"logits' deviation {state['deviation']:.2f}"
-            alive = tell_tokens_apart(state)
-            if not alive:
+            colour = 'black'
+            if not tell_tokens_apart(state):
                 title += '\nthese anchors do not tell tokens apart'
-            colour = 'black' if alive else 'red'
-            yield Panel(np.empty((0, 0, 3)), title, colour), maps
+                colour = 'red'
+            yield title, colour, maps
 
 
 def _octaves(shares: np.ndarray, count: int) -> np.ndarray:
@@ -431,14 +421,6 @@ def _scale_legend() -> list[LegendEntry]:
     grey = np.full((1, len(labels), 3), 128, np.uint8)
     colours = _heat_overlay(grey, np.array([[*labels]]))[0]
     return list(zip(labels.values(), colours, strict=True))
-
-
-def anchor_colours(count: int) -> np.ndarray:
-    """Colours that differ, RGB, uint8, (count, 3); the first stay the same."""
-    i = np.arange(count)
-    # The golden ratio spreads the hues of any number of colours.
-    hsv = [i * 0.618034 % 1, 1 - i % 2 * 0.45, 1 - i // 2 % 2 * 0.4]
-    return np.uint8(255 * hsv_to_rgb(np.stack(hsv, axis=1)))
 
 
 def draw_clusters(
@@ -493,9 +475,8 @@ def _superpixels(image: np.ndarray, ids: np.ndarray, cell: int) -> np.ndarray:
     dark = cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY)[0] <= 64
     lines = colours // 3 * 2 + 85 * dark[:, None].astype(np.uint8)
     big = fit(ids, cell, smooth=False)
-    border = np.zeros(big.shape, bool)
-    border[:, :-1] |= big[:, :-1] != big[:, 1:]
-    border[:-1] |= big[:-1] != big[1:]
+    # Of two regions beside each other, the one with the greater number.
+    border = cv2.erode(np.float32(big), np.ones((3, 3))) < big
     return np.where(border[..., None], lines[big], colours[big])
 
 
