@@ -278,28 +278,25 @@ def picture_layers(
     anchors = kind == 'anchors'
     collect = collect_anchor_weights if anchors else collect_clusters
     made = collect(model, image.inputs, image.data_samples, mode='tensor')
-    shown = image.pixels, choose_layers(made, layers)
-    size = image.inputs.shape[2:]
+    chosen = choose_layers(made, layers)
     if not anchors:
         paths = [Path(f'{prefix}_clusters.png')]
-        draw_clusters(*shown, *paths, input_size=size, **options)
+        draw_clusters(image, chosen, *paths, **options)
         return paths
     paths = [Path(f'{prefix}_{x}.png') for x in ('anchors', 'assignment')]
-    draw_anchor_maps(*shown, paths[0], input_size=size, **options)
-    heads = options.get('heads')
-    draw_assignment(*shown, paths[1], heads=heads, input_size=size)
+    draw_anchor_maps(image, chosen, paths[0], **options)
+    draw_assignment(image, chosen, paths[1], heads=options.get('heads'))
     return paths
 
 
 def draw_anchor_maps(
-    image: np.ndarray,
+    image: PreparedImage,
     layers: dict[int, AnchorWeights],
     path: str | Path,
     *,
     heads: Sequence[int] | None = None,
     num_anchors: int = 6,
     order: str = 'contrast',
-    input_size: tuple[int, int] | None = None,
 ) -> None:
     """Draw the share of each token that an anchor collects, as heat maps.
 
@@ -310,14 +307,13 @@ def draw_anchor_maps(
     (:func:`.anchor_figures`), in red if the anchors tell no tokens apart.
 
     Args:
-        image: As the model sees it, RGB, uint8, shape (h, w, 3).
+        image: As the model sees it.
         layers: By their number, from :func:`choose_layers`.
         path: PNG to write.
         heads: Rows of each layer; None draws the mean of all heads.
         num_anchors: Anchors drawn, at most.
         order: Anchors with the greatest difference between two patches first
             (``'contrast'``), or with the greatest share of all (``'mass'``).
-        input_size: Height and width of the network's input, px, if padded.
 
     Raises:
         UsageError: There is no such head or order, or ``num_anchors`` < 1.
@@ -333,11 +329,11 @@ def draw_anchor_maps(
         shares = maps.mean(axis=(1, 2))
         low, high = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))
         rank = high - low if order == 'contrast' else shares
-        panels = [Panel(fit(image, cell), title, colour)]
+        panels = [Panel(fit(image.pixels, cell), title, colour)]
         for j in np.argsort(-rank, kind='stable')[:num_anchors]:
             heat = (_octaves(maps[j], len(maps)) + 1) / 2
-            heat = enlarge(heat, input_size, image.shape[:2])
-            overlay = fit(_heat_overlay(image, heat), cell)
+            heat = enlarge(heat, image)
+            overlay = fit(_heat_overlay(image.pixels, heat), cell)
             caption = f'anchor {j}: {shares[j]:.1%} of the mass\n'
             caption += f'a patch gives {low[j]:.1%} to {high[j]:.1%}'
             panels.append(Panel(overlay, caption))
@@ -346,12 +342,11 @@ def draw_anchor_maps(
 
 
 def draw_assignment(
-    image: np.ndarray,
+    image: PreparedImage,
     layers: dict[int, AnchorWeights],
     path: str | Path,
     *,
     heads: Sequence[int] | None = None,
-    input_size: tuple[int, int] | None = None,
 ) -> None:
     """Draw every patch in the colour of the anchor with its greatest share.
 
@@ -363,14 +358,13 @@ def draw_assignment(
     rows = list(_rows(layers, heads))
     columns = min(_COLUMNS, len(rows) + 1)
     cell = cell_size(len(rows) // columns + 1, columns)
-    panels = [Panel(fit(image, cell), 'input')]
+    panels = [Panel(fit(image.pixels, cell), 'input')]
     for title, colour, maps in rows:
         colours = distinct_colours(len(maps))
         best = maps.argmax(axis=0)
         strength = _octaves(maps.max(axis=0), len(maps))[..., None]
         picture = _NOTHING + strength * (colours[best] - float(_NOTHING))
-        picture = np.uint8(np.round(picture))
-        picture = enlarge(picture, input_size, image.shape[:2], smooth=False)
+        picture = enlarge(np.uint8(picture.round()), image, smooth=False)
         count = np.bincount(best.ravel(), minlength=len(maps))
         used = np.argsort(-count, kind='stable')[: np.count_nonzero(count)]
         title += f'\n{len(used)} of {len(maps)} anchors lead'
@@ -424,12 +418,11 @@ def _scale_legend() -> list[LegendEntry]:
 
 
 def draw_clusters(
-    image: np.ndarray,
+    image: PreparedImage,
     layers: dict[int, TokenClusters],
     path: str | Path,
     *,
     scales: Sequence[int] | None = None,
-    input_size: tuple[int, int] | None = None,
 ) -> None:
     """Draw every cluster in the mean colour of its pixels.
 
@@ -444,7 +437,7 @@ def draw_clusters(
     """
     sheet = []
     for scale in (None,) if scales is None else scales:
-        row = [Panel(fit(image, _CELL), 'input')]
+        row = [Panel(fit(image.pixels, _CELL), 'input')]
         for i, layer in layers.items():
             made = layer.at(scale)
             h, w = layer.grid
@@ -453,8 +446,8 @@ def draw_clusters(
                 what = f'each of {h} x {w} tokens is a cluster'
             else:
                 ids = made[0][0].view(h, w).numpy().astype(np.int32)
-                ids = enlarge(ids, input_size, image.shape[:2], smooth=False)
-                picture = _superpixels(image, ids, _CELL)
+                ids = enlarge(ids, image, smooth=False)
+                picture = _superpixels(image.pixels, ids, _CELL)
                 shown = len(np.unique(ids))
                 what = f'{shown} of {made[1]} clusters, {h} x {w} tokens'
             which = min(layer.scales) if scale is None else scale
@@ -509,24 +502,19 @@ def covered_size(size: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
 
 
 def enlarge(
-    token_map: np.ndarray,
-    input_size: Sequence[int] | None,
-    image_size: Sequence[int],
-    *,
-    smooth: bool = True,
+    token_map: np.ndarray, image: PreparedImage, *, smooth: bool = True
 ) -> np.ndarray:
     """Bring a map of cells to the pixels of the image.
 
     Args:
         token_map: A value for each cell, (H, W), or a colour, (H, W, 3).
-        input_size: Height and width of the network's input, px, if padded.
-        image_size: Those of the image at its top left, px.
+        image: Of which the cells cover the inputs, padding included.
         smooth: Interpolate bilinearly, or fill the cells.
     """
-    h, w = covered_size(input_size or image_size, token_map.shape[:2])
+    h, w = covered_size(image.inputs.shape[2:], token_map.shape[:2])
     method = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST_EXACT
     big = cv2.resize(token_map, (w, h), interpolation=method)
-    return big[: image_size[0], : image_size[1]]
+    return big[: image.pixels.shape[0], : image.pixels.shape[1]]
 
 
 def _heat_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

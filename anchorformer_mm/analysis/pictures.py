@@ -442,12 +442,11 @@ def parts_of(
         return [Part(int(label), float(v), b, m) for label, v, b, m in rows]
     if 'pred_sem_seg' in sample:
         labels = sample.pred_sem_seg.data.squeeze(0).numpy()
-        kinds, counts = np.unique(labels, return_counts=True)
-        order = np.argsort(-counts, kind='stable')
-        return [
-            Part(int(k), n / labels.size, mask=labels == k)
-            for k, n in zip(kinds[order], counts[order].tolist(), strict=True)
+        parts = [
+            Part(label, float((labels == label).mean()), mask=labels == label)
+            for label in np.unique(labels).tolist()
         ]
+        return sorted(parts, key=lambda part: part.value, reverse=True)
     if 'pred_score' in sample:
         scores = sample.pred_score
         best = scores.topk(min(top, len(scores))).indices.tolist()

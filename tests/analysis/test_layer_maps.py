@@ -1,7 +1,6 @@
 """Anchors and clusters, as the layers had them, on the right pixels."""
 
 import pickle
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from anchorformer_mm.analysis import layer_maps
 from anchorformer_mm.analysis.anchor_state import anchor_figures
@@ -24,6 +24,7 @@ from anchorformer_mm.analysis.layer_maps import (
     enlarge,
     maps_of,
 )
+from anchorformer_mm.apis import PreparedImage
 from anchorformer_mm.models import AnchorFormer, ClusTR
 from anchorformer_mm.models.layers import (
     AnchorAttention,
@@ -52,24 +53,16 @@ def clustr(num_layers=(1, 1, 1, 1), **kwargs):
     return ClusTR(arch, **kwargs).eval()
 
 
-def collect_with_inputs(collect, model, layers, x):
-    """What is made of an image, and what the layers were given."""
-    inputs = []
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(
-                layer.register_forward_pre_hook(
-                    lambda layer, args: inputs.append(args)
-                )
-            )
-        return collect(model, x), inputs
-
-
-def made(weights, grid):
+def weights_of(weights, grid):
     """What is kept of a layer with tied A, (B, h, n, m)."""
     logits = weights.clamp(min=1e-9).log()
     figures = anchor_figures(logits, weights, logits.softmax(-2))
     return AnchorWeights('attn', weights, grid, figures)
+
+
+def grey_image(size, padded):
+    pixels = np.full((*size, 3), 128, np.uint8)
+    return PreparedImage(pixels, torch.zeros(1, 3, *padded), [])
 
 
 def test_anchors_go_before_clusters():
@@ -91,14 +84,14 @@ def test_anchors_go_before_clusters():
 )
 def test_a_is_that_of_equation_4_in_every_layer(attention, attn_cfg):
     model = anchorformer(attention=attention, attn_cfg=attn_cfg).double()
-    layers = [layer.attn for layer in model.layers]
-    images = torch.rand(3, 3, 24, 48).double()
-    found, inputs = collect_with_inputs(
-        collect_anchor_weights, model, layers, images
-    )
-    names = [layer.name for layer in found]
+    inputs, images = {}, torch.rand(3, 3, 24, 48).double()
+    with register_module_forward_pre_hook(inputs.__setitem__):
+        found = collect_anchor_weights(model, images)
+    names = [made.name for made in found]
     assert names == ['layers.0.attn', 'layers.1.attn']
-    for made, (x, *_), layer in zip(found, inputs, layers, strict=True):
+    for made in found:
+        layer = model.get_submodule(made.name)
+        x = inputs[layer][0]
         with torch.no_grad():
             keys = (x @ layer.kv.weight[:8].T).view(3, 19, 2, 4)
             anchors = layer.anchors_of(x).expand(3, 2, 5, 4)
@@ -111,7 +104,7 @@ def test_a_is_that_of_equation_4_in_every_layer(attention, attn_cfg):
 
 def test_maps_are_those_of_the_patches_after_the_class_token():
     weights = torch.rand(2, 3, 13, 5).softmax(-1)
-    layer = made(weights, (3, 4))
+    layer = weights_of(weights, (3, 4))
     for j, i, y, x in [(0, 0, 0, 0), (4, 1, 2, 1), (2, 0, 1, 3)]:
         expected = weights[i, 2, 1 + 4 * y + x, j].item()
         assert layer.maps(2, i)[j, y, x] == pytest.approx(expected)
@@ -153,15 +146,16 @@ def test_every_attention_of_a_backbone_has_maps(kind, arch, grids):
 @pytest.mark.parametrize('window_size', [56, 5])
 def test_clusters_are_those_that_the_attention_goes_on_with(window_size):
     model = clustr(window_size=window_size)
-    layers = [model.stages[i].blocks[0].attn for i in range(3)]
-    found, inputs = collect_with_inputs(
-        collect_clusters, model, layers, torch.rand(2, 3, 50, 70)
-    )
+    inputs = {}
+    with register_module_forward_pre_hook(inputs.__setitem__):
+        found = collect_clusters(model, torch.rand(2, 3, 50, 70))
     names = [f'stages.{i}.blocks.0.attn' for i in range(3)]
     assert [clusters.name for clusters in found] == names
     assert [clusters.grid for clusters in found] == [(13, 18), (7, 9), (4, 5)]
-    for layer, args, clusters in zip(layers, inputs, found, strict=True):
-        expected = dict(zip((1, 4), layer.cluster(*args), strict=True))
+    for clusters in found:
+        layer = model.get_submodule(clusters.name)
+        made = layer.cluster(*inputs[layer])
+        expected = dict(zip((1, 4), made, strict=True))
         torch.testing.assert_close(clusters.scales, expected, rtol=0, atol=0)
     assert found[2].at(1)[1] == 5
     assert found[2].at(4) is None
@@ -222,8 +216,8 @@ def test_noise_is_flat_and_anchors_without_use_are_named(
     monkeypatch.setattr(
         layer_maps, 'draw_panels', lambda rows, *a, **k: drawn.extend(*rows)
     )
-    layer = made(logits[None, None].softmax(-1), (4, 4))
-    draw(np.full((64, 64, 3), 128, np.uint8), {0: layer}, 'a.png')
+    layer = weights_of(logits[None, None].softmax(-1), (4, 4))
+    draw(grey_image((64, 64), (64, 64)), {0: layer}, 'a.png')
     assert (drawn[1].image.std(axis=(0, 1)).max() < 3) == flat
     titles = ' '.join(panel.title for panel in drawn)
     assert ('do not tell tokens apart' in titles) == flat
@@ -249,7 +243,8 @@ def test_cells_of_14_px_are_found_and_odd_ones_fill_the_image():
 def test_a_cell_beyond_the_border_does_not_move_the_others():
     cells = np.zeros((7, 5), np.float32)
     cells[2, 3] = 1
-    big = enlarge(cells, (100, 80), (97, 70), smooth=False)
+    image = grey_image((97, 70), (100, 80))
+    big = enlarge(cells, image, smooth=False)
     assert big.shape == (97, 70)
     assert big[32:48, 48:64].min() == 1
     assert big.sum() == 16 * 16
