@@ -131,13 +131,14 @@ def find_fonts(
         if not missing:
             break
         try:
-            glyphs = {chr(code) for code in get_font(path).get_charmap()}
+            glyphs = get_font(path).get_charmap()
         except (OSError, RuntimeError) as error:
             if path in own:
                 raise UsageError(f'{font} is no font') from error
             continue
         for text in list(missing):
-            if {*'0123456789.', *''.join(text.split())} <= glyphs:
+            letters = ''.join(text.split()) + '0123456789.'
+            if all(ord(letter) in glyphs for letter in letters):
                 found[text] = path
                 missing.remove(text)
     return found
@@ -325,7 +326,7 @@ def draw_predictions(
             ignored = getattr(dataset, 'ignore_index', 255)
             panels += _segmentation(image, sample, meta, ignored, counts)
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    colours = *(meta.get('palette') or ()), hatching(SWATCH, SWATCH)
+    colours = *palette_of(meta, classes), hatching(SWATCH, SWATCH)
     legend = class_legend(counts, [*classes, 'ignored'], colours)
     draw_panels(rows, path, legend=legend)
 
