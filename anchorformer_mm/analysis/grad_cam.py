@@ -5,6 +5,7 @@ segmentor finds. Needs the library grad-cam.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -243,41 +244,30 @@ def _heat_map(
 
     # Parameters may be frozen; the way from the image to the score is not.
     inputs = inputs.detach().clone().requires_grad_()
-    gradients = {p: p.grad for p in model.parameters()}
-    layers = [_find_layer(model, layer)]
-    cam = _CoveringGradCAM(network, layers, lay_out)
+    # Copies get the hooks and the gradients.
+    model, network = deepcopy((model, network))
+    cam = _CoveringGradCAM(network, [_find_layer(model, layer)], lay_out)
     cam.layer = layer
-    try:
-        heat = cam(inputs, [target])[0]
-    finally:
-        cam.activations_and_grads.release()
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-    return heat[: size[0], : size[1]]
+    return cam(inputs, [target])[0, : size[0], : size[1]]
 
 
 class _CoveringGradCAM(GradCAM):
     """Grad-CAM whose map keeps its place where cells exceed the image."""
 
-    def get_cam_weights(
-        self, input_tensor, target_layer, targets, activations, grads
-    ) -> np.ndarray:
-        if grads is None or not grads.any():
+    def get_target_width_height(self, input_tensor: Tensor) -> Sequence[int]:
+        """Width and height in px of what the map covers, once it is there."""
+        kept = self.activations_and_grads
+        if not kept.activations:
+            raise UsageError(
+                f'layer {self.layer} did not run as a whole; take a part of it'
+            )
+        if not any(gradient.any() for gradient in kept.gradients):
             raise UsageError(
                 'no gradient of the score reaches the map of layer '
                 f'{self.layer}; take an earlier one'
             )
-        return super().get_cam_weights(
-            input_tensor, target_layer, targets, activations, grads
-        )
-
-    def get_target_width_height(self, input_tensor: Tensor):
-        maps = self.activations_and_grads.activations
-        if not maps:
-            raise UsageError(
-                f'layer {self.layer} did not run as a whole; take a part of it'
-            )
-        return covered_size(input_tensor.shape[2:], maps[0].shape[2:])[::-1]
+        grid = kept.activations[0].shape[2:]
+        return covered_size(input_tensor.shape[2:], grid)[::-1]
 
 
 def _to_map(x: Tensor, size: Sequence[int], extra: int) -> Tensor | None:
@@ -315,7 +305,6 @@ def draw_grad_cam(
         classes: Names of the classes.
         palette: RGB colour of each class, for a segmentor.
     """
-
     meta, cell = dict(classes=classes), 336
 
     def name(i: int, share: float) -> str:

@@ -9,18 +9,15 @@ scales. Laid out over the image, the clusters show what is told apart.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
-from matplotlib.colors import hsv_to_rgb
 from torch import Tensor, nn
 
 from anchorformer_mm.analysis.anchor_state import (
@@ -34,6 +31,7 @@ from anchorformer_mm.analysis.pictures import (
     LegendEntry,
     Panel,
     cell_size,
+    distinct_colours,
     draw_panels,
     fit,
 )
@@ -70,10 +68,7 @@ class AnchorWeights:
     def state(self, head: int | None = None) -> dict[str, float]:
         """Figures of a head, or None for their means."""
         chosen = slice(None) if head is None else head
-        return {
-            name: float(values[chosen].mean())
-            for name, values in self.figures.items()
-        }
+        return {k: float(v[chosen].mean()) for k, v in self.figures.items()}
 
     def maps(self, head: int | None = None, image: int = 0) -> np.ndarray:
         """Lay out what each anchor collects, shape (m, H, W).
@@ -130,21 +125,13 @@ class TokenClusters:
         return re.sub(r'(^|\.)\d+(\.\D[^.]*)*$', '', self.name)
 
 
-def _cluster_layers(model: nn.Module) -> dict[str, nn.Module]:
-    layers = model.named_modules()
-    return {n: m for n, m in layers if isinstance(m, ClusterAttention)}
-
-
-_LAYERS = dict(anchors=anchor_layers, clusters=_cluster_layers)
-
-
 def maps_of(model: nn.Module) -> str:
     """Tell if layers of a model make 'anchors', or else 'clusters'.
 
     Raises:
         UsageError: They make neither.
     """
-    for kind, layers_of in _LAYERS.items():
+    for kind, (layers_of, _) in _KINDS.items():
         if layers_of(model):
             return kind
     raise UsageError(
@@ -167,7 +154,7 @@ def collect_anchor_weights(
         UsageError: The model has no such layer, none of them ran, or one was
             not told the shape of its map.
     """
-    return _collect('anchors', _watch_anchors, model, args, kwargs)
+    return _collect('anchors', model, args, kwargs)
 
 
 def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
@@ -176,18 +163,13 @@ def collect_clusters(model: nn.Module, *args, **kwargs) -> list[TokenClusters]:
     What is kept is what the layer went on with. For the rest see
     :func:`collect_anchor_weights`.
     """
-    return _collect('clusters', _watch_clusters, model, args, kwargs)
+    return _collect('clusters', model, args, kwargs)
 
 
-def _collect(
-    kind: str,
-    watch: Callable[[nn.Module, str, dict], AbstractContextManager],
-    model: nn.Module,
-    args: tuple,
-    kwargs: dict,
-) -> list[Any]:
-    """Run a model; ``watch`` stores what a layer makes under its name."""
-    layers = _LAYERS[kind](model)
+def _collect(kind: str, model: nn.Module, args: tuple, kwargs: dict) -> list:
+    """Run a model and keep what its layers of one kind make."""
+    layers_of, watch = _KINDS[kind]
+    layers = layers_of(model)
     if not layers:
         raise UsageError(f'no layer of the model has {kind} to draw')
     found = {}
@@ -238,6 +220,18 @@ def _watch_clusters(
     return patch.object(layer, 'cluster', keep)
 
 
+def _cluster_layers(model: nn.Module) -> dict[str, nn.Module]:
+    layers = model.named_modules()
+    return {n: m for n, m in layers if isinstance(m, ClusterAttention)}
+
+
+# Functions that find the layers, and that store what one makes by its name.
+_KINDS = dict(
+    anchors=(anchor_layers, _watch_anchors),
+    clusters=(_cluster_layers, _watch_clusters),
+)
+
+
 def choose_layers(
     made: Sequence[AnchorWeights] | Sequence[TokenClusters],
     indices: Sequence[int] | None = None,
@@ -281,33 +275,28 @@ def picture_layers(
         **options: ``heads``, ``num_anchors`` and ``order`` of
             :func:`draw_anchor_maps`, or ``scales`` of :func:`draw_clusters`.
     """
-    collect = collect_clusters
-    pictures = dict(clusters=partial(draw_clusters, **options))
-    if kind == 'anchors':
-        collect = collect_anchor_weights
-        heads = options.get('heads')
-        pictures = dict(
-            anchors=partial(draw_anchor_maps, **options),
-            assignment=partial(draw_assignment, heads=heads),
-        )
+    anchors = kind == 'anchors'
+    collect = collect_anchor_weights if anchors else collect_clusters
     made = collect(model, image.inputs, image.data_samples, mode='tensor')
     chosen = choose_layers(made, layers)
-    size = image.inputs.shape[2:]
-    paths = [Path(f'{prefix}_{name}.png') for name in pictures]
-    for path, draw in zip(paths, pictures.values(), strict=True):
-        draw(image.pixels, chosen, path, input_size=size)
+    if not anchors:
+        paths = [Path(f'{prefix}_clusters.png')]
+        draw_clusters(image, chosen, *paths, **options)
+        return paths
+    paths = [Path(f'{prefix}_{x}.png') for x in ('anchors', 'assignment')]
+    draw_anchor_maps(image, chosen, paths[0], **options)
+    draw_assignment(image, chosen, paths[1], heads=options.get('heads'))
     return paths
 
 
 def draw_anchor_maps(
-    image: np.ndarray,
+    image: PreparedImage,
     layers: dict[int, AnchorWeights],
     path: str | Path,
     *,
     heads: Sequence[int] | None = None,
     num_anchors: int = 6,
     order: str = 'contrast',
-    input_size: tuple[int, int] | None = None,
 ) -> None:
     """Draw the share of each token that an anchor collects, as heat maps.
 
@@ -318,14 +307,13 @@ def draw_anchor_maps(
     (:func:`.anchor_figures`), in red if the anchors tell no tokens apart.
 
     Args:
-        image: As the model sees it, RGB, uint8, shape (h, w, 3).
+        image: As the model sees it.
         layers: By their number, from :func:`choose_layers`.
         path: PNG to write.
         heads: Rows of each layer; None draws the mean of all heads.
         num_anchors: Anchors drawn, at most.
         order: Anchors with the greatest difference between two patches first
             (``'contrast'``), or with the greatest share of all (``'mass'``).
-        input_size: Height and width of the network's input, px, if padded.
 
     Raises:
         UsageError: There is no such head or order, or ``num_anchors`` < 1.
@@ -337,15 +325,15 @@ def draw_anchor_maps(
     rows = list(_rows(layers, heads))
     cell = cell_size(len(rows), num_anchors + 1)
     sheet = []
-    for first, maps in rows:
+    for title, colour, maps in rows:
         shares = maps.mean(axis=(1, 2))
         low, high = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))
         rank = high - low if order == 'contrast' else shares
-        panels = [replace(first, image=fit(image, cell))]
+        panels = [Panel(fit(image.pixels, cell), title, colour)]
         for j in np.argsort(-rank, kind='stable')[:num_anchors]:
             heat = (_octaves(maps[j], len(maps)) + 1) / 2
-            heat = enlarge(heat, input_size, image.shape[:2])
-            overlay = fit(_heat_overlay(image, heat), cell)
+            heat = enlarge(heat, image)
+            overlay = fit(_heat_overlay(image.pixels, heat), cell)
             caption = f'anchor {j}: {shares[j]:.1%} of the mass\n'
             caption += f'a patch gives {low[j]:.1%} to {high[j]:.1%}'
             panels.append(Panel(overlay, caption))
@@ -354,12 +342,11 @@ def draw_anchor_maps(
 
 
 def draw_assignment(
-    image: np.ndarray,
+    image: PreparedImage,
     layers: dict[int, AnchorWeights],
     path: str | Path,
     *,
     heads: Sequence[int] | None = None,
-    input_size: tuple[int, int] | None = None,
 ) -> None:
     """Draw every patch in the colour of the anchor with its greatest share.
 
@@ -371,31 +358,28 @@ def draw_assignment(
     rows = list(_rows(layers, heads))
     columns = min(_COLUMNS, len(rows) + 1)
     cell = cell_size(len(rows) // columns + 1, columns)
-    panels = [Panel(fit(image, cell), 'input')]
-    for first, maps in rows:
-        colours = anchor_colours(len(maps))
+    panels = [Panel(fit(image.pixels, cell), 'input')]
+    for title, colour, maps in rows:
+        colours = distinct_colours(len(maps))
         best = maps.argmax(axis=0)
         strength = _octaves(maps.max(axis=0), len(maps))[..., None]
         picture = _NOTHING + strength * (colours[best] - float(_NOTHING))
-        picture = np.uint8(np.round(picture))
-        picture = enlarge(picture, input_size, image.shape[:2], smooth=False)
+        picture = enlarge(np.uint8(picture.round()), image, smooth=False)
         count = np.bincount(best.ravel(), minlength=len(maps))
         used = np.argsort(-count, kind='stable')[: np.count_nonzero(count)]
-        caption = f'{first.title}\n{len(used)} of {len(maps)} anchors lead'
+        title += f'\n{len(used)} of {len(maps)} anchors lead'
         shares = count / best.size
         legend = [(f'{j}: {shares[j]:.0%}', colours[j]) for j in used[:6]]
         picture = fit(picture, cell, smooth=False)
-        panels.append(
-            replace(first, image=picture, title=caption, legend=legend)
-        )
+        panels.append(Panel(picture, title, colour, legend))
     starts = range(0, len(panels), columns)
     draw_panels([panels[i : i + columns] for i in starts], path)
 
 
 def _rows(
     layers: dict[int, AnchorWeights], heads: Sequence[int] | None
-) -> Iterator[tuple[Panel, np.ndarray]]:
-    """Title, yet without a picture, and maps (m, H, W), by layer and head."""
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Title, its colour, and maps (m, H, W), by layer and head."""
     for i, layer in layers.items():
         for head in (None,) if heads is None else heads:
             of = 'mean of heads' if head is None else f'head {head}'
@@ -404,11 +388,11 @@ def _rows(
             title = f'layer {i}, {of}\n{name}\n{in_words(state)}\n'
             title += f'dead {state["dead"]:.0%}, '
             title += f"logits' deviation {state['deviation']:.2f}"
-            alive = tell_tokens_apart(state)
-            if not alive:
+            colour = 'black'
+            if not tell_tokens_apart(state):
                 title += '\nthese anchors do not tell tokens apart'
-            colour = 'black' if alive else 'red'
-            yield Panel(np.empty((0, 0, 3)), title, colour), maps
+                colour = 'red'
+            yield title, colour, maps
 
 
 def _octaves(shares: np.ndarray, count: int) -> np.ndarray:
@@ -433,21 +417,12 @@ def _scale_legend() -> list[LegendEntry]:
     return list(zip(labels.values(), colours, strict=True))
 
 
-def anchor_colours(count: int) -> np.ndarray:
-    """Colours that differ, RGB, uint8, (count, 3); the first stay the same."""
-    i = np.arange(count)
-    # The golden ratio spreads the hues of any number of colours.
-    hsv = [i * 0.618034 % 1, 1 - i % 2 * 0.45, 1 - i // 2 % 2 * 0.4]
-    return np.uint8(255 * hsv_to_rgb(np.stack(hsv, axis=1)))
-
-
 def draw_clusters(
-    image: np.ndarray,
+    image: PreparedImage,
     layers: dict[int, TokenClusters],
     path: str | Path,
     *,
     scales: Sequence[int] | None = None,
-    input_size: tuple[int, int] | None = None,
 ) -> None:
     """Draw every cluster in the mean colour of its pixels.
 
@@ -462,7 +437,7 @@ def draw_clusters(
     """
     sheet = []
     for scale in (None,) if scales is None else scales:
-        row = [Panel(fit(image, _CELL), 'input')]
+        row = [Panel(fit(image.pixels, _CELL), 'input')]
         for i, layer in layers.items():
             made = layer.at(scale)
             h, w = layer.grid
@@ -471,8 +446,8 @@ def draw_clusters(
                 what = f'each of {h} x {w} tokens is a cluster'
             else:
                 ids = made[0][0].view(h, w).numpy().astype(np.int32)
-                ids = enlarge(ids, input_size, image.shape[:2], smooth=False)
-                picture = _superpixels(image, ids, _CELL)
+                ids = enlarge(ids, image, smooth=False)
+                picture = _superpixels(image.pixels, ids, _CELL)
                 shown = len(np.unique(ids))
                 what = f'{shown} of {made[1]} clusters, {h} x {w} tokens'
             which = min(layer.scales) if scale is None else scale
@@ -493,9 +468,8 @@ def _superpixels(image: np.ndarray, ids: np.ndarray, cell: int) -> np.ndarray:
     dark = cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY)[0] <= 64
     lines = colours // 3 * 2 + 85 * dark[:, None].astype(np.uint8)
     big = fit(ids, cell, smooth=False)
-    border = np.zeros(big.shape, bool)
-    border[:, :-1] |= big[:, :-1] != big[:, 1:]
-    border[:-1] |= big[:-1] != big[1:]
+    # Of two regions beside each other, the one with the greater number.
+    border = cv2.erode(np.float32(big), np.ones((3, 3))) < big
     return np.where(border[..., None], lines[big], colours[big])
 
 
@@ -528,24 +502,19 @@ def covered_size(size: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
 
 
 def enlarge(
-    token_map: np.ndarray,
-    input_size: Sequence[int] | None,
-    image_size: Sequence[int],
-    *,
-    smooth: bool = True,
+    token_map: np.ndarray, image: PreparedImage, *, smooth: bool = True
 ) -> np.ndarray:
     """Bring a map of cells to the pixels of the image.
 
     Args:
         token_map: A value for each cell, (H, W), or a colour, (H, W, 3).
-        input_size: Height and width of the network's input, px, if padded.
-        image_size: Those of the image at its top left, px.
+        image: Of which the cells cover the inputs, padding included.
         smooth: Interpolate bilinearly, or fill the cells.
     """
-    h, w = covered_size(input_size or image_size, token_map.shape[:2])
+    h, w = covered_size(image.inputs.shape[2:], token_map.shape[:2])
     method = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST_EXACT
     big = cv2.resize(token_map, (w, h), interpolation=method)
-    return big[: image_size[0], : image_size[1]]
+    return big[: image.pixels.shape[0], : image.pixels.shape[1]]
 
 
 def _heat_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

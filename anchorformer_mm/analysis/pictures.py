@@ -3,37 +3,29 @@
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import (
-    FontProperties,
-    findSystemFonts,
-    get_font,
-)
+from matplotlib.font_manager import FontProperties, findSystemFonts, get_font
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from anchorformer_mm.apis import load_model, to_rgb
 from anchorformer_mm.utils.errors import UsageError
 from anchorformer_mm.utils.files import replacing
-
-if TYPE_CHECKING:
-    from mmdet.structures import DetDataSample
-    from mmpretrain.structures import DataSample
-    from mmseg.structures import SegDataSample
 
 # Pixels: of letters, a line, a letter's width, and white around pictures.
 _FONT, _LINE, _CHARACTER, _MARGIN, _NARROWEST = 12, 16, 7, 8, 120
@@ -44,8 +36,6 @@ DEJAVU = Path(matplotlib.get_data_path()) / 'fonts/ttf/DejaVuSans.ttf'
 _STYLES = re.compile(
     'bold|italic|oblique|light|thin|black|mono|serif|lastresort', re.I
 )
-# Shades of grey, and px of a stripe.
-_DARK, _LIGHT, _STRIPE = 110, 190, 3
 
 # A label, and its RGB colour or a picture (SWATCH, SWATCH, 3), or nothing.
 LegendEntry = tuple[str, Sequence[int] | np.ndarray | None]
@@ -109,18 +99,11 @@ def draw_panels(
     widths = [panel.image.shape[1] for row in rows for panel in row]
     # What is written needs its place below and above a narrow picture too.
     slot = max(_NARROWEST, *widths)
-    width = _MARGIN + max(map(len, rows)) * (slot + _MARGIN)
+    width = max(map(len, rows)) * (slot + _MARGIN) - _MARGIN
     strips = [_row(row, slot, width) for row in rows]
-    below = _legend(legend, width - 2 * _MARGIN)
-    height = sum(strip.height for strip in strips) + below.height
-    sheet = Image.new('RGB', (width, height + 2 * _MARGIN), 'white')
-    y = _MARGIN
-    for strip in strips:
-        sheet.paste(strip, (0, y))
-        y += strip.height
-    sheet.paste(below, (_MARGIN, y))
+    sheet = Image.fromarray(np.vstack([*strips, _legend(legend, width)]))
     with replacing(path) as temporary:
-        sheet.save(temporary)
+        ImageOps.expand(sheet, _MARGIN, 'white').save(temporary)
 
 
 @cache
@@ -142,61 +125,49 @@ def find_fonts(
     Raises:
         UsageError: ``font`` is no font.
     """
-
-    def candidates() -> Iterator[Path]:
-        yield from [Path(font)] if font else []
-        yield DEJAVU
-        yield from _system_fonts()
-
+    own = [Path(font)] if font else []
     found, missing = {}, set(texts)
-    for path in candidates():
+    for path in (*own, DEJAVU, *_system_fonts()):
         if not missing:
             break
         try:
-            glyphs = get_font(path).get_charmap().keys()
+            glyphs = get_font(path).get_charmap()
         except (OSError, RuntimeError) as error:
-            if path == Path(font or ''):
+            if path in own:
                 raise UsageError(f'{font} is no font') from error
             continue
         for text in list(missing):
-            needed = {ord(c) for c in f'{text}0123456789.' if not c.isspace()}
-            if needed <= glyphs:
+            letters = ''.join(text.split()) + '0123456789.'
+            if all(ord(letter) in glyphs for letter in letters):
                 found[text] = path
                 missing.remove(text)
     return found
 
 
 @cache
-def _font(text: str = '') -> ImageFont.FreeTypeFont:
+def _font(text: str) -> ImageFont.FreeTypeFont:
     path = find_fonts([text]).get(text, DEJAVU)
     return ImageFont.truetype(str(path), _FONT)
 
 
 def _row(row: Sequence[Panel], slot: int, width: int) -> Image.Image:
     """Panels beside each other: titles, pictures, legends."""
+    letters = slot // _CHARACTER
     titles = [
-        [
-            part
-            for line in panel.title.splitlines()
-            for part in textwrap.wrap(line, slot // _CHARACTER)
-        ]
+        '\n'.join(textwrap.fill(x, letters) for x in panel.title.splitlines())
         for panel in row
     ]
     legends = [_legend(panel.legend, slot) for panel in row]
-    top = _LINE * max(map(len, titles))
+    top = _LINE * max(title.count('\n') + 1 for title in titles)
     height = max(panel.image.shape[0] for panel in row)
-    below = max(legend.height for legend in legends)
-    size = width, top + height + below + _MARGIN
-    strip = Image.new('RGB', size, 'white')
+    height += max(legend.height for legend in legends)
+    strip = Image.new('RGB', (width, top + height + _MARGIN), 'white')
     draw = ImageDraw.Draw(strip)
-    for i, panel in enumerate(row):
+    for i, (panel, title) in enumerate(zip(row, titles, strict=True)):
         h, w = panel.image.shape[:2]
-        x = _MARGIN + i * (slot + _MARGIN)
-        # Titles of one line stand on the picture, not at the top.
-        y = top - _LINE * len(titles[i])
-        for j, line in enumerate(titles[i]):
-            at = x, y + j * _LINE
-            draw.text(at, line, panel.colour, _font(line))
+        x = i * (slot + _MARGIN)
+        # From the picture upwards.
+        draw.text((x, top - 1), title, panel.colour, _font(title), 'ld')
         strip.paste(Image.fromarray(panel.image), (x, top))
         if panel.colour != 'black':
             box = (x, top, x + w - 1, top + h - 1)
@@ -209,34 +180,41 @@ def _legend(entries: Sequence[LegendEntry], room: int) -> Image.Image:
     """Labels in columns as wide as the longest of them."""
     before, after = SWATCH + 4, 12
     most = (room - before) // _CHARACTER
-    entries = [
-        (name if len(name) <= most else f'{name[: most - 1]}…', colour)
-        for name, colour in entries
+    labels = [
+        label if len(label) <= most else f'{label[: most - 1]}…'
+        for label, _ in entries
     ]
-    lengths = [_font(name).getlength(name) for name, _ in entries]
-    widest = max(lengths, default=0)
+    widest = max([_font(t).getlength(t) for t in labels], default=0)
     column = before + round(widest) + after
     columns = max((room + after) // column, 1)
-    lines = -(-len(entries) // columns)
+    lines = -(-len(labels) // columns)
     picture = Image.new('RGB', (room, lines * _LINE), 'white')
     draw = ImageDraw.Draw(picture)
-    for i, (label, colour) in enumerate(entries):
+    for i, label in enumerate(labels):
         x, y = i % columns * column, i // columns * _LINE
+        colour = entries[i][1]
         if colour is not None:
             # A thin border: there are white and very light classes.
-            box = (x, y, x + SWATCH + 1, y + SWATCH + 1)
-            draw.rectangle(box, fill=(160, 160, 160))
-            swatch = np.broadcast_to(np.uint8(colour), (SWATCH, SWATCH, 3))
-            picture.paste(Image.fromarray(swatch.copy()), (x + 1, y + 1))
+            swatch = np.full((SWATCH + 2, SWATCH + 2, 3), 160, np.uint8)
+            swatch[1:-1, 1:-1] = colour
+            picture.paste(Image.fromarray(swatch), (x, y))
         draw.text((x + before, y - 1), label, 'black', _font(label))
     return picture
+
+
+def distinct_colours(count: int) -> np.ndarray:
+    """Colours that differ, RGB, uint8, (count, 3); the first stay the same."""
+    i = np.arange(count)
+    # The golden ratio spreads the hues of any number of colours.
+    hsv = [i * 0.618034 % 1, 1 - i % 2 * 0.45, 1 - i // 2 % 2 * 0.4]
+    return np.uint8(255 * hsv_to_rgb(np.stack(hsv, axis=1)))
 
 
 def hatching(height: int, width: int) -> np.ndarray:
     """Diagonal stripes in grey, RGB, uint8: no palette has them."""
     y, x = np.indices((height, width))
-    light = (x + y) // _STRIPE % 2 == 0
-    return cv2.merge([np.where(light, _LIGHT, _DARK).astype(np.uint8)] * 3)
+    grey = np.where((x + y) // 3 % 2, 110, 190).astype(np.uint8)
+    return cv2.merge([grey] * 3)
 
 
 def colour_labels(
@@ -275,21 +253,18 @@ def class_legend(
     return [*entries, (f'and {others} more', None)] if others else entries
 
 
-def palette_of(meta: dict, classes: Sequence[str]) -> np.ndarray:
-    """Colours of classes, RGB, uint8, (C, 3); without any, those of mmseg."""
-    from mmseg.datasets import BaseSegDataset
-
-    palette = meta.get('palette') or ()
-    if len(palette) != len(classes):
-        metainfo = dict(classes=list(classes))
-        made_up = BaseSegDataset(metainfo=metainfo, lazy_init=True)
-        palette = made_up.metainfo['palette']
-    return np.array(palette, np.uint8)
+def palette_of(meta: Mapping[str, Any], classes: Sequence) -> np.ndarray:
+    """Colours of classes, RGB, uint8, (C, 3); made up where there are none."""
+    palette = meta.get('palette')
+    # It may be 'random', or that of other classes.
+    if isinstance(palette, (list, tuple)) and len(palette) == len(classes):
+        return np.array(palette, np.uint8)
+    return distinct_colours(len(classes))
 
 
-# Images, groups of panels beside each other, and longer side of a panel, px.
+# Images, panels beside each other, and longer side of a panel, px.
 _LAYOUTS = dict(
-    mmdet=(12, 3, 320), mmpretrain=(32, 8, 128), mmseg=(12, 2, 192)
+    mmdet=(12, 6, 320), mmpretrain=(32, 8, 128), mmseg=(12, 6, 192)
 )
 
 
@@ -326,104 +301,103 @@ def draw_predictions(
     model = load_model(cfg, checkpoint)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     meta = dataset.metainfo
-    if scope == 'mmseg' and not meta.get('classes'):
+    classes = meta.get('classes') or ()
+    if scope == 'mmseg' and not classes:
         raise UsageError(
             'the data set of test_dataloader has no classes: give them as '
             'metainfo=dict(classes=...)'
         )
-    groups, counts = [], 0
+    panels, counts = [], np.zeros(len(classes) + 1, int)
     last = len(dataset) - 1
     for i in np.linspace(0, last, min(most, last + 1)).round():
         data = dataset[int(i)]
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([data]))[0].cpu()
-        if scope == 'mmdet':
-            groups.append(_detections(sample, meta, cell, score_thr))
-        elif scope == 'mmpretrain':
+        if scope == 'mmpretrain':
             image = fit(to_rgb(data['inputs']), cell)
-            groups.append([_classification(image, sample, meta)])
+            panels.append(_classification(image, sample, meta))
+            continue
+        image = cv2.imread(sample.img_path)[..., ::-1]
+        scale = cell / max(image.shape)
+        image = fit(image, cell)
+        if scope == 'mmdet':
+            panels += _detections(image, scale, sample, meta, score_thr)
         else:
             ignored = getattr(dataset, 'ignore_index', 255)
-            panels, found = _segmentation(sample, meta, cell, ignored)
-            groups.append(panels)
-            counts = counts + found
-    starts = range(0, len(groups), columns)
-    rows = [sum(groups[i : i + columns], []) for i in starts]
-    legend = []
-    if scope == 'mmseg':
-        legend = class_legend(counts[:-1], meta['classes'], meta['palette'])
-        if counts[-1]:
-            legend.append(('ignored', hatching(SWATCH, SWATCH)))
+            panels += _segmentation(image, sample, meta, ignored, counts)
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    colours = *palette_of(meta, classes), hatching(SWATCH, SWATCH)
+    legend = class_legend(counts, [*classes, 'ignored'], colours)
     draw_panels(rows, path, legend=legend)
 
 
 def _detections(
-    sample: 'DetDataSample', meta: dict, cell: int, score_thr: float
+    image: np.ndarray,
+    scale: float,
+    sample: BaseDataElement,
+    meta: dict,
+    score_thr: float,
 ) -> list[Panel]:
-    image = cv2.imread(sample.img_path)[..., ::-1]
-    scale = cell / max(image.shape[:2])
-    image = fit(image, cell)
-    fonts = find_fonts(meta.get('classes') or ())
-
-    def panel(title: str, parts: list[Part]) -> Panel:
-        # Masks are of the size of the file.
-        parts = [
-            Part(part.label, part.value, part.box * scale)
-            for part in parts
-            if part.box is not None
-        ]
-        return Panel(draw_parts(image, parts, meta, fonts), title)
-
     true = sample.gt_instances.numpy()
     pairs = zip(true.labels.tolist(), true.bboxes, strict=True)
-    return [
-        panel('ground truth', [Part(label, box=box) for label, box in pairs]),
-        panel(
-            f'prediction (score > {score_thr})', parts_of(sample, score_thr)
-        ),
-    ]
+    parts = {
+        'ground truth': [Part(label, box=box) for label, box in pairs],
+        f'prediction (score > {score_thr})': parts_of(sample, score_thr),
+    }
+    fonts = find_fonts(meta.get('classes') or ())
+    panels = []
+    for title, found in parts.items():
+        # Masks are of the size of the file.
+        found = [
+            Part(part.label, part.value, part.box * scale)
+            for part in found
+            if part.box is not None
+        ]
+        panels.append(Panel(draw_parts(image, found, meta, fonts), title))
+    return panels
 
 
 def _classification(
-    image: np.ndarray, sample: 'DataSample', meta: dict
+    image: np.ndarray, sample: BaseDataElement, meta: dict
 ) -> Panel:
-    names = dict(enumerate(meta.get('classes') or ()))
     truth = sample.get('gt_label')
     if truth is None or len(truth) != 1:
         raise UsageError(f'an image must have one class, gt_label={truth}')
     true, found = int(truth), int(sample.pred_score.argmax())
     return Panel(
         image,
-        f'true: {names.get(true, true)}\n'
-        f'found: {names.get(found, found)} {sample.pred_score[found]:.0%}',
+        f'true: {class_name(meta, true)}\n'
+        f'found: {class_name(meta, found)} {sample.pred_score[found]:.0%}',
         colour='black' if true == found else 'red',
     )
 
 
 def _segmentation(
-    sample: 'SegDataSample', meta: dict, cell: int, ignored: int
-) -> tuple[list[Panel], np.ndarray]:
-    """Panels of one image, and pixels of each class and of none, (C + 1,)."""
-    name = sample.img_path
+    image: np.ndarray,
+    sample: BaseDataElement,
+    meta: dict,
+    ignored: int,
+    counts: np.ndarray,
+) -> list[Panel]:
+    """Panels of an image; adds to the pixels of classes and none, (C + 1,)."""
     if 'gt_sem_seg' not in sample:
         raise UsageError(
-            f'{name} has no ground truth: test_dataloader has no '
+            f'{sample.img_path} has no ground truth: test_dataloader has no '
             'LoadAnnotations in its pipeline'
         )
-    panels = [Panel(fit(cv2.imread(name)[..., ::-1], cell), Path(name).stem)]
+    panels = [Panel(image, Path(sample.img_path).stem)]
     none = len(meta['classes'])
-    counts = 0
-    for title, labels in (
-        ('ground truth', sample.gt_sem_seg.data[0]),
-        ('prediction', sample.pred_sem_seg.data[0]),
+    for title, pixels in (
+        ('ground truth', sample.gt_sem_seg),
+        ('prediction', sample.pred_sem_seg),
     ):
-        labels = labels.numpy().astype(np.int64)
+        labels = pixels.data[0].numpy().astype(np.int64)
         # Whatever stands for ignored pixels, it is no class.
         labels[(labels == ignored) | (labels > none)] = none
-        counts = counts + np.bincount(labels.ravel(), minlength=none + 1)
-        picture = colour_labels(labels, meta['palette'], cell)
+        counts += np.bincount(labels.ravel(), minlength=none + 1)
+        picture = colour_labels(labels, meta['palette'], max(image.shape))
         panels.append(Panel(picture, title))
-    return panels, counts
+    return panels
 
 
 @dataclass(frozen=True)
@@ -460,22 +434,20 @@ def parts_of(
         found = sample.pred_instances
         found = found[found.scores >= score_thr]
         found = found[found.scores.argsort(descending=True)].numpy()
-        masks = [None] * len(found)
+        boxes, masks = found.bboxes, [None] * len(found)
         if 'masks' in found:
+            # Models of masks alone have empty boxes.
+            boxes = boxes if boxes.any() else masks
             masks = found.masks.astype(bool)
-        # Models of masks alone have empty boxes.
-        empty = 'masks' in found and not found.bboxes.any()
-        boxes = [None] * len(found) if empty else found.bboxes
         rows = zip(found.labels, found.scores, boxes, masks, strict=True)
         return [Part(int(label), float(v), b, m) for label, v, b, m in rows]
     if 'pred_sem_seg' in sample:
         labels = sample.pred_sem_seg.data.squeeze(0).numpy()
-        kinds, counts = np.unique(labels, return_counts=True)
-        order = np.argsort(-counts, kind='stable')
-        return [
-            Part(int(k), n / labels.size, mask=labels == k)
-            for k, n in zip(kinds[order], counts[order].tolist(), strict=True)
+        parts = [
+            Part(label, float((labels == label).mean()), mask=labels == label)
+            for label in np.unique(labels).tolist()
         ]
+        return sorted(parts, key=lambda part: part.value, reverse=True)
     if 'pred_score' in sample:
         scores = sample.pred_score
         best = scores.topk(min(top, len(scores))).indices.tolist()
@@ -512,33 +484,25 @@ def draw_parts(
         image = fit(image, max(*image.shape[:2], 320))
     h, w = image.shape[:2]
     parts = parts[::-1]
-    palette = meta.get('palette')
-    if not isinstance(palette, Sequence) or isinstance(palette, str):
-        palette = ()
-
-    def colour(label: int) -> tuple[int, ...]:
-        if label < len(palette):
-            return tuple(palette[label])
-        # Those of neighbouring numbers are far apart.
-        rgb = matplotlib.colormaps['hsv'](label * 0.618 % 1, bytes=True)
-        return tuple(map(int, rgb[:3]))
-
+    numbers = [part.label + 1 for part in parts]
+    count = max(len(meta.get('classes') or ()), *numbers, 0)
+    colours = [*map(tuple, palette_of(meta, range(count)).tolist())]
     canvas = Visualizer()
     canvas.set_image(image)
     masked = [part for part in parts if part.mask is not None]
     if masked:
         canvas.draw_binary_masks(
             np.stack([part.mask for part in masked]),
-            colors=[colour(part.label) for part in masked],
+            colors=[colours[part.label] for part in masked],
             alphas=0.5,
         )
     boxed = [part for part in parts if part.box is not None]
-    boxes = np.array([part.box for part in boxed]).reshape(-1, 2, 2)
-    boxes = boxes.clip(0, (w - 1, h - 1))
     if boxed:
+        corners = np.stack([part.box for part in boxed]).reshape(-1, 2, 2)
+        corners = np.sort(corners.clip(0, (w - 1, h - 1)), axis=1)
         canvas.draw_bboxes(
-            np.concatenate([boxes.min(axis=1), boxes.max(axis=1)], axis=1),
-            edge_colors=[colour(part.label) for part in boxed],
+            corners.reshape(-1, 4),
+            edge_colors=[colours[part.label] for part in boxed],
             line_widths=max(2, round(max(h, w) / 400)),
             alpha=1,
         )
@@ -664,8 +628,6 @@ def read_run(work_dir: str | Path) -> RunLog:
                 # No record says what its `step` counts; epochs that are done
                 # are never more than the iterations logged in them.
                 run.val[max(iteration, record['step'])] = record
-    if not run.train and not run.val:
-        raise UsageError(f'no records in {work_dir}/*/vis_data/scalars.json')
     return run
 
 
@@ -682,9 +644,9 @@ def draw_curve(run: RunLog, path: str | Path) -> None:
     names = {n for r in run.train.values() for n in r if 'loss' in n}
     # The sum first: a part that is all of it would otherwise be hidden.
     names = sorted(names, key=lambda name: (name != 'loss', name))
-    for i, name in enumerate(names):
+    for name in names:
         width = 2 if name == 'loss' else 1
-        losses.plot(*run.curve(name), f'C{i}', lw=width, label=name)
+        losses.plot(*run.curve(name), lw=width, label=name)
     iterations, values = run.curve(run.metric)
     metric.plot(iterations, values, 'k.-', label=run.metric)
     best = max(values)

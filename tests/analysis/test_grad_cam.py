@@ -1,5 +1,7 @@
 """Grad-CAM against its formula, of classifiers and of segmentors."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -13,78 +15,99 @@ from anchorformer_mm.analysis.grad_cam import (
     grad_cam,
     segmentation_grad_cam,
 )
+from anchorformer_mm.apis import build_model, read_config
 from anchorformer_mm.utils.errors import UsageError
 
+CONFIGS = Path(__file__).parents[2] / 'configs'
 CLASSES = ['ground', 'red', 'blue', 'unicorn']
 
 
-def build_classifier(backbone, channels, head='LinearClsHead', **kwargs):
-    init_default_scope('mmpretrain')
-    return MODELS.build(
-        dict(
-            type='mmpretrain.ImageClassifier',
-            backbone=backbone,
-            head=dict(type=head, num_classes=2, in_channels=channels),
-            **kwargs,
-        )
-    ).eval()
-
-
-def token_classifier(out_type='cls_token', **kwargs):
-    arch = dict(
-        embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32
-    )
-    backbone = dict(
-        type='anchorformer_mm.AnchorFormer',
-        arch=arch,
-        img_size=(32, 56),
-        patch_size=8,
-        num_anchors=4,
-        out_type=out_type,
-        attn_cfg=dict(anchor_std=1.0, dwc_v=True),
-        **kwargs,
-    )
-    model = build_classifier(
-        backbone,
-        16,
-        head='VisionTransformerClsHead'
-        if out_type == 'cls_token'
-        else 'LinearClsHead',
-    )
-    model.init_weights()
-    return model.eval()
-
-
-class Convolution(nn.Module):
-    """Two stages of one convolution each; channels are red and blue."""
+class Cells(nn.Module):
+    """A stage whose map has the red and the blue of cells of 8 px."""
 
     def __init__(self, sign=1):
         super().__init__()
         self.sign = sign
-        first = nn.Conv2d(3, 3, 1, bias=False)
-        last = nn.Conv2d(3, 2, 8, stride=8, padding=4, bias=False)
-        with torch.no_grad():
-            first.weight.copy_(torch.eye(3)[..., None, None])
-            last.weight.zero_()
-            last.weight[0, 0], last.weight[1, 2] = 1, 1
-        self.stages = nn.ModuleList([first, last])
+        cells = nn.Conv2d(3, 2, 8, stride=8, bias=False)
+        nn.init.zeros_(cells.weight)
+        cells.weight.data[0, 0] = cells.weight.data[1, 2] = 1 / 64
+        self.stages = nn.ModuleList([cells])
 
     def forward(self, x):
         # Padded at the right and bottom only, as the transformers do.
-        x = nn.functional.pad(self.stages[0](x), (-4, 4, -4, 4))
-        x = self.stages[1](x)
+        h, w = x.shape[2:]
+        x = nn.functional.pad(x, (0, -w % 8, 0, -h % 8))
         # In place, as many activations work.
-        return (x.mul_(self.sign),)
+        return (self.stages[0](x).mul_(self.sign),)
+
+
+def build_classifier(backbone, channels, head='LinearClsHead', pooled=True):
+    init_default_scope('mmpretrain')
+    config = dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=backbone,
+        neck=dict(type='GlobalAveragePooling') if pooled else None,
+        head=dict(type=head, num_classes=2, in_channels=channels),
+    )
+    return MODELS.build(config).eval()
+
+
+def token_classifier(**kwargs):
+    backbone = dict(
+        type='anchorformer_mm.AnchorFormer',
+        arch=dict(
+            embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32
+        ),
+        img_size=(32, 48),
+        patch_size=8,
+        num_anchors=3,
+        attn_cfg=dict(anchor_std=1.0, dwc_v=True),
+        **kwargs,
+    )
+    model = build_classifier(backbone, 16, 'VisionTransformerClsHead', False)
+    model.init_weights()
+    # It is zero.
+    nn.init.eye_(model.head.layers.head.weight)
+    return model
 
 
 def classifier_of_colours(sign=1):
     """Class 0 is red, class 1 is blue; the reverse with ``sign=-1``."""
-    model = build_classifier(
-        Convolution(sign), 2, neck=dict(type='GlobalAveragePooling')
-    )
-    with torch.no_grad():
-        model.head.fc.weight.copy_(torch.eye(2))
+    model = build_classifier(dict(type=Cells, sign=sign), 2)
+    nn.init.eye_(model.head.fc.weight)
+    nn.init.zeros_(model.head.fc.bias)
     return model
+
+
+def segmentor_of_colours():
+    """Red and blue cells are of class 1 and 2, all others of class 0."""
+    init_default_scope('mmseg')
+    head = dict(
+        type='FCNHead',
+        in_channels=2,
+        channels=2,
+        num_convs=0,
+        concat_input=False,
+        num_classes=4,
+    )
+    model = MODELS.build(
+        dict(
+            type='EncoderDecoder',
+            backbone=dict(type=Cells),
+            decode_head=head,
+            test_cfg=dict(mode='whole'),
+        )
+    )
+    head = model.decode_head.conv_seg
+    head.weight.data.zero_()[[1, 2], [0, 1]] = 1
+    head.bias.data = torch.tensor([0.5, 0, 0, -9])
+    return model.eval()
+
+
+def pyramid():
+    """Semantic-FPN on four layers of an AnchorFormer, untrained."""
+    config = CONFIGS / 'semfpn_anchorformer_t_digits.py'
+    return build_model(read_config(config)).eval()
 
 
 def test_the_heat_is_where_the_class_is():
@@ -94,19 +117,17 @@ def test_the_heat_is_where_the_class_is():
     inputs[0, 0, 8:16, 32:48] = 1
     inputs[0, 2, 40:44, 0:8] = 1
     red = grad_cam(colours, inputs)
-    assert (red.target, red.layer) == (0, 'backbone.stages.1')
+    assert (red.target, red.layer) == (0, 'backbone.stages.0')
     assert red.heat.shape == (44, 60)
     assert red.heat[12, 36:44] == pytest.approx(1, abs=1e-3)
-    rest = red.heat.copy()
-    rest[4:20, 28:52] = 0
-    assert rest.max() == 0
+    red.heat[4:20, 28:52] = 0
+    assert red.heat.max() == 0
     blue = grad_cam(colours, inputs, target=1)
     rows, columns = np.nonzero(blue.heat > 0.9)
     assert rows.min() >= 40
     assert columns.max() < 8
-    torch.testing.assert_close(
-        torch.from_numpy(blue.scores), colours(inputs).softmax(1)[0]
-    )
+    scores = colours(inputs).softmax(1)[0].detach()
+    np.testing.assert_allclose(blue.scores, scores, rtol=1e-5)
 
 
 def test_what_follows_in_place_does_not_change_the_map():
@@ -127,16 +148,9 @@ def test_a_class_that_nothing_speaks_for_has_no_heat():
 
 @pytest.mark.parametrize('kwargs', [dict(frozen_stages=2), dict(with_cp=True)])
 def test_frozen_and_recomputed_layers_have_gradients(kwargs):
-    torch.manual_seed(0)
-    plain = token_classifier()
-    other = token_classifier(**kwargs)
+    plain, other = token_classifier(), token_classifier(**kwargs)
     other.load_state_dict(plain.state_dict())
-    for model in (plain, other):
-        nn.init.normal_(
-            model.head.layers.head.weight,
-            generator=torch.Generator().manual_seed(0),
-        )
-    inputs = torch.rand(1, 3, 32, 56)
+    inputs = torch.rand(1, 3, 32, 48)
     expected = grad_cam(plain, inputs, target=1)
     assert expected.heat.max() == pytest.approx(1)
     found = grad_cam(other, inputs, target=1)
@@ -154,41 +168,31 @@ def test_frozen_and_recomputed_layers_have_gradients(kwargs):
     ],
 )
 def test_layers_without_a_map_are_told(layer, message):
-    model, inputs = token_classifier(), torch.rand(1, 3, 32, 56)
     with pytest.raises(UsageError, match=message):
-        grad_cam(model, inputs, layer=layer)
-    assert not any(m._forward_hooks for m in model.modules())
+        grad_cam(token_classifier(), torch.rand(1, 3, 32, 48), layer=layer)
 
 
 @pytest.mark.parametrize(
-    ('backbone', 'channels', 'layer'),
+    ('kind', 'option', 'channels', 'layer'),
     [
-        (
-            dict(type='anchorformer_mm.AnchorLeViT', arch='128s'),
-            384,
-            'backbone.stages.2',
-        ),
-        (
-            dict(type='anchorformer_mm.AnchorESNet', arch='0.75x'),
-            384,
-            'backbone.stages.2',
-        ),
-        (
-            dict(type='mmpretrain.MobileNetV2', widen_factor=0.25),
-            1280,
-            'backbone.conv2',
-        ),
+        ('anchorformer_mm.AnchorLeViT', dict(arch='128s'), 384, 'stages.2'),
+        ('anchorformer_mm.AnchorESNet', dict(arch='0.75x'), 384, 'stages.2'),
+        ('MobileNetV2', dict(widen_factor=0.25), 1280, 'conv2'),
     ],
 )
-def test_networks_with_stages_are_seen_through_the_last(
-    backbone, channels, layer
+def test_networks_are_seen_through_their_last_part(
+    kind, option, channels, layer
 ):
-    pooled = dict(type='GlobalAveragePooling')
-    model = build_classifier(backbone, channels, neck=pooled)
-    assert default_target_layer(model) == layer
+    model = build_classifier(dict(type=kind, **option), channels)
     evidence = grad_cam(model, torch.rand(1, 3, 64, 96))
+    assert evidence.layer == f'backbone.{layer}'
     assert evidence.heat.shape == (64, 96)
     assert np.isfinite(evidence.heat).all()
+
+
+def test_transformers_are_seen_through_their_last_block():
+    assert default_target_layer(token_classifier()) == 'backbone.layers.1.ln1'
+    assert default_target_layer(pyramid()) == 'backbone.layers.3'
 
 
 def test_classes_are_found_by_name_or_number():
@@ -201,58 +205,9 @@ def test_classes_are_found_by_name_or_number():
             class_index(target, names, 3)
 
 
-def build_segmentor(backbone, channels=4, **kwargs):
-    init_default_scope('mmseg')
-    config = dict(
-        type='mmseg.EncoderDecoder',
-        backbone=backbone,
-        decode_head=dict(
-            type='FCNHead',
-            in_channels=channels,
-            channels=channels,
-            num_convs=0,
-            concat_input=False,
-            num_classes=4,
-        ),
-        test_cfg=dict(mode='whole'),
-    )
-    return MODELS.build({**config, **kwargs}).eval()
-
-
-def token_backbone(num_layers=1, embed_dims=4, **kwargs):
-    return dict(
-        type='anchorformer_mm.AnchorFormer',
-        arch=dict(
-            embed_dims=embed_dims,
-            num_layers=num_layers,
-            num_heads=2,
-            feedforward_channels=8,
-        ),
-        img_size=(32, 48),
-        patch_size=8,
-        num_anchors=3,
-        out_type='featmap',
-        **kwargs,
-    )
-
-
-def segmentor_of_colours(**kwargs):
-    """Red and blue patches are of class 1 and 2, all others of class 0."""
-    model = build_segmentor(token_backbone(final_norm=False), **kwargs)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        projection = model.backbone.patch_embed.projection.weight
-        projection[0, 0], projection[1, 2] = 1 / 64, 1 / 64
-        head = model.decode_head.conv_seg
-        head.weight[1, 0], head.weight[2, 1] = 1, 1
-        head.bias.copy_(torch.tensor([0.5, 0, 0, -9]))
-    return model
-
-
 @pytest.fixture
 def inputs():
-    """Two red patches and three blue ones, one of them at the right."""
+    """Two red cells and three blue ones, one of them at the right."""
     inputs = torch.zeros(1, 3, 32, 48)
     inputs[0, 0, 8:16, 16:32] = 1
     inputs[0, 2, 24:32, 0:16] = 1
@@ -261,76 +216,46 @@ def inputs():
 
 
 def test_the_heat_is_where_the_pixels_of_the_class_are(inputs):
-    red = segmentation_grad_cam(
-        segmentor_of_colours(), inputs, target='red', classes=CLASSES
-    )
-    assert (red.target, red.layer) == (1, 'backbone.layers.0')
+    model = segmentor_of_colours()
+    red = segmentation_grad_cam(model, inputs, target='red', classes=CLASSES)
+    assert (red.target, red.layer) == (1, 'backbone.stages.0')
     assert red.heat.shape == red.labels.shape == (32, 48)
     assert red.heat[11:13, 20:28] == pytest.approx(1, abs=1e-3)
-    rest = red.heat.copy()
-    rest[4:20, 12:36] = 0
-    assert rest.max() == 0
+    red.heat[4:20, 12:36] = 0
+    assert red.heat.max() == 0
     assert (red.labels[10:14, 18:30] == 1).all()
     assert (red.labels[26:, :14] == 2).all()
     assert (red.labels[:7] == 0).all()
-    blue = segmentation_grad_cam(segmentor_of_colours(), inputs, target=2)
+    blue = segmentation_grad_cam(model, inputs, target=2)
     rows, columns = np.nonzero(blue.heat > 0.9)
     assert rows.min() >= 16
     assert set(columns < 24) == {True, False}
-
-
-def test_a_class_that_is_nowhere_is_told_with_those_that_are(inputs):
-    model = segmentor_of_colours()
-    message = 'unicorn is found nowhere in the image, .*: ground, red, blue$'
-    with pytest.raises(UsageError, match=message):
-        segmentation_grad_cam(model, inputs, target=3, classes=CLASSES)
-    # Its score is a bias, which no place of the image speaks for.
-    with pytest.raises(UsageError, match='no gradient of the score reaches'):
-        segmentation_grad_cam(model, inputs, target='ground', classes=CLASSES)
+    # The rest was padded.
+    blue = segmentation_grad_cam(model, inputs, target=2, image_size=(32, 40))
+    assert blue.heat.shape == blue.labels.shape == (32, 40)
     inputs[0, 2, :, 24:] = 1
     assert segmentation_grad_cam(model, inputs).target == 2
 
 
-def test_what_was_padded_has_no_part_in_it(inputs):
-    # Blue at the left, and in what was padded.
-    evidence = segmentation_grad_cam(
-        segmentor_of_colours(), inputs, target=2, image_size=(32, 40)
-    )
-    assert evidence.heat.shape == evidence.labels.shape == (32, 40)
-    with pytest.raises(UsageError, match='blue is found nowhere'):
+@pytest.mark.parametrize(
+    ('target', 'size', 'message'),
+    [
+        ('unicorn', None, 'unicorn is found nowhere .*: ground, red, blue$'),
+        # Its score is a bias, which no place of the image speaks for.
+        ('ground', None, 'no gradient of the score reaches'),
+        # The rest was padded.
+        (2, (16, 40), 'blue is found nowhere .*: ground, red$'),
+    ],
+)
+def test_a_class_that_nothing_shows_is_told(inputs, target, size, message):
+    with pytest.raises(UsageError, match=message):
         segmentation_grad_cam(
             segmentor_of_colours(),
             inputs,
-            target=2,
+            target=target,
             classes=CLASSES,
-            image_size=(20, 40),
+            image_size=size,
         )
-
-
-def pyramid(**kwargs):
-    """Four layers of AnchorFormer in Semantic-FPN, drawn at random."""
-    model = build_segmentor(
-        token_backbone(4, 8, out_indices=(0, 1, 2, 3), **kwargs),
-        neck=dict(
-            type='Feature2Pyramid',
-            embed_dim=8,
-            rescales=[2, 1, 0.5, 0.25],
-            norm_cfg=dict(type='BN'),
-        ),
-        decode_head=dict(
-            type='FPNHead',
-            in_channels=[8] * 4,
-            in_index=[0, 1, 2, 3],
-            feature_strides=[4, 8, 16, 32],
-            channels=8,
-            num_classes=4,
-            norm_cfg=dict(type='BN'),
-        ),
-    )
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3, generator=generator)
-    return model
 
 
 @pytest.mark.parametrize('size', [(32, 48), (64, 64), (77, 45)])
@@ -342,41 +267,37 @@ def test_grad_cam_of_a_pyramid_is_that_of_the_formula(size):
         out.retain_grad()
         kept.append(out)
 
-    hook = model.backbone.layers[2].register_forward_hook(keep)
-    logits = nn.functional.interpolate(
-        model(inputs, mode='tensor'), size, mode='bilinear'
-    )[0]
-    hook.remove()
+    with model.backbone.layers[2].register_forward_hook(keep):
+        logits = nn.functional.interpolate(
+            model(inputs, mode='tensor'), size, mode='bilinear'
+        )[0]
     target = int(logits.argmax(0).flatten().mode().values)
     logits[target][logits.argmax(0) == target].sum().backward()
     # After the class token, row by row.
     weights = kept[0].grad[0, 1:].mean(0)
     grid = -(-size[0] // 8), -(-size[1] // 8)
     expected = (kept[0][0, 1:] @ weights).relu().view(grid).detach().numpy()
-    expected = (expected - expected.min()) / np.ptp(expected)
     expected = cv2.resize(expected, (8 * grid[1], 8 * grid[0]))
     expected = (expected - expected.min()) / np.ptp(expected)
     evidence = segmentation_grad_cam(model, inputs, layer='backbone.layers.2')
     assert evidence.target == target
-    np.testing.assert_allclose(
-        evidence.heat,
-        expected[: size[0], : size[1]],
-        atol=1e-4,
-    )
+    heat = expected[: size[0], : size[1]]
+    np.testing.assert_allclose(evidence.heat, heat, atol=1e-4)
     np.testing.assert_array_equal(evidence.labels, logits.argmax(0))
 
 
-@pytest.mark.parametrize('segments', [False, True])
-def test_the_model_is_left_as_it_was(segments):
-    model = pyramid() if segments else token_classifier('avg_featmap')
-    explain = segmentation_grad_cam if segments else grad_cam
-    inputs = torch.rand(1, 3, 32, 48 if segments else 56)
+@pytest.mark.parametrize(
+    ('build', 'explain'),
+    [(pyramid, segmentation_grad_cam), (token_classifier, grad_cam)],
+)
+def test_the_model_is_left_as_it_was(build, explain):
+    model, inputs = build(), torch.rand(1, 3, 32, 48)
     model(inputs).sum().backward()
     gradients = [p.grad for p in model.parameters()]
     weights = {n: v.clone() for n, v in model.state_dict().items()}
     explain(model, inputs)
     with pytest.raises(UsageError):
-        explain(model, inputs, layer='decode_head' if segments else 'head')
+        explain(model, inputs, layer='backbone.layers')
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is gradient
     torch.testing.assert_close(dict(model.state_dict()), weights)

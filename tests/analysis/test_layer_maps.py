@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from anchorformer_mm.analysis import layer_maps
 from anchorformer_mm.analysis.anchor_state import anchor_figures
@@ -23,6 +24,7 @@ from anchorformer_mm.analysis.layer_maps import (
     enlarge,
     maps_of,
 )
+from anchorformer_mm.apis import PreparedImage
 from anchorformer_mm.models import AnchorFormer, ClusTR
 from anchorformer_mm.models.layers import (
     AnchorAttention,
@@ -32,26 +34,13 @@ from anchorformer_mm.models.layers import (
 from anchorformer_mm.registry import MODELS
 from anchorformer_mm.utils.errors import UsageError
 
-sides = st.integers(1, 90)
 
-
-def anchorformer(num_layers=2, num_heads=2, **kwargs):
-    arch = dict(
-        embed_dims=8,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        feedforward_channels=16,
-    )
+def anchorformer(num_layers=2, **kwargs):
+    arch = dict(embed_dims=8, num_heads=2, feedforward_channels=16)
+    arch['num_layers'] = num_layers
     return AnchorFormer(
         arch, img_size=(24, 48), patch_size=8, num_anchors=5, **kwargs
     ).eval()
-
-
-def made(weights, grid):
-    """What is kept of a layer with tied A, (B, h, n, m)."""
-    logits = weights.clamp(min=1e-9).log()
-    figures = anchor_figures(logits, weights, logits.softmax(-2))
-    return AnchorWeights('attn', weights, grid, figures)
 
 
 def clustr(num_layers=(1, 1, 1, 1), **kwargs):
@@ -64,11 +53,21 @@ def clustr(num_layers=(1, 1, 1, 1), **kwargs):
     return ClusTR(arch, **kwargs).eval()
 
 
+def weights_of(weights, grid):
+    """What is kept of a layer with tied A, (B, h, n, m)."""
+    logits = weights.clamp(min=1e-9).log()
+    figures = anchor_figures(logits, weights, logits.softmax(-2))
+    return AnchorWeights('attn', weights, grid, figures)
+
+
+def grey_image(size, padded):
+    pixels = np.full((*size, 3), 128, np.uint8)
+    return PreparedImage(pixels, torch.zeros(1, 3, *padded), [])
+
+
 def test_anchors_go_before_clusters():
-    vanilla, anchors, clusters = (
-        kind(8, 2)
-        for kind in (SelfAttention, AnchorAttention, ClusterAttention)
-    )
+    kinds = SelfAttention, AnchorAttention, ClusterAttention
+    vanilla, anchors, clusters = (kind(8, 2) for kind in kinds)
     assert maps_of(nn.Sequential(vanilla, clusters)) == 'clusters'
     assert maps_of(nn.Sequential(clusters, anchors)) == 'anchors'
     with pytest.raises(UsageError, match='neither anchors nor clusters'):
@@ -85,37 +84,27 @@ def test_anchors_go_before_clusters():
 )
 def test_a_is_that_of_equation_4_in_every_layer(attention, attn_cfg):
     model = anchorformer(attention=attention, attn_cfg=attn_cfg).double()
-    tokens = []
-    hooks = [
-        layer.attn.register_forward_pre_hook(
-            lambda layer, args: tokens.append(args[0])
-        )
-        for layer in model.layers
-    ]
-    found = collect_anchor_weights(model, torch.rand(3, 3, 24, 48).double())
-    for hook in hooks:
-        hook.remove()
-    assert [layer.name for layer in found] == [
-        'layers.0.attn',
-        'layers.1.attn',
-    ]
-    for layer, x, block in zip(found, tokens, model.layers, strict=True):
+    inputs, images = {}, torch.rand(3, 3, 24, 48).double()
+    with register_module_forward_pre_hook(inputs.__setitem__):
+        found = collect_anchor_weights(model, images)
+    names = [made.name for made in found]
+    assert names == ['layers.0.attn', 'layers.1.attn']
+    for made in found:
+        layer = model.get_submodule(made.name)
+        x = inputs[layer][0]
         with torch.no_grad():
-            keys = (x @ block.attn.kv.weight[:8].T).view(3, 19, 2, 4)
-            anchors = block.attn.anchors_of(x).expand(3, 2, 5, 4)
+            keys = (x @ layer.kv.weight[:8].T).view(3, 19, 2, 4)
+            anchors = layer.anchors_of(x).expand(3, 2, 5, 4)
             similar = torch.einsum('bnhd,bhmd->bhnm', keys, anchors) / 4**0.5
             expected = similar.exp() / similar.exp().sum(-1, keepdim=True)
-        assert layer.weights.dtype == torch.float64
-        torch.testing.assert_close(layer.weights, expected)
-        torch.testing.assert_close(
-            layer.weights.sum(-1), torch.ones(3, 2, 19, dtype=torch.float64)
-        )
-        assert layer.grid == (3, 6)
+        assert made.weights.dtype == torch.float64
+        torch.testing.assert_close(made.weights, expected)
+        assert made.grid == (3, 6)
 
 
 def test_maps_are_those_of_the_patches_after_the_class_token():
     weights = torch.rand(2, 3, 13, 5).softmax(-1)
-    layer = made(weights, (3, 4))
+    layer = weights_of(weights, (3, 4))
     for j, i, y, x in [(0, 0, 0, 0), (4, 1, 2, 1), (2, 0, 1, 3)]:
         expected = weights[i, 2, 1 + 4 * y + x, j].item()
         assert layer.maps(2, i)[j, y, x] == pytest.approx(expected)
@@ -132,9 +121,8 @@ def test_maps_are_those_of_the_patches_after_the_class_token():
 )
 def test_the_model_is_left_as_it_was_also_after_an_error(model, collect):
     model = model().train()
-    x = torch.rand(1, 3, 24, 48)
     before = pickle.dumps(model)
-    collect(model, x)
+    collect(model, torch.rand(1, 3, 24, 48))
     assert pickle.dumps(model) == before
     with pytest.raises(RuntimeError):
         collect(model, torch.rand(1, 4, 24, 48))
@@ -158,29 +146,17 @@ def test_every_attention_of_a_backbone_has_maps(kind, arch, grids):
 @pytest.mark.parametrize('window_size', [56, 5])
 def test_clusters_are_those_that_the_attention_goes_on_with(window_size):
     model = clustr(window_size=window_size)
-    x = torch.rand(2, 3, 50, 70)
-    given_ = []
-    layers = [model.stages[i].blocks[0].attn for i in range(3)]
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args: given_.append(args))
-        for layer in layers
-    ]
-    found = collect_clusters(model, x)
-    for hook in hooks:
-        hook.remove()
+    inputs = {}
+    with register_module_forward_pre_hook(inputs.__setitem__):
+        found = collect_clusters(model, torch.rand(2, 3, 50, 70))
     names = [f'stages.{i}.blocks.0.attn' for i in range(3)]
     assert [clusters.name for clusters in found] == names
     assert [clusters.grid for clusters in found] == [(13, 18), (7, 9), (4, 5)]
-    for layer, args, clusters in zip(layers, given_, found, strict=True):
-        expected = layer.cluster(*args)
-        assert list(clusters.scales) == [1, 4]
-        for made, again in zip(
-            clusters.scales.values(), expected, strict=True
-        ):
-            assert (made is None) == (again is None)
-            if made is not None:
-                assert torch.equal(made[0], again[0])
-                assert made[1] == again[1]
+    for clusters in found:
+        layer = model.get_submodule(clusters.name)
+        made = layer.cluster(*inputs[layer])
+        expected = dict(zip((1, 4), made, strict=True))
+        torch.testing.assert_close(clusters.scales, expected, rtol=0, atol=0)
     assert found[2].at(1)[1] == 5
     assert found[2].at(4) is None
 
@@ -223,16 +199,6 @@ def test_scales_are_those_of_the_layer():
         layer.at(4)
 
 
-@pytest.fixture
-def panels(monkeypatch):
-    """Panels of the one row that is drawn."""
-    drawn = []
-    monkeypatch.setattr(
-        layer_maps, 'draw_panels', lambda rows, *a, **k: drawn.extend(*rows)
-    )
-    return drawn
-
-
 @pytest.mark.parametrize('draw', [draw_anchor_maps, draw_assignment])
 @pytest.mark.parametrize(
     ('logits', 'flat'),
@@ -244,22 +210,25 @@ def panels(monkeypatch):
     ],
 )
 def test_noise_is_flat_and_anchors_without_use_are_named(
-    draw, logits, flat, panels
+    draw, logits, flat, monkeypatch
 ):
-    layer = made(logits[None, None].softmax(-1), (4, 4))
-    draw(np.full((64, 64, 3), 128, np.uint8), {0: layer}, 'a.png')
-    assert (panels[1].image.std(axis=(0, 1)).max() < 3) == flat
-    titles = ' '.join(panel.title for panel in panels)
+    drawn = []
+    monkeypatch.setattr(
+        layer_maps, 'draw_panels', lambda rows, *a, **k: drawn.extend(*rows)
+    )
+    layer = weights_of(logits[None, None].softmax(-1), (4, 4))
+    draw(grey_image((64, 64), (64, 64)), {0: layer}, 'a.png')
+    assert (drawn[1].image.std(axis=(0, 1)).max() < 3) == flat
+    titles = ' '.join(panel.title for panel in drawn)
     assert ('do not tell tokens apart' in titles) == flat
 
 
-def grid_of(size, stride):
-    return tuple(-(-side // stride) for side in size)
+sides = st.integers(1, 90)
 
 
 @given(st.tuples(sides, sides), st.sampled_from([4, 8, 16, 32]))
 def test_cells_of_the_usual_strides_keep_their_size(size, stride):
-    grid = grid_of(size, stride)
+    grid = tuple(-(-side // stride) for side in size)
     # One cell may have any size.
     assume(grid != (1, 1))
     assert covered_size(size, grid) == (grid[0] * stride, grid[1] * stride)
@@ -274,7 +243,8 @@ def test_cells_of_14_px_are_found_and_odd_ones_fill_the_image():
 def test_a_cell_beyond_the_border_does_not_move_the_others():
     cells = np.zeros((7, 5), np.float32)
     cells[2, 3] = 1
-    big = enlarge(cells, (100, 80), (97, 70), smooth=False)
+    image = grey_image((97, 70), (100, 80))
+    big = enlarge(cells, image, smooth=False)
     assert big.shape == (97, 70)
     assert big[32:48, 48:64].min() == 1
     assert big.sum() == 16 * 16
