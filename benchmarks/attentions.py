@@ -6,12 +6,11 @@ the paper's order. Kinds take turns, so that a disturbance of the machine meets
 all alike.
 
 accuracy: small models on the digits, trained by tools/train.py. The rate, and
-of classifiers the deviation at the start, are chosen for each kind, on training
-images that are held out: every fifth digit, every twentieth scene; a task of
-one rate has no such search.
-Label maps start from the classifiers. What is in the results is not run again;
-processes with different --kinds may share a work folder. table: what has been
-found so far.
+of classifiers the deviation at the start, are chosen for each kind on training
+images that are held out, every fifth digit or every twentieth scene; a task of
+one rate has no such search. Label maps start from the classifiers. What is in
+the results is not run again; processes with different --kinds may share a work
+folder. table: what has been found so far.
 """
 
 import json
@@ -89,7 +88,7 @@ TRAINED = ATTENTIONS | BARE
 # A task's config, figure, unit of that in percent, steps, and rates to choose
 # from, over the config's.
 CLASSES = 'anchorformer_t_digits', 'accuracy/top1', 1, 2160, (0.25, 0.5, 1.0)
-MAPS = 'semfpn_anchorformer_t_digits', 'mIoU', 1, 600, (0.5, 1.0, 2.0)
+MAPS = 'semfpn_anchorformer_t_digits', 'mIoU', 1, 600, (0.25, 0.5, 1.0)
 BOXES = 'picodet_anchorformer_t_digits', 'coco/bbox_mAP', 100, 400, (1.0,)
 TASKS = dict(classes=CLASSES, maps=MAPS, boxes=BOXES)
 RESULTS = 'results.jsonl'
