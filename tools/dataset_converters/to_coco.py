@@ -18,7 +18,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -35,14 +34,18 @@ from anchorformer_mm.utils.files import replacing
 from anchorformer_mm.utils.text import listing, printable
 
 SPLITS = ('train', 'val', 'test')
+# What names of folders and lists call them.
+SPLIT_OF = dict(trainval='train', training='train', valid='val')
+SPLIT_OF |= dict(train='train', val='val', validation='val', test='test')
 # What OpenCV reads, too.
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 DECODERS = ('BMP', 'JPEG', 'PNG', 'TIFF', 'WEBP')
-# What tells a format: keys of its JSON or YAML.
+# What tells a format: keys of its JSON or YAML, and the root of its XML.
 KEYS = dict(
     coco={'images', 'annotations', 'categories'},
     labelme={'shapes', 'imagePath'},
     yolo={'names'},
+    voc={'annotation'},
 )
 CLASS_LISTS = ('classes.txt', 'obj.names')
 # Shapes of LabelMe with a box, and the points that they have at least.
@@ -54,9 +57,10 @@ class Entry:
     """An image with its objects: name, box as xyxy, perhaps segmentation."""
 
     source: Path  # the file that annotates it
-    image: Path
+    image: Path | None
     split: str | None
     objects: list[dict]
+    relative: bool = False  # corners are parts of the image's sides, not px
     size: tuple[int, int] = (0, 0)
     group: str = ''  # equal for images that must share a split
 
@@ -66,28 +70,19 @@ def lines_of(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def parse(path: Path) -> tuple[str | None, Any]:
-    """Format and content of a file; of no format, None."""
-    suffix, content = path.suffix.lower(), None
-    try:
-        if suffix == '.xml':
-            tree = ElementTree.parse(path).getroot()
-            return ('voc' if tree.tag == 'annotation' else None), tree
-        if path.name in CLASS_LISTS:
-            content = dict(names=list(filter(None, lines_of(path))))
-        elif suffix == '.json':
-            content = json.loads(path.read_bytes())
-        elif suffix in ('.yaml', '.yml'):
-            content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
-    # ElementTree's is a SyntaxError.
-    except (SyntaxError, ValueError, yaml.YAMLError) as error:
-        return 'broken', error
-    if not isinstance(content, dict):
-        return None, content
-    # A copy of the image.
-    content.pop('imageData', None)
-    kinds = (kind for kind, keys in KEYS.items() if keys <= content.keys())
-    return next(kinds, None), content
+def parse(path: Path) -> Any:
+    """Content of a file; of XML, its root by its name."""
+    suffix = path.suffix.lower()
+    if path.name in CLASS_LISTS:
+        return dict(names=list(filter(None, lines_of(path))))
+    if suffix == '.xml':
+        root = ElementTree.parse(path).getroot()
+        return {root.tag: root}
+    if suffix == '.json':
+        return json.loads(path.read_bytes())
+    if suffix in ('.yaml', '.yml'):
+        return yaml.safe_load(path.read_text(encoding='utf-8-sig'))
+    return None
 
 
 class Source:
@@ -116,15 +111,24 @@ class Source:
             self.by_name[path.name].append(path)
             self.by_name[path.stem].append(path)
         for path in self.files:
-            kind, content = parse(path)
-            if kind == 'broken':
-                case = f'{self.short(path)}: {content}'
+            try:
+                content = parse(path)
+            # ElementTree's is a SyntaxError.
+            except (SyntaxError, ValueError, yaml.YAMLError) as error:
+                case = f'{self.short(path)}: {error}'
                 self.tell('files left out: broken', case)
-            elif kind is not None:
-                self.parsed[kind][path] = content
+                continue
+            keys = content.keys() if isinstance(content, dict) else set()
+            kinds = [kind for kind in KEYS if KEYS[kind] <= keys]
+            if kinds:
+                # A copy of the image.
+                content.pop('imageData', None)
+                self.parsed[kinds[0]][path] = content
 
-    def tell(self, reason: str, case: object) -> None:
-        self.told[reason].append(str(case))
+    def tell(self, reason: str, *case: object) -> None:
+        """Keep a case of words and paths."""
+        words = (self.short(c) if isinstance(c, Path) else c for c in case)
+        self.told[reason].append(' '.join(map(str, words)))
 
     def short(self, path: Path) -> str:
         return os.path.relpath(path, self.root)
@@ -133,9 +137,7 @@ class Source:
         """The split that the folders of a file, or its name, speak of."""
         path = path.relative_to(self.root)
         words = re.findall('[a-z]+', str(path if own_name else path.parent))
-        known = dict(zip(SPLITS, SPLITS, strict=True), trainval='train')
-        known |= dict(training='train', valid='val', validation='val')
-        found = [known[word] for word in words if word in known]
+        found = [SPLIT_OF[word] for word in words if word in SPLIT_OF]
         return found[-1] if found else None
 
     def image(self, source: Path, *names: str) -> Path | None:
@@ -146,21 +148,20 @@ class Source:
         for name in names:
             *folders, last = re.split(r'[\\/]', name)
             found = self.by_name.get(last) or self.by_name.get(Path(last).stem)
-            if not found:
-                continue
-            wanted = {*source.parent.parts, *folders}
-            split = self.split_of(source, own_name=True)
-            ranked = sorted(
-                (len(wanted & {*p.parts}), self.split_of(p) == split, p)
-                for p in found
-            )
-            if len(ranked) == 1 or ranked[-1][:2] > ranked[-2][:2]:
-                return ranked[-1][-1]
-            self.tell('images left out: several fit', self.short(source))
-            return None
-        case = f'{names[0]} of {self.short(source)}'
-        self.tell('images left out: not there', case)
-        return None
+            if found:
+                break
+        else:
+            text = 'images left out: not there'
+            return self.tell(text, names[0], 'of', source)
+        wanted = {*source.parent.parts, *folders}
+        split = self.split_of(source, own_name=True)
+        ranked = sorted(
+            (len(wanted & {*p.parts}), self.split_of(p) == split, p)
+            for p in found
+        )
+        if len(ranked) > 1 and ranked[-1][:2] == ranked[-2][:2]:
+            return self.tell('images left out: several fit', source)
+        return ranked[-1][-1]
 
 
 def polygons(name: str, parts: list[list[float]]) -> dict:
@@ -187,26 +188,27 @@ def read_yolo(source: Source) -> Iterator[Entry]:
     labels = {p for p in source.files if p.suffix == '.txt'}
     for image in sorted({*splits, *source.images}):
         # The last folder called images has another called labels beside it.
-        head, mark, tail = str(image.parent).rpartition('images')
-        swapped = Path(f'{head}labels{tail}' if mark else tail)
-        places = [p / f'{image.stem}.txt' for p in (swapped, image.parent)]
+        swapped = re.sub('(.*)images', r'\1labels', str(image.parent))
+        name = f'{image.stem}.txt'
+        places = [Path(swapped, name), image.with_name(name)]
         label = next((path for path in places if path.is_file()), None)
         labels.discard(label)
         if not image.is_file():
-            source.tell('images left out: not there', source.short(image))
+            source.tell('images left out: not there', image)
         elif splits and image not in splits:
-            source.tell('images left out: in no split', source.short(image))
+            source.tell('images left out: in no split', image)
         else:
             if label is None:
                 text = 'images without a text file, taken as empty'
-                source.tell(text, source.short(image))
+                source.tell(text, image)
             rows = enumerate(lines_of(label) if label else (), 1)
             found = [read_row(source, r, label, i) for i, r in rows if r]
+            found = [item for item in found if item]
             split = splits.get(image) or source.split_of(image)
-            yield Entry(label or image, image, split, [*filter(None, found)])
+            yield Entry(label or image, image, split, found, relative=True)
     for label in sorted(labels):
         if re.fullmatch(r'[\d.\se+-]+', '\n'.join(lines_of(label))):
-            source.tell('text files without an image', source.short(label))
+            source.tell('text files without an image', label)
 
 
 def yolo_splits(source: Source, path: Path, content: dict) -> dict[Path, str]:
@@ -217,22 +219,21 @@ def yolo_splits(source: Source, path: Path, content: dict) -> dict[Path, str]:
         for place in [places] if isinstance(places, str) else places:
             # Roboflow's are one folder too high.
             names = [root / place, path.parent / place.removeprefix('../')]
-            there = next((p for p in names if p.exists()), None)
-            there = there and Path(os.path.abspath(there))
-            if there is None:
+            found = [os.path.abspath(p) for p in names if p.exists()]
+            if not found:
                 source.tell(f'not there, but named by {path.name}', place)
-                images = []
-            elif there.is_file():
+                continue
+            there = Path(found[0])
+            if there.is_file():
                 images = [there.parent / line for line in lines_of(there)]
             else:
                 images = [i for i in source.images if there in i.parents]
-            for image in images:
-                splits.setdefault(image, split)
+            splits = dict.fromkeys(images, split) | splits
     return splits
 
 
 def read_row(source: Source, row: str, path: Path, number: int) -> dict | None:
-    """An object of YOLO; corners are parts of the image's sides."""
+    """An object of YOLO."""
     where = f'{source.short(path)}:{number}'
     try:
         label, *values = map(float, row.split())
@@ -245,50 +246,44 @@ def read_row(source: Source, row: str, path: Path, number: int) -> dict | None:
         return source.tell('objects left out: unknown class', where)
     name = source.names[int(label)]
     if len(values) >= 6:
-        return polygons(name, [values]) | dict(relative=True)
+        return polygons(name, [values])
     x, y, w, h = values[:4]
-    box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-    return dict(name=name, box=box, relative=True)
+    return dict(name=name, box=[x - w / 2, y - h / 2, x + w / 2, y + h / 2])
 
 
 def read_voc(source: Source) -> Iterator[Entry]:
     lists = {}
     for name in ('trainval', *SPLITS):
         for path in source.files:
-            if path.name == f'{name}.txt':
-                split = 'train' if name == 'trainval' else name
-                for line in filter(None, lines_of(path)):
-                    # A stem; or PaddleDetection's image and annotation.
-                    if line.endswith('.xml'):
-                        line = os.path.normpath(path.parent / line.split()[-1])
-                    lists[line] = split
+            lines = lines_of(path) if path.name == f'{name}.txt' else ()
+            for line in filter(None, lines):
+                # A stem; or PaddleDetection's image and annotation.
+                if line.endswith('.xml'):
+                    line = os.path.normpath(path.parent / line.split()[-1])
+                lists[line] = SPLIT_OF[name]
     for path in source.files:
         if path.name == 'label_list.txt':
             source.names = list(filter(None, lines_of(path)))
-    for path, tree in source.parsed['voc'].items():
-        where = source.short(path)
+    for path, content in source.parsed['voc'].items():
         split = lists.get(path.stem) or lists.get(str(path))
         if lists and not split:
-            source.tell('images left out: in no list of a split', where)
+            source.tell('images left out: in no list of a split', path)
             continue
-        objects = []
+        tree, objects = content['annotation'], []
         for item in tree.iterfind('object'):
             try:
                 corners = ('xmin', 'ymin', 'xmax', 'ymax')
                 box = [float(item.findtext(f'bndbox/{c}')) for c in corners]
                 name = item.findtext('name').strip()
                 crowd = int(float(item.findtext('difficult') or 0) > 0)
+                objects.append(dict(name=name, box=box, iscrowd=crowd))
             # Something is not there, or no number.
             except (AttributeError, TypeError, ValueError):
-                source.tell('objects left out: no box or no name', where)
-            else:
-                objects.append(dict(name=name, box=box, iscrowd=crowd))
+                source.tell('objects left out: no box or no name', path)
         # Images may have got other names and suffixes since.
         told = (tree.findtext('filename') or '').strip()
         image = source.image(path, path.stem, *filter(None, [told]))
-        if image is not None:
-            split = split or source.split_of(path)
-            yield Entry(path, image, split, objects)
+        yield Entry(path, image, split or source.split_of(path), objects)
 
 
 def read_labelme(source: Source) -> Iterator[Entry]:
@@ -303,23 +298,21 @@ def read_labelme(source: Source) -> Iterator[Entry]:
             except (KeyError, TypeError, ValueError):
                 points, least = (), 1
             if len(points) < least:
-                text = f'objects left out: {kind} without a box'
-                source.tell(text, source.short(path))
+                source.tell(f'objects left out: {kind} without a box', path)
                 continue
             if kind == 'circle':
                 radius = np.linalg.norm(points[1] - points[0])
                 points = points[0] + [[-radius], [radius]]
             group = shape.get('group_id')
-            key = (number, None) if group is None else (None, group)
-            parts[name, least > 2, key].append(points.ravel().tolist())
+            key = (name, least > 2, group, number if group is None else None)
+            parts[key].append(points.ravel().tolist())
         objects = []
-        for (name, has_mask, _), group in parts.items():
+        for (name, has_mask, *_), group in parts.items():
             objects.append(polygons(name, group))
             if not has_mask:
                 del objects[-1]['segmentation']
         image = source.image(path, str(content['imagePath']), path.stem)
-        if image is not None:
-            yield Entry(path, image, source.split_of(path), objects)
+        yield Entry(path, image, source.split_of(path), objects)
 
 
 def read_coco(source: Source) -> Iterator[Entry]:
@@ -336,39 +329,37 @@ def read_coco(source: Source) -> Iterator[Entry]:
             objects = []
             for item in of_image.pop(str(entry['id']), ()):
                 name = names.get(str(item.get('category_id')))
-                found = read_annotation(item, name) if name else None
-                if found:
+                found = read_annotation(item, name) if name else {}
+                if 'box' in found:
                     objects.append(found)
                 else:
                     why = 'no box' if name else 'unknown class'
-                    text = f'{item.get("id")} of {entry["file_name"]}'
-                    source.tell(f'objects left out: {why}', text)
+                    case = (item.get('id'), 'of', entry['file_name'])
+                    source.tell(f'objects left out: {why}', *case)
             image = source.image(path, entry['file_name'])
-            if image is not None:
-                split = source.split_of(path, own_name=True)
-                split = split or source.split_of(image)
-                yield Entry(path, image, split, objects)
+            split = source.split_of(path, own_name=True)
+            split = split or (image and source.split_of(image))
+            yield Entry(path, image, split, objects)
         for key, items in of_image.items():
-            text = f'{len(items)} of image {key} in {source.short(path)}'
-            source.tell('objects left out: of no image', text)
+            case = (len(items), 'of image', key, 'in', path)
+            source.tell('objects left out: of no image', *case)
 
 
-def read_annotation(item: dict, name: str) -> dict | None:
-    parts = item.get('segmentation') or []
+def read_annotation(item: dict, name: str) -> dict:
+    """An object of COCO, perhaps without a box."""
+    found, parts = dict(name=name), item.get('segmentation') or []
     if isinstance(parts, list):
         # One polygon may stand without the brackets of a list of them.
         flat = parts and not isinstance(parts[0], list)
         parts = [parts] if flat else parts
         parts = [p for p in parts if len(p) >= 6 and len(p) % 2 == 0]
-    is_list = isinstance(parts, list)
-    found = polygons(name, parts) if parts and is_list else dict(name=name)
-    if parts and not is_list:
+        found = polygons(name, parts) if parts else found
+    else:
         found['segmentation'] = parts
     if len(item.get('bbox') or ()) == 4:
         x, y, w, h = map(float, item['bbox'])
         found['box'] = [x, y, x + w, y + h]
-    found['iscrowd'] = int(bool(item.get('iscrowd')))
-    return found if 'box' in found else None
+    return found | dict(iscrowd=int(bool(item.get('iscrowd'))))
 
 
 READERS = dict(
@@ -400,18 +391,19 @@ def look_at_images(source: Source, entries: Iterable[Entry]) -> list[Entry]:
     """Those whose image can be decoded, and comes once."""
     unique: dict[Path, Entry] = {}
     for entry in entries:
-        if unique.setdefault(entry.image.resolve(), entry) is not entry:
-            case = source.short(entry.image)
-            source.tell('images left out: annotated twice', case)
-    entries, console = [*unique.values()], Console(stderr=True)
+        path = entry.image and entry.image.resolve()
+        if path and unique.setdefault(path, entry) is not entry:
+            source.tell('images left out: annotated twice', entry.image)
+    entries, sound = [*unique.values()], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        seen = pool.map(look_at, entries)
-        sound = [*track(seen, 'images', len(entries), console=console)]
-    for entry, is_sound in zip(entries, sound, strict=True):
-        if not is_sound:
-            case = source.short(entry.image)
-            source.tell('images left out: broken', case)
-    return [*compress(entries, sound)]
+        seen, console = pool.map(look_at, entries), Console(stderr=True)
+        seen = track(seen, 'images', len(entries), console=console)
+        for is_sound, entry in zip(seen, entries, strict=True):
+            if is_sound:
+                sound.append(entry)
+            else:
+                source.tell('images left out: broken', entry.image)
+    return sound
 
 
 def divide(entries: list[Entry], share: float, seed: int) -> bool:
@@ -437,29 +429,35 @@ def divide(entries: list[Entry], share: float, seed: int) -> bool:
     return True
 
 
-def annotation(source: Source, entry: Entry, item: dict) -> dict | None:
-    """An object as of COCO, without its ids, if it can be one."""
-    where = f'{item["name"]} in {source.short(entry.source)}'
-    scale = np.array(entry.size if item.get('relative') else (1, 1), float)
+def annotation(
+    source: Source, entry: Entry, item: dict, ids: dict[str, int]
+) -> dict | None:
+    """An object as of COCO, without id and image, if it can be one."""
+    case = (item['name'], 'in', entry.source)
+    if item['name'] not in ids:
+        return source.tell('objects left out: not in --classes', *case)
+    scale = np.array(entry.size if entry.relative else (1, 1), float)
     box = np.reshape(item['box'], (2, 2)) * scale
     inside = box.clip(0, entry.size)
     if not np.isfinite(box).all() or (box[1] <= box[0]).any():
-        return source.tell('objects left out: box without area', where)
+        return source.tell('objects left out: box without area', *case)
     if (inside[1] - inside[0] < 1).any():
         text = 'objects left out: box outside of the image, or below 1 px'
-        return source.tell(text, where)
+        return source.tell(text, *case)
     if np.abs(inside - box).max() > 1:
-        source.tell('boxes cut at the edge of the image', where)
+        source.tell('boxes cut at the edge of the image', *case)
     w, h = (inside[1] - inside[0]).tolist()
-    found = dict(bbox=[*inside[0].tolist(), w, h], area=w * h)
-    found['iscrowd'] = item.get('iscrowd', 0)
-    parts = item.get('segmentation')
+    parts, areas = item.get('segmentation'), []
     if isinstance(parts, list):
         parts = [np.reshape(part, (-1, 2)) * scale for part in parts]
         areas = [cv2.contourArea(np.float32(part)) for part in parts]
-        found['area'] = sum(areas) or w * h
         parts = [part.ravel().tolist() for part in parts]
-    return found | (dict(segmentation=parts) if parts else {})
+    return dict(
+        category_id=ids[item['name']],
+        bbox=[*inside[0].tolist(), w, h],
+        area=sum(areas) or w * h,
+        iscrowd=item.get('iscrowd', 0),
+    ) | (dict(segmentation=parts) if parts else {})
 
 
 def build_coco(
@@ -475,19 +473,11 @@ def build_coco(
         image = dict(id=number, file_name=name, width=width, height=height)
         images.append(image)
         for item in entry.objects:
-            if item['name'] not in ids:
-                case = f'{item["name"]} in {source.short(entry.source)}'
-                source.tell('objects left out: not in --classes', case)
-            elif found := annotation(source, entry, item):
-                kind = dict(category_id=ids[item['name']], image_id=number)
-                annotations.append(
-                    dict(id=len(annotations) + 1) | kind | found
-                )
-    return dict(
-        images=images,
-        annotations=annotations,
-        categories=[dict(id=i, name=name) for name, i in ids.items()],
-    )
+            if found := annotation(source, entry, item, ids):
+                keys = dict(id=len(annotations) + 1, image_id=number)
+                annotations.append(keys | found)
+    categories = [dict(id=i, name=name) for name, i in ids.items()]
+    return dict(images=images, annotations=annotations, categories=categories)
 
 
 def parse_args() -> argparse.Namespace:
@@ -531,21 +521,23 @@ def main() -> None:
         if path.exists() and not args.overwrite:
             raise UsageError(f'{path} exists; --overwrite replaces it')
     source = Source(args.source, paths.values())
-    formats = [args.format] if args.format else [*source.parsed]
+    wanted = [args.format] if args.format else READERS
+    formats = [kind for kind in wanted if kind in source.parsed]
     if len(formats) > 1:
         told = ' and of '.join(formats)
         raise UsageError(f'{args.source} is of {told}: choose with --format')
-    if not source.parsed:
+    if not formats:
         raise UsageError(
-            f'{args.source} has no annotations of {", ".join(READERS)}; those '
+            f'{args.source} has no annotations of {", ".join(wanted)}; those '
             'of yolo need data.yaml or classes.txt'
         )
     entries = look_at_images(source, READERS[formats[0]](source))
     objects = [item for entry in entries for item in entry.objects]
     if formats[0] == 'voc':
         corners = [corner for item in objects for corner in item['box']]
-        first = int(min(corners, default=1) >= 1)
-        first = first if args.first_pixel is None else args.first_pixel
+        first = args.first_pixel
+        if first is None:
+            first = int(min(corners, default=1) >= 1)
         for item in objects:
             item['box'] = [corner - first for corner in item['box']]
         print(f'the first pixel is taken as number {first}')
@@ -573,10 +565,9 @@ def main() -> None:
             path.unlink(missing_ok=True)
     if drawn:
         print(f'val is drawn: --split {args.split} --seed {args.seed}')
-    groups = defaultdict(set)
-    for entry in entries:
-        groups[entry.group].add(entry.split)
-    if leaks := sum(len(splits) > 1 for splits in groups.values()):
+    places = {(entry.group, entry.split) for entry in entries}
+    splits = Counter(group for group, _ in places)
+    if leaks := sum(count > 1 for count in splits.values()):
         print(f'warning: {leaks} images are in more than one split')
     for reason, cases in source.told.items():
         print(printable(f'{reason} ({len(cases)}): {listing(cases)}'))
