@@ -46,7 +46,7 @@ def yolo(images, labels, val='val', config=None):
             for (x, y, w, h), name in BOXES
         ]
         write(f'{labels.format(split)}/{stem}.txt', ''.join(rows))
-        write(f'{split}.txt', f'./{folder}/{stem}.JPG\n')
+        write(f'{split}.txt', f'\n./{folder}/{stem}.JPG\n')
 
 
 def yolo_roboflow():
@@ -130,7 +130,7 @@ def convert(tmp_path, monkeypatch, run_tool):
         yolo_roboflow,
         partial(yolo, 'images/{}', 'labels/{}', 'val', ULTRALYTICS),
         partial(yolo, 'x', 'x', config=dict(train='train.txt', val='val.txt')),
-        partial(yolo, '{}', '{}', 'validation'),
+        partial(yolo, '{}', '{}', 'Validation'),
         voc_in_trees,
         partial(voc_by_split, '{}/1.jpg', '{}/1.xml', 'C:\\data\\{}\\1.jpg'),
         partial(voc_by_split, 'x/{0}/{0} 1.png', '{}/y.xml', '..\\{} 1.jpg'),
@@ -301,6 +301,9 @@ def two_formats():
         (two_formats, [], '--format'),
         (one_image, [], 'cannot be split'),
         (yolo_roboflow, ['--format', 'coco'], 'no annotations of coco'),
+        (partial(write, 'data.yaml', 'names: 3'), [], 'data.yaml: names'),
+        (partial(write, 'data.yaml', 'names: {a: b}'), [], 'data.yaml: names'),
+        (partial(write, 'data.yaml', 'names:'), [], 'data.yaml: names'),
         (yolo_roboflow, ['--split', '1.5'], '--split must'),
         (yolo_roboflow, ['--classes', 'owl'], 'no object'),
         (partial(os.mkdir, 'other'), [], 'SOURCE must be a folder'),

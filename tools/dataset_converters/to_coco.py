@@ -136,7 +136,8 @@ class Source:
     def split_of(self, path: Path, own_name: bool = False) -> str | None:
         """The split that the folders of a file, or its name, speak of."""
         path = path.relative_to(self.root)
-        words = re.findall('[a-z]+', str(path if own_name else path.parent))
+        text = str(path if own_name else path.parent).lower()
+        words = re.findall('[a-z]+', text)
         found = [SPLIT_OF[word] for word in words if word in SPLIT_OF]
         return found[-1] if found else None
 
@@ -180,9 +181,15 @@ def read_yolo(source: Source) -> Iterator[Entry]:
         )
     ((path, content),) = files.items()
     names = content['names']
-    if isinstance(names, dict):
+    if isinstance(names, dict) and all(str(i).isdecimal() for i in names):
         names = {int(i): name for i, name in names.items()}
-        names = [names.get(i, f'class {i}') for i in range(max(names) + 1)]
+        last = max(names, default=-1)
+        names = [names.get(i, f'class {i}') for i in range(last + 1)]
+    if not isinstance(names, list) or not names:
+        raise UsageError(
+            f'{source.short(path)}: names must be a list of classes, or a '
+            f'dict of their numbers, got {content["names"]!r}'
+        )
     source.names = [str(name) for name in names]
     splits = yolo_splits(source, path, content)
     labels = {p for p in source.files if p.suffix == '.txt'}
@@ -225,7 +232,8 @@ def yolo_splits(source: Source, path: Path, content: dict) -> dict[Path, str]:
                 continue
             there = Path(found[0])
             if there.is_file():
-                images = [there.parent / line for line in lines_of(there)]
+                lines = filter(None, lines_of(there))
+                images = [there.parent / line for line in lines]
             else:
                 images = [i for i in source.images if there in i.parents]
             splits = dict.fromkeys(images, split) | splits
