@@ -93,8 +93,7 @@ def main() -> None:
     if label_maps or args.show_dir:
         write_to(cfg, args.show_dir, label_maps)
     launch.join_processes(cfg)
-    runner = launch.build_runner(cfg)
-    runner.strict = True
+    runner = launch.build_runner(cfg, testing=True)
     if not args.skip_data_check:
         # Needs the library of the config.
         from anchorformer_mm.datasets import checks

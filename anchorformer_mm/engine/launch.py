@@ -17,7 +17,7 @@ from anchorformer_mm.engine.config_checks import (
     explain,
     unread_keys,
 )
-from anchorformer_mm.engine.resume import ResumableRunner
+from anchorformer_mm.engine.resume import EvaluationRunner, ResumableRunner
 from anchorformer_mm.utils.checkpoint import (
     admit_mmengine_checkpoints,
     require_checkpoint,
@@ -89,9 +89,14 @@ def task_library(cfg: Config) -> str | None:
 
 
 def build_runner(
-    cfg: Config, checkpoint: dict | None = None
+    cfg: Config, checkpoint: dict | None = None, testing: bool = False
 ) -> ResumableRunner:
     """Build the runner of a config, and hand it what ``take_checkpoint`` read.
+
+    Args:
+        cfg: The config.
+        checkpoint: What ``take_checkpoint`` read.
+        testing: The runner is for a test alone.
 
     Raises:
         UsageError: The config wants another runner, or a class does not take
@@ -102,8 +107,9 @@ def build_runner(
             f'runner_type={cfg.runner_type!r} is not supported: leave it and '
             'strategy out, and train in several processes with --launcher'
         )
+    kind = EvaluationRunner if testing else ResumableRunner
     try:
-        runner = ResumableRunner.from_cfg(cfg)
+        runner = kind.from_cfg(cfg)
     except (KeyError, TypeError) as error:
         if reason := explain(error, cfg):
             raise UsageError(reason) from error

@@ -489,3 +489,15 @@ class ResumableRunner(Runner):
                     os.fsync(file.fileno())
         except OSError as error:
             raise UsageError(f'cannot write {path}: {error}') from error
+
+
+class EvaluationRunner(ResumableRunner):
+    """Runner of a test: refuses weights of another model, writes no config.
+
+    The work folder may hold that of the training, which a test has changed.
+    """
+
+    strict = True
+
+    def dump_config(self) -> None:
+        """Leave the work folder's config as it is."""

@@ -1,6 +1,7 @@
 """What a command line's config is checked for, and the runner it gets."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +78,17 @@ def test_what_is_not_there_is_told_before_anything_is_built(
 ):
     with pytest.raises(UsageError, match=words):
         load(**options)
+
+
+@pytest.mark.parametrize('testing', [True, False])
+def test_the_config_of_a_training_outlives_its_tests(load, testing):
+    cfg = load()
+    folder = Path(cfg.work_dir)
+    folder.mkdir()
+    (folder / 'config.py').write_text('written')
+    launch.build_runner(cfg, testing=testing)
+    kept = (folder / 'config.py').read_text() == 'written'
+    assert kept == testing
 
 
 def test_another_runner_is_refused(load):

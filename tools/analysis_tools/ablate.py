@@ -174,8 +174,7 @@ def ablate(args: argparse.Namespace) -> str:
     cfg.load_from, cfg.resume = args.checkpoint, False
     quiet(cfg)
     launch.join_processes(cfg)
-    runner = launch.build_runner(cfg)
-    runner.strict = True
+    runner = launch.build_runner(cfg, testing=True)
     layers = attention_layers(runner.model)
     chosen = choose(list(layers), args.layers)
     if not args.skip_data_check:

@@ -82,7 +82,7 @@ def main() -> None:
     # The file has its weights, and nothing that training hooks could watch.
     cfg.load_from, cfg.resume, cfg.custom_hooks = None, False, []
     launch.join_processes(cfg)
-    runner = launch.build_runner(cfg)
+    runner = launch.build_runner(cfg, testing=True)
     if not args.skip_data_check:
         # Needs the library of the config.
         from anchorformer_mm.datasets import checks
