@@ -579,8 +579,13 @@ def measure_accuracy(args: Namespace) -> None:
 def layer_times(args: Namespace) -> dict[tuple[str, str], dict[int, float]]:
     """Times in ms of layers by kind and runtime, then by tokens."""
     times = {}
-    for record in json.loads(args.cost.read_text())['cells']:
-        cell = Cell(**record)
+    try:
+        cells = [Cell(**c) for c in json.loads(args.cost.read_text())['cells']]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(
+            f'--cost {args.cost} is not of cost: {error}'
+        ) from error
+    for cell in cells:
         if cell.part == 'layer' and TIME in cell.figures:
             row = times.setdefault((cell.kind, cell.runtime), {})
             row[cell.tokens] = cell.figures[TIME]
@@ -629,6 +634,10 @@ def draw_accuracy(args: Namespace) -> None:
     from matplotlib.figure import Figure
 
     study, times = Study(args), layer_times(args)
+    known = sorted({n for row in times.values() for n in row})
+    if args.cost_tokens not in known:
+        text = f'--cost-tokens {args.cost_tokens}: {args.cost} has {known}'
+        raise UsageError(text)
     figure = Figure((10, 7.5), layout='constrained')
     first, *panels = figure.subplots(2, 2).flat
     for axes in panels[len(args.tasks) :]:
@@ -713,8 +722,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError('--tasks maps needs classes: where maps start from')
     if args.out_picture is not None and args.cost is None:
         raise UsageError('--out-picture needs --cost')
-    if args.cost is not None and not args.cost.is_file():
-        raise UsageError(f'--cost {args.cost}: no such file')
     if args.command == 'accuracy':
         measure_accuracy(args)
     print(accuracy_table(args))

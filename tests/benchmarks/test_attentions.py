@@ -133,6 +133,9 @@ def test_trainings_go_on_where_they_stopped(run_script, monkeypatch):
     more = ('--cost', cost, '--cost-tokens', 9, '--out-picture', picture)
     out = run_script('attentions', 'table', *ACCURACY, *more)[1]
     assert '| 1.00; - |' in out
+    more = (*more[:3], 4, *more[4:])
+    status, _, err = run_script('attentions', 'table', *ACCURACY, *more)
+    assert (status, '--cost-tokens 4' in err) == (2, True)
     assert picture.stat().st_size > 5000
 
 
@@ -175,6 +178,7 @@ def test_a_training_gives_its_figure(run_script, tmp_path, monkeypatch):
         (['accuracy', '--tasks', 'maps'], '--tasks maps'),
         (['table', '--work-dir', 'other'], 'no records'),
         (['table', '--cost', 'a.json'], 'a.json'),
+        (['table', '--cost', 'other/results.jsonl'], 'is not of cost'),
         (['table', '--out-picture', 'a.png'], 'needs --cost'),
     ],
 )
