@@ -395,7 +395,8 @@ def _segmentation(
         # Whatever stands for ignored pixels, it is no class.
         labels[(labels == ignored) | (labels > none)] = none
         counts += np.bincount(labels.ravel(), minlength=none + 1)
-        picture = colour_labels(labels, meta['palette'], max(image.shape))
+        palette = palette_of(meta, meta['classes'])
+        picture = colour_labels(labels, palette, max(image.shape))
         panels.append(Panel(picture, title))
     return panels
 
@@ -628,6 +629,8 @@ def read_run(work_dir: str | Path) -> RunLog:
                 # No record says what its `step` counts; epochs that are done
                 # are never more than the iterations logged in them.
                 run.val[max(iteration, record['step'])] = record
+    if not run.train and not run.val:
+        raise UsageError(f'no records in {work_dir}/*/vis_data/scalars.json')
     return run
 
 

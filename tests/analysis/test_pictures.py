@@ -188,7 +188,10 @@ def test_a_curve_is_drawn_whatever_the_figure(tmp_path, name, value):
 def test_a_run_without_a_log_or_a_known_figure_is_refused(tmp_path):
     with pytest.raises(UsageError, match='no .*scalars.json'):
         read_run(tmp_path)
-    write_log(tmp_path / 'a', ['t1 1', dict(step=1)])
+    write_log(tmp_path / 'b', [])
+    with pytest.raises(UsageError, match='no records'):
+        read_run(tmp_path)
+    write_log(tmp_path / 'c', ['t1 1', dict(step=1)])
     with pytest.raises(UsageError, match=r"'coco/bbox_mAP'.*\['step'"):
         draw_curve(read_run(tmp_path), tmp_path / 'curve.png')
     assert not (tmp_path / 'curve.png').exists()

@@ -506,10 +506,10 @@ COLOURS, MAP = 'classification', 'segmentation'
     [
         (COLOURS, None, RESIZE),
         (COLOURS, None, RESIZE | dict(size=[0, 0])),
-        (COLOURS, None, RESIZE | dict(size=[10**9] * 2)),
+        (COLOURS, None, RESIZE | dict(size=[10**6] * 2)),
         (COLOURS, None, RESIZE | dict(size=[4, 4], interpolation=['x'])),
         (COLOURS, None, dict(op='resize_short_edge', size=[4])),
-        (COLOURS, None, dict(op='pad', size=[10**9] * 2)),
+        (COLOURS, None, dict(op='pad', size=[2**15] * 2)),
         (COLOURS, None, dict(op='pad', size=[9, 9])),
         (COLOURS, None, dict(op='grey', p=1)),
         (COLOURS, None, dict(op='rotate')),

@@ -31,6 +31,7 @@ FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpg', '.webm', '.wmv')
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'area')  # as OpenCV
+MAX_PIXELS = 2**28  # of a preprocessed image: 3 GiB in floats
 # Of Linux, macOS and Windows.
 FONT_FOLDERS = (
     *('/usr/share/fonts', '/usr/local/share/fonts', '~/.local/share/fonts'),
@@ -247,6 +248,12 @@ def read_image(path: Path) -> np.ndarray:
         return np.asarray(image.convert('RGB'))
 
 
+def require_memory(size: Sequence[int]) -> None:
+    """Refuse what the system would promise, and then end the process for."""
+    if np.prod(size, dtype=float) > MAX_PIXELS:
+        raise ValueError(f'{size} px are more than {MAX_PIXELS}')
+
+
 @dataclass
 class Prepared:
     """An image; its point p was at ``(p + offset) / scale``, x and y.
@@ -268,6 +275,7 @@ class Prepared:
             ratio = (np.sort(size) / np.sort(have)).min()
             # Of a long and thin image one pixel remains.
             size = (have * ratio + 0.5).astype(int).clip(1)
+        require_memory(size)
         kind = INTERPOLATIONS.index(interpolation)
         self.pixels = cv2.resize(self.pixels, size[::-1], interpolation=kind)
         change = (size / have)[::-1]
@@ -291,6 +299,7 @@ class Prepared:
         size = np.array(size or (height, width))
         if divisor:
             size = -(-size // divisor) * divisor
+        require_memory(size)
         # Floats: the filling is the training data's mean, to the fraction.
         padded = np.empty((*size, 3), np.float32)
         padded[:] = value
